@@ -1,0 +1,92 @@
+"""The settings of a reranker: few, frozen, each with its meaning and unit."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from llm_rerank.types import DataError
+
+THRESHOLD_RULES = ("probability", "f_beta", "recall")
+
+
+@dataclass(frozen=True)
+class ThresholdConfig:
+    """A cut-off rule and its one number.
+
+    rule: "probability": keep where probability ≥ value; "f_beta": the cut with the best F-beta, value is beta;
+    "recall": the highest cut that keeps at least the share ``value`` of retrieved targets.
+    """
+
+    rule: Literal["probability", "f_beta", "recall"]
+    value: float
+
+    def __post_init__(self) -> None:
+        if self.rule not in THRESHOLD_RULES:
+            raise DataError(f"threshold rule is {self.rule!r}; it must be one of {', '.join(THRESHOLD_RULES)}")
+        if self.rule == "f_beta" and self.value <= 0:
+            raise DataError(f"f_beta has beta {self.value}; beta must be above 0, for example 1.0")
+        if self.rule != "f_beta" and not 0 < self.value <= 1:
+            raise DataError(f"threshold rule {self.rule!r} has value {self.value}; it must lie in (0, 1]")
+
+
+@dataclass(frozen=True)
+class RerankerConfig:
+    """Settings of ``Reranker``. Every field has a default that works without tuning.
+
+    encoder: folder or hub name of a sentence encoder; "default" is the embedded all-MiniLM-L6-v2; None: no encoder.
+    history_length: newest events of a user that text models read.
+    candidates_per_source: items that each retriever adds to a user's candidates.
+    target_events: events that count as a positive; None: purchases where there are any, else every event but views.
+    min_rating: a rated event below this is a dislike; None: ratings do not make dislikes.
+    threshold: how ``kept`` is cut; None: ``kept`` is True for the first ``k``.
+    min_items, max_items: bounds on the number of kept items of a user, applied after the cut.
+    refit: after the report, fit the components again on all rows.
+    device: "auto", "cpu", "cuda", "cuda:1", "mps".
+    seed: seed of everything that is drawn at random.
+    """
+
+    encoder: str | None = "default"
+    history_length: int = 20
+    candidates_per_source: int = 100
+    target_events: tuple[str, ...] | None = None
+    min_rating: float | None = None
+    threshold: ThresholdConfig | None = None
+    min_items: int = 0
+    max_items: int | None = None
+    refit: bool = True
+    device: str = "auto"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, least in (("history_length", 1), ("candidates_per_source", 1), ("min_items", 0)):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise DataError(f"{name} is {value!r}; it must be a whole number of at least {least}")
+        if self.max_items is not None and self.max_items < max(1, self.min_items):
+            raise DataError(
+                f"max_items is {self.max_items}; it must be at least 1 and at least min_items ({self.min_items})"
+            )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the settings as JSON-ready values."""
+        from dataclasses import asdict
+
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> RerankerConfig:
+        """Rebuild settings from ``to_dict``'s values.
+
+        Raises DataError where a name is unknown.
+        """
+        known = set(cls.__dataclass_fields__)
+        unknown = sorted(set(values) - known)
+        if unknown:
+            raise DataError(f"settings have unknown names {unknown}; known: {sorted(known)}")
+        values = dict(values)
+        if values.get("threshold") is not None:
+            values["threshold"] = ThresholdConfig(**values["threshold"])
+        if values.get("target_events") is not None:
+            values["target_events"] = tuple(values["target_events"])
+        return cls(**values)
