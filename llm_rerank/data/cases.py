@@ -1,0 +1,110 @@
+"""The only builder of ``Cases``: what a user did strictly before a time, and the candidates before them.
+
+Every history that reaches a model comes through here, so "nothing at or after the decision" is said in one place.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from llm_rerank.data.splits import Timeline
+from llm_rerank.types import UNKNOWN, Cases, DataError, IntArray, Interactions, ObjectArray, Ragged
+
+QUERY_SEPARATOR = "; "
+
+
+def build_cases(
+    events: Interactions,
+    users: IntArray,
+    times: IntArray,
+    *,
+    candidates: Ragged | None = None,
+    targets: Ragged | None = None,
+    history_length: int | None = None,
+) -> Cases:
+    """Build one case for each (user, time): the user's events with an item strictly before the time, oldest first.
+
+    users: int64 codes of ``events``, shape (n_cases,); -1 is a user without events and attributes.
+    times: int64, shape (n_cases,).
+    candidates, targets: one row a case; None: empty rows.
+    history_length: newest events (and newest searches) to keep; None: all.
+
+    Raises DataError where the arguments differ in length, a user code is out of range or history_length is below 1.
+    """
+    users, times = np.asarray(users, dtype=np.int64), np.asarray(times, dtype=np.int64)
+    for name, length in (("times", times), ("candidates", candidates), ("targets", targets)):
+        if length is not None and len(length) != len(users):
+            raise DataError(f"{name} has {len(length)} rows for {len(users)} users; give one row a case")
+    _check_users(users, events.n_users)
+    if history_length is not None and history_length < 1:
+        raise DataError(f"history_length is {history_length}; keep at least 1 event, or pass None to keep all")
+
+    with_item = np.flatnonzero(events.items >= 0)
+    timeline = Timeline.of(events.users[with_item], events.times[with_item])
+    rows = timeline.before(users, times, newest=history_length)
+    positions = with_item[rows.values]
+    user_rows = np.full(len(users), UNKNOWN, dtype=np.int64)
+    user_rows[users >= 0] = events.user_rows[users[users >= 0]]
+    return Cases(
+        user_rows=user_rows,
+        times=times,
+        history=Ragged(events.items[positions], rows.offsets),
+        history_weights=events.weights[positions],
+        history_times=events.times[positions],
+        queries=_joined_queries(events, users, times, newest=history_length),
+        candidates=Ragged.empty(len(users)) if candidates is None else candidates,
+        targets=Ragged.empty(len(users)) if targets is None else targets,
+    )
+
+
+def seen_items(events: Interactions, users: IntArray, times: IntArray) -> Ragged:
+    """Distinct positive items of each user strictly before the time, by ascending code, one row a (user, time).
+
+    users: int64 codes, -1: no events. times: int64. Both shape (n_cases,).
+    """
+    users, times = np.asarray(users, dtype=np.int64), np.asarray(times, dtype=np.int64)
+    _check_users(users, events.n_users)
+    taken = np.flatnonzero(events.positive & (events.items >= 0))
+    rows = Timeline.of(events.users[taken], events.times[taken]).before(users, times)
+    # One integer for each (case, item): distinct integers, ascending, are distinct items by case, then code.
+    pairs = np.unique(rows.row_of_value * events.n_items + events.items[taken[rows.values]])
+    lengths = np.bincount(pairs // max(events.n_items, 1), minlength=len(users)).astype(np.int64)
+    return Ragged.from_lengths(pairs % max(events.n_items, 1), lengths)
+
+
+def remove_seen(candidates: Ragged, seen: Ragged) -> Ragged:
+    """Candidates without those in the same row of ``seen``; order and unknown candidates (-1) stay.
+
+    Raises DataError where the two differ in their number of rows.
+    """
+    if len(candidates) != len(seen):
+        raise DataError(f"seen has {len(seen)} rows for {len(candidates)} rows of candidates; give one row a case")
+    span = int(max(candidates.values.max(initial=0), seen.values.max(initial=0))) + 2
+    rows = candidates.row_of_value
+    kept = ~np.isin(rows * span + candidates.values + 1, seen.row_of_value * span + seen.values + 1)
+    kept |= candidates.values == UNKNOWN
+    lengths = np.bincount(rows[kept], minlength=len(candidates)).astype(np.int64)
+    return Ragged.from_lengths(candidates.values[kept], lengths)
+
+
+def _check_users(users: IntArray, n_users: int) -> None:
+    """Raise DataError where a code is not a user of the events and not -1."""
+    wrong = users[(users < UNKNOWN) | (users >= n_users)]
+    if len(wrong):
+        raise DataError(
+            f"users has {len(wrong)} codes outside the {n_users} known users (first: {wrong[0]}); use codes of "
+            f"events.user_ids, or {UNKNOWN} for a user without events"
+        )
+
+
+def _joined_queries(events: Interactions, users: IntArray, times: IntArray, *, newest: int | None) -> list[str]:
+    """Search words of each case, newest last, joined."""
+    joined = [""] * len(users)
+    searched = np.flatnonzero(events.queries.astype(bool))
+    if not len(searched):
+        return joined
+    rows = Timeline.of(events.users[searched], events.times[searched]).before(users, times, newest=newest)
+    words: ObjectArray = events.queries[searched[rows.values]]
+    for case in np.flatnonzero(rows.lengths):  # strings cannot be joined without a loop; only cases with a search
+        joined[case] = QUERY_SEPARATOR.join(words[rows.offsets[case] : rows.offsets[case + 1]])
+    return joined
