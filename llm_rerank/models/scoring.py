@@ -1,0 +1,154 @@
+"""What every scorer needs around its own arithmetic: histories as sparse rows, gathering, the best k, retrieval.
+
+Nothing here learns. Everything is whole-array numpy and scipy; the only loops are over blocks of cases.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from scipy.sparse import csr_matrix
+
+from llm_rerank.types import CatalogueScorer, Cases, DataError, FloatArray, IntArray, Interactions, Ragged
+
+BLOCK_SIZE = 1024
+"""Cases scored against the whole catalogue at once; 1,024 × 20,000 items × 4 bytes = 82 MB."""
+
+
+def history_matrix(cases: Cases, n_items: int, *, decay: float = 0.0, positive_only: bool = True) -> csr_matrix:
+    """Histories as sparse rows: entry = weight × exp(−decay × age), the strongest where an item comes again.
+
+    Age counts *visits* (distinct times) back from the newest, 0 for the newest itself, so that a basket has one age
+    and a shop's clock has no unit. Items outside the catalogue are left out, but their visits count.
+
+    n_items: number of columns. decay: 0 or more, an age of one visit costs the factor exp(−decay).
+    positive_only: leave out events of weight ≤ 0 (dislikes); else the entry of greatest magnitude stands.
+    Returns float32 CSR, shape (n_cases, n_items), sorted indices, no duplicates.
+    """
+    return _decayed_rows(
+        cases.history, cases.history_weights, cases.history_times, n_items, decay=decay, positive_only=positive_only
+    )
+
+
+def interaction_matrix(past: Interactions, *, decay: float = 0.0) -> csr_matrix:
+    """Users' liked items as sparse rows, exactly as ``history_matrix`` would build them.
+
+    Returns float32 CSR, shape (n_users, n_items); entries above 0 only.
+    """
+    history, weights, times = histories_of(past)
+    return _decayed_rows(history, weights, times, past.n_items, decay=decay, positive_only=True)
+
+
+def histories_of(past: Interactions) -> tuple[Ragged, FloatArray, IntArray]:
+    """Pack events by user: items (row = user, oldest first), weights float32 and times int64, both (n_packed,).
+
+    Searches without an item are left out.
+    """
+    rows = np.flatnonzero(past.items >= 0)
+    rows = rows[np.argsort(past.users[rows], kind="stable")]  # stable: time order within a user stays
+    lengths = np.bincount(past.users[rows], minlength=past.n_users)
+    return Ragged.from_lengths(past.items[rows], lengths), past.weights[rows], past.times[rows]
+
+
+def visit_numbers(history: Ragged, times: IntArray) -> IntArray:
+    """Number each row's distinct times from 0 at the oldest: int64, shape (n_values,). Times rise within a row."""
+    if not len(times):
+        return np.empty(0, dtype=np.int64)
+    new_visit = np.ones(len(times), dtype=np.int64)
+    new_visit[1:] = times[1:] != times[:-1]
+    starts = history.offsets[:-1][history.lengths > 0]
+    new_visit[starts] = 1
+    running = np.cumsum(new_visit)
+    return running - np.repeat(running[starts], history.lengths[history.lengths > 0])
+
+
+def _decayed_rows(
+    history: Ragged, weights: FloatArray, times: IntArray, n_items: int, *, decay: float, positive_only: bool
+) -> csr_matrix:
+    if decay < 0:
+        raise DataError(f"decay is {decay}; it must be 0 or more, for example 0.15 a visit")
+    rows = history.row_of_value
+    visits = visit_numbers(history, times)
+    newest = np.zeros(len(history), dtype=np.int64)
+    filled = history.lengths > 0
+    newest[filled] = visits[history.offsets[1:][filled] - 1]
+    values = weights.astype(np.float64) * np.exp(-decay * (newest[rows] - visits))
+    kept = (history.values >= 0) & (history.values < n_items)
+    if positive_only:
+        kept &= weights > 0
+    cells = rows[kept] * n_items + history.values[kept]
+    values = values[kept]
+    order = np.lexsort((np.abs(values), cells))  # the strongest of equal cells comes last
+    cells, values = cells[order], values[order]
+    last = np.ones(len(cells), dtype=bool)
+    last[:-1] = cells[1:] != cells[:-1]
+    cells, values = cells[last], values[last]
+    indptr = np.concatenate([[0], np.cumsum(np.bincount(cells // n_items, minlength=len(history)))])
+    return csr_matrix((values.astype(np.float32), cells % n_items, indptr), shape=(len(history), n_items))
+
+
+def score_candidates(scorer: CatalogueScorer, cases: Cases, *, block_size: int = BLOCK_SIZE) -> FloatArray:
+    """Gather candidates' scores out of ``scorer.score_catalogue``, block by block.
+
+    Returns float32, shape (n_candidates,); NaN for code −1 and for codes beyond the catalogue.
+    """
+    scores = np.full(len(cases.candidates.values), np.nan, dtype=np.float32)
+    for start in range(0, len(cases), block_size):
+        stop = min(start + block_size, len(cases))
+        first, last = cases.candidates.offsets[start], cases.candidates.offsets[stop]
+        if first == last:
+            continue
+        table = scorer.score_catalogue(cases.take(np.arange(start, stop, dtype=np.int64)))
+        codes = cases.candidates.values[first:last]
+        rows = np.repeat(np.arange(stop - start), cases.candidates.lengths[start:stop])
+        known = (codes >= 0) & (codes < table.shape[1])
+        block = scores[first:last]
+        block[known] = table[rows[known], codes[known]]
+    return scores
+
+
+def top_k(scores: FloatArray, k: int, exclude: Ragged | None = None) -> Ragged:
+    """Columns of each row's k highest scores, best first; ties break by column order.
+
+    scores: float32, shape (n_rows, n_columns), left as it is; NaN and −inf are never taken, so a row may have fewer.
+    exclude: columns not to take, row by row; codes outside the columns are ignored.
+
+    Raises DataError where k is below 1.
+    """
+    if k < 1:
+        raise DataError(f"k is {k}; it must be at least 1")
+    n_rows, n_columns = scores.shape
+    usable = np.where(np.isnan(scores), np.float32(-np.inf), scores)
+    if exclude is not None:
+        inside = (exclude.values >= 0) & (exclude.values < n_columns)
+        usable[exclude.row_of_value[inside], exclude.values[inside]] = -np.inf
+    if k < n_columns:
+        # the k-th value first, then its ties by column: argpartition alone would pick ties at random
+        kth = np.partition(usable, n_columns - k, axis=1)[:, n_columns - k, None]
+        taken = usable > kth
+        tied_rows, tied_columns = np.nonzero((usable == kth) & (kth > -np.inf))
+        room = k - taken.sum(axis=1)
+        rank = np.arange(len(tied_rows)) - np.searchsorted(tied_rows, np.arange(n_rows))[tied_rows]
+        fits = rank < room[tied_rows]
+        taken[tied_rows[fits], tied_columns[fits]] = True
+    else:
+        taken = usable > -np.inf
+    rows, columns = np.nonzero(taken)
+    order = np.lexsort((columns, -usable[rows, columns], rows))
+    return Ragged.from_lengths(columns[order].astype(np.int64), np.bincount(rows, minlength=n_rows))
+
+
+def retrieve(
+    scorer: CatalogueScorer, cases: Cases, k: int, exclude: Ragged | None = None, block_size: int = BLOCK_SIZE
+) -> Ragged:
+    """Find at most k items a case with the highest scores of the whole catalogue, best first.
+
+    exclude: item codes not to retrieve (usually what the user has had), one row a case.
+    """
+    values, lengths = [np.empty(0, dtype=np.int64)], [np.empty(0, dtype=np.int64)]
+    for start in range(0, len(cases), block_size):
+        rows = np.arange(start, min(start + block_size, len(cases)), dtype=np.int64)
+        block_exclude = None if exclude is None else exclude.take(rows)
+        best = top_k(scorer.score_catalogue(cases.take(rows)), k, block_exclude)
+        values.append(best.values)
+        lengths.append(best.lengths)
+    return Ragged.from_lengths(np.concatenate(values), np.concatenate(lengths))
