@@ -169,7 +169,7 @@ def last_targets(events: Interactions, before: int | None = None) -> HeldOut:
     rows = np.flatnonzero(events.positive & (events.items >= 0))
     if before is not None:
         rows = rows[events.times[rows] < before]
-    rows = rows[_first_of_pair(events.users[rows], events.items[rows], events.n_items)]
+    rows = rows[first_of_pair(events.users[rows], events.items[rows], events.n_items)]
     rows = rows[events.times[rows] > _first_time(events)[events.users[rows]]]
     users, times = events.users[rows], events.times[rows]
     last = times == _extreme_times(np.maximum, users, times, events.n_users)[users]
@@ -210,7 +210,7 @@ def _extreme_times(extreme: np.ufunc, users: IntArray, times: IntArray, n_users:
     return result
 
 
-def _first_of_pair(users: IntArray, items: IntArray, n_items: int) -> IntArray:
+def first_of_pair(users: IntArray, items: IntArray, n_items: int) -> IntArray:
     """Positions, ascending, of the first event of each (user, item): int64."""
     return np.sort(np.unique(users * n_items + items, return_index=True)[1])
 
@@ -218,7 +218,7 @@ def _first_of_pair(users: IntArray, items: IntArray, n_items: int) -> IntArray:
 def _group_targets(users: IntArray, items: IntArray, times: IntArray) -> HeldOut:
     """One row a user: the earliest time, the distinct items in order of appearance (arrays sorted by time)."""
     n_items = int(items.max(initial=0)) + 1
-    first = _first_of_pair(users, items, n_items)
+    first = first_of_pair(users, items, n_items)
     users, items, times = users[first], items[first], times[first]
     order = np.argsort(users, kind="stable")
     distinct, starts, lengths = np.unique(users[order], return_index=True, return_counts=True)
