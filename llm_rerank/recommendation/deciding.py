@@ -1,0 +1,120 @@
+"""From cases to decisions: scores, probabilities, ranks and what is kept, and the frame that shows them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from llm_rerank.config import RerankerConfig
+from llm_rerank.data.features import ItemStatistics, pair_features
+from llm_rerank.recommendation.candidates import ranks_in_row
+from llm_rerank.recommendation.components import retrieve_and_score
+from llm_rerank.recommendation.fitting import Fitted
+from llm_rerank.recommendation.inputs import Fold
+from llm_rerank.recommendation.stage import UPSTREAM, Stage
+from llm_rerank.recommendation.thresholds import bounded_kept
+from llm_rerank.types import BoolArray, Cases, FloatArray, IntArray, Ragged
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+CONTEXT = "context"
+"""Group of everything in the blend that is no component: sales, support, affinities, price, opinions."""
+
+
+@dataclass(frozen=True)
+class Decided:
+    """A scored batch; every array has shape (n_candidates,), laid out as ``candidates``.
+
+    contributions: float64, shape (n_candidates, n_columns), rows sum to ``scores``. scores: NaN for an item that the
+    catalogue does not have. ranks: from 1 in each row.
+    """
+
+    candidates: Ragged
+    stage: Stage
+    contributions: npt.NDArray[np.float64]
+    scores: npt.NDArray[np.float64]
+    probabilities: FloatArray
+    ranks: IntArray
+    kept: BoolArray
+
+
+def decide(
+    fitted: Fitted,
+    config: RerankerConfig,
+    cases: Cases,
+    seen: Ragged,
+    statistics: ItemStatistics,
+    *,
+    upstream: FloatArray | None = None,
+    candidates_per_source: int | None = None,
+    exclude: Ragged | None = None,
+) -> Decided:
+    """Score the cases' candidates, or retrieve them first where ``candidates_per_source`` is given.
+
+    upstream: raw upstream scores, shape (n_candidates,), NaN unknown; with them, and impressions at the fit, the
+    upstream stage decides. exclude: items not to retrieve.
+    """
+    n_items = len(fitted.items)
+    scored = retrieve_and_score(
+        fitted.components,
+        cases,
+        fitted.reference,
+        n_items,
+        candidates_per_source=candidates_per_source,
+        seen=exclude,
+    )
+    pair_values = pair_features(scored.cases, statistics, fitted.items)
+    stage = fitted.stage if upstream is None or fitted.upstream_stage is None else fitted.upstream_stage
+    fold = Fold(scored, seen, pair_values, upstream)
+    candidates = fold.candidates
+    contributions = stage.blend.contributions(stage.design(scored.scores, pair_values, upstream))
+    unknown = (candidates.values < 0) | (candidates.values >= n_items)
+    contributions[unknown] = np.nan
+    scores = contributions.sum(axis=1)
+    probabilities = stage.probability(scores, pair_values)
+    ranks = ranks_in_row(scores, candidates)
+    kept = ~unknown
+    if stage.cut is not None:
+        kept &= np.nan_to_num(probabilities, nan=-1.0) >= stage.cut.least_probability
+    kept = bounded_kept(kept, ranks, min_items=config.min_items, max_items=config.max_items) & ~unknown
+    return Decided(candidates, stage, contributions, scores, probabilities, ranks, kept)
+
+
+def groups_of_columns(fitted: Fitted, stage: Stage) -> list[str]:
+    """Group of each column of the blend: that of its component, with or without a support, else "context"."""
+    group_of: dict[str, str] = {component.name: component.group for component in fitted.components}
+    group_of[UPSTREAM] = UPSTREAM
+    return [group_of.get(name.split(" × ")[0], CONTEXT) for name in stage.blend.names]
+
+
+def result_frame(passed: pd.DataFrame, decided: Decided, fitted: Fitted, k: int | None) -> pd.DataFrame:
+    """Lay out the result: one row a candidate, users in order, best rank first, at most k a user.
+
+    passed: user_id, item_id and the columns passed through, one row a candidate in the order of ``decided``.
+    """
+    import pandas as pd
+
+    groups = groups_of_columns(fitted, decided.stage)
+    columns: dict[str, object] = {
+        "user_id": passed["user_id"],
+        "item_id": passed["item_id"],
+        "rank": decided.ranks,
+        "score": decided.scores,
+        "probability": decided.probabilities,
+        "kept": decided.kept,
+    }
+    for group in dict.fromkeys(groups):
+        member = np.array([name == group for name in groups])
+        columns[f"score_{group}"] = decided.contributions[:, member].sum(axis=1)
+    if "upstream_score" in passed:
+        columns["upstream_score"] = passed["upstream_score"]
+    # our own names win over columns of an earlier result that comes in again
+    columns.update({name: passed[name] for name in passed.columns if name not in columns})
+    order = np.lexsort((decided.ranks, decided.candidates.row_of_value))
+    if k is not None:
+        order = order[decided.ranks[order] <= k]
+    return pd.DataFrame(columns).iloc[order].reset_index(drop=True)

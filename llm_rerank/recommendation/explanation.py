@@ -1,0 +1,83 @@
+"""Why an item has its score: contributions that add up to it exactly, and what each history item did to it."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+Hashable = Any
+
+
+@dataclass(frozen=True)
+class Contribution:
+    """One column of the blend: its name, its group, and its part of the score (weight × value)."""
+
+    name: str
+    group: str
+    value: float
+
+
+@dataclass(frozen=True)
+class HistoryEffect:
+    """What one item of the history did: the score minus the score computed again without that item."""
+
+    item_id: Hashable
+    title: str
+    effect: float
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """Why one item has its score for one user.
+
+    contributions sum to ``score`` (float64, up to rounding). history: effects by exact leave-one-item-out, strongest
+    first; they need not add up, because history items work together.
+    """
+
+    user_id: Hashable
+    item_id: Hashable
+    title: str
+    score: float
+    probability: float
+    contributions: Sequence[Contribution]
+    history: Sequence[HistoryEffect]
+
+    def by_group(self) -> dict[str, float]:
+        """Sum the contributions of each group."""
+        sums: dict[str, float] = {}
+        for contribution in self.contributions:
+            sums[contribution.group] = sums.get(contribution.group, 0.0) + contribution.value
+        return sums
+
+    def strongest(self, n: int = 5) -> list[Contribution]:
+        """Pick the n contributions of greatest size."""
+        return sorted(self.contributions, key=lambda c: -abs(c.value))[:n]
+
+    def __str__(self) -> str:
+        lines = [f"{self.title or self.item_id} for {self.user_id}: score {self.score:+.3f}" + self._chance()]
+        lines += [f"  {group:<14} {value:+.3f}" for group, value in self.by_group().items()]
+        lines.append("  strongest parts")
+        lines += [f"    {part.name:<28} {part.value:+.3f}" for part in self.strongest()]
+        lines.append("  history items, by what the score loses without them")
+        lines += [f"    {effect.effect:+.3f}  {effect.title or effect.item_id}" for effect in self.history[:5]]
+        return "\n".join(lines if self.history else lines[:-1])
+
+    def _chance(self) -> str:
+        return "" if self.probability != self.probability else f", probability {self.probability:.4f}"
+
+    def _repr_html_(self) -> str:
+        rows = "".join(
+            f"<tr><td>{html.escape(part.group)}</td><td>{html.escape(part.name)}</td><td>{part.value:+.3f}</td></tr>"
+            for part in self.strongest(10)
+        )
+        history = "".join(
+            f"<li>{effect.effect:+.3f} {html.escape(str(effect.title or effect.item_id))}</li>"
+            for effect in self.history[:5]
+        )
+        title = html.escape(str(self.title or self.item_id))
+        return (
+            f"<p><b>{title}</b> for {html.escape(str(self.user_id))}: score {self.score:+.3f}{self._chance()}</p>"
+            f"<table><tr><th>group</th><th>part</th><th>contribution</th></tr>{rows}</table><ol>{history}</ol>"
+        )

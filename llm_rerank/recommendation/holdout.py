@@ -1,0 +1,82 @@
+"""Which targets a fit holds out: by time where there is time and enough users, else each chosen user's last event."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from llm_rerank.data.splits import HeldOut, first_unseen_targets, last_targets, quantile_time
+from llm_rerank.recommendation.log import FitLog
+from llm_rerank.types import IntArray, Interactions
+
+LEAST_WINDOW_USERS = 400
+QUANTILES = (0.9, 0.8)
+LEAST_EVENTS_OF_HOLDOUT_USER = 3
+MOST_HOLDOUT_USERS = 3_000
+HOLDOUT_SHARE = 0.3
+
+
+@dataclass(frozen=True)
+class Holdout:
+    """The past that components are fitted on, and the targets that they have not seen.
+
+    past_rows: int64, positions in the events of ``past``. as_of: features count what came before this time.
+    """
+
+    protocol: Literal["time", "positions"]
+    past: Interactions
+    past_rows: IntArray
+    as_of: int
+    targets: HeldOut
+    description: str
+
+
+def plan_holdout(events: Interactions, seed: int, log: FitLog) -> Holdout:
+    """Choose the protocol and the held-out targets, and say which and why.
+
+    Time: T = the 90 % quantile of event times, or 80 % where fewer than 400 users with a past have an unseen target
+    at or after T. Fewer still, or no real time: the last event of up to min(30 %, 3,000) users with three or more.
+    """
+    if events.time_kind == "time" and len(events):
+        for quantile in QUANTILES:
+            cut = quantile_time(events, quantile)
+            window = first_unseen_targets(events, cut)
+            if len(window.users) >= LEAST_WINDOW_USERS:
+                past_rows = np.flatnonzero(events.times < cut)
+                description = (
+                    f"protocol time: fitted before {_date(cut)} (the {quantile:.0%} quantile of events); "
+                    f"{len(window.users):,} users with a past have an unseen target after it"
+                )
+                log.say(description)
+                return Holdout("time", events.take(past_rows), past_rows, cut, window, description)
+        log.say(
+            f"warning: only {len(window.users):,} users with a past have an unseen target after the "
+            f"{QUANTILES[-1]:.0%} quantile of events (at least {LEAST_WINDOW_USERS} wanted), so the last event of "
+            "single users is held out instead"
+        )
+    return _last_events(events, seed, log)
+
+
+def _last_events(events: Interactions, seed: int, log: FitLog) -> Holdout:
+    last = last_targets(events)
+    n_positive = np.bincount(events.users[events.positive], minlength=events.n_users)
+    eligible = np.flatnonzero(n_positive[last.users] >= LEAST_EVENTS_OF_HOLDOUT_USER)
+    n_chosen = min(int(HOLDOUT_SHARE * len(np.unique(events.users))), MOST_HOLDOUT_USERS, len(eligible))
+    targets = last.take(np.sort(np.random.default_rng(seed).permutation(eligible)[:n_chosen]))
+    never = np.iinfo(np.int64).max
+    time_of_target = np.full(events.n_users, never, dtype=np.int64)
+    time_of_target[targets.users] = targets.times
+    past_rows = np.flatnonzero(events.times < time_of_target[events.users])
+    as_of = int(events.times.max()) + 1 if len(events) else 0
+    description = (
+        f"protocol positions: the last event of {n_chosen:,} of {len(eligible):,} users with at least "
+        f"{LEAST_EVENTS_OF_HOLDOUT_USER} events is held out; other users' futures are visible to the components"
+    )
+    log.say(description)
+    return Holdout("positions", events.take(past_rows), past_rows, as_of, targets, description)
+
+
+def _date(seconds: int) -> str:
+    return str(np.datetime64(seconds, "s"))

@@ -1,0 +1,86 @@
+"""What a fit is given and what its steps hand on: data, tools, another shop's start, and a fold of held-out cases."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from llm_rerank.config import RerankerConfig
+from llm_rerank.data.rendering import Renderer
+from llm_rerank.recommendation.components import ComponentSpec, ScoredCases
+from llm_rerank.types import Encoder, FloatArray, IntArray, Interactions, Items, Ragged, Users
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from llm_rerank.recommendation.stage import Stage
+
+ITEM_TOKENS = 128
+"""Token budget of an item's text."""
+
+
+@dataclass(frozen=True)
+class FitData:
+    """Validated input of a fit. sentiment: float32, shape (n_events,), of each event's review in [−1, 1], NaN none."""
+
+    events: Interactions
+    items: Items
+    users: Users | None
+    impressions: pd.DataFrame | None
+    sentiment: FloatArray
+
+
+@dataclass(frozen=True)
+class FitTools:
+    """What a fit works with: settings, encoder, component specs, allowed pair features, templates."""
+
+    config: RerankerConfig
+    encoder: Encoder | None
+    specs: Sequence[ComponentSpec]
+    features: Sequence[str]
+    renderer: Renderer
+
+    def render(self, items: Items, events: Interactions, as_of: int | None) -> Items:
+        """Render each item's text with the reviews before ``as_of``, within the token budget."""
+        count_tokens = getattr(self.encoder, "count_tokens", None)
+        return self.renderer.render_items(items, events, as_of, max_tokens=ITEM_TOKENS, count_tokens=count_tokens)
+
+
+@dataclass(frozen=True)
+class Start:
+    """What another shop's saved reranker lends to a new one: chosen settings and the blends."""
+
+    settings: Mapping[str, Mapping[str, Any]]
+    stage: Stage | None
+    upstream_stage: Stage | None
+
+
+@dataclass(frozen=True)
+class Fold:
+    """Held-out cases of some users, their candidates scored, and the pair features.
+
+    seen: items that the user had before, one row a case. pair_values: float32, shape (n_candidates,
+    len(PAIR_FEATURES)). upstream: raw upstream scores, shape (n_candidates,), or None.
+    """
+
+    scored: ScoredCases
+    seen: Ragged
+    pair_values: FloatArray
+    upstream: FloatArray | None = None
+
+    @property
+    def candidates(self) -> Ragged:
+        """Candidate codes, one row a case."""
+        return self.scored.cases.candidates
+
+    @property
+    def targets(self) -> Ragged:
+        """Target codes, one row a case."""
+        return self.scored.cases.targets
+
+    def take(self, rows: IntArray) -> Fold:
+        """Cases in the order given."""
+        positions = self.candidates.value_positions(rows)
+        upstream = None if self.upstream is None else self.upstream[positions]
+        return Fold(self.scored.take(rows), self.seen.take(rows), self.pair_values[positions], upstream)

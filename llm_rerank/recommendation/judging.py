@@ -1,0 +1,109 @@
+"""The second half of a hold-out: what the fitted stage is worth on cases that nothing was fitted on, and its cut."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from llm_rerank.config import RerankerConfig
+from llm_rerank.metrics import brier_skill, calibration_line, expected_calibration_error
+from llm_rerank.recommendation.candidates import is_member, ranks_in_row
+from llm_rerank.recommendation.fusion import ndcg_of
+from llm_rerank.recommendation.inputs import Fold
+from llm_rerank.recommendation.log import FitLog
+from llm_rerank.recommendation.stage import Stage
+from llm_rerank.recommendation.thresholds import choose_cut
+from llm_rerank.types import BoolArray, FloatArray, IntArray
+
+LEAST_CASES_FOR_CUT = 300
+
+
+def report_and_cut(
+    stage: Stage, fold: Fold, config: RerankerConfig, n_items: int, log: FitLog
+) -> tuple[Stage, dict[str, Any]]:
+    """Report ranking and calibration on fold G and choose the cut there; returns the stage with its cut."""
+    rows, targets = fold.candidates, fold.targets
+    if not len(rows):
+        log.say("fold G has no cases: ranking, calibration and cut cannot be reported")
+        return stage, {"n_cases": 0, "ranking": {}, "calibration": {}}
+    scores = stage.score(fold)
+    positive = is_member(rows, targets, n_items)
+    n_retrieved = np.bincount(rows.row_of_value, weights=positive, minlength=len(rows))
+    with_target = targets.lengths > 0
+    ranking = {"fused": _mean(ndcg_of(scores, rows, targets)[with_target])}
+    for column, name in enumerate(stage.component_names):
+        values = fold.scored.scores[:, column] if column < fold.scored.scores.shape[1] else fold.upstream
+        assert values is not None
+        ranking[name] = _mean(ndcg_of(values, rows, targets)[with_target])
+    recall = _mean(n_retrieved[with_target] / targets.lengths[with_target])
+    log.say(
+        f"fold G ({len(rows):,} cases, {rows.lengths.mean():.0f} candidates each, candidate recall {recall:.3f}): "
+        "NDCG@10 " + ", ".join(f"{name} {value:.4f}" for name, value in ranking.items())
+    )
+    probabilities = stage.probability(scores, fold.pair_values)
+    n_hit = int((n_retrieved > 0).sum())
+    stage = _with_cut(stage, config, probabilities, positive, fold, n_hit, log)
+    return stage, {
+        "n_cases": len(rows),
+        "n_retrieved": n_hit,
+        "candidate_recall": recall,
+        "ranking": ranking,
+        "guard": stage.verdict.to_dict(),
+        "calibration": _calibration(stage, probabilities, positive, ranks_in_row(scores, rows), log),
+        "cut": None if stage.cut is None else stage.cut.to_dict(),
+    }
+
+
+def _mean(values: FloatArray) -> float:
+    return float(values.mean()) if len(values) else float("nan")
+
+
+def _calibration(
+    stage: Stage, probabilities: FloatArray, positive: BoolArray, ranks: IntArray, log: FitLog
+) -> dict[str, float]:
+    if stage.calibrator is None:
+        log.say("calibration: fewer than 10 retrieved targets in fold F, so probability reads NaN")
+        return {}
+    if not positive.any():
+        return {}
+    top = ranks <= 10
+    line = calibration_line(probabilities, positive)
+    values = {
+        "ece_top_10": float(expected_calibration_error(probabilities[top], positive[top])),
+        "brier_skill": float(brier_skill(probabilities, positive)),
+        "slope": line.slope,
+        "intercept": line.intercept,
+    }
+    log.say(
+        "calibration on fold G: ECE of the top 10 {ece_top_10:.4f}, Brier skill {brier_skill:+.4f}, slope "
+        "{slope:.2f}, intercept {intercept:+.2f}".format(**values)
+    )
+    return values
+
+
+def _with_cut(
+    stage: Stage,
+    config: RerankerConfig,
+    probabilities: FloatArray,
+    positive: BoolArray,
+    fold: Fold,
+    n_retrieved: int,
+    log: FitLog,
+) -> Stage:
+    rule = config.threshold
+    if rule is None:
+        return stage
+    if stage.calibrator is None:
+        log.say(f"warning: cut: rule {rule.rule!r} needs probabilities and there are none, so nothing is cut")
+        return stage
+    if rule.rule != "probability" and not positive.any():
+        log.say(f"warning: cut: rule {rule.rule!r} needs retrieved targets in fold G and there are none; no cut")
+        return stage
+    stage = replace(stage, cut=choose_cut(rule, probabilities, positive, fold.candidates))
+    assert stage.cut is not None
+    log.say(stage.cut.sentence())
+    if n_retrieved < LEAST_CASES_FOR_CUT:
+        log.say(f"warning: cut: chosen on {n_retrieved} retrieved cases, fewer than {LEAST_CASES_FOR_CUT}")
+    return stage

@@ -1,0 +1,74 @@
+"""Fit the components again on all rows, and keep the result only where it still ranks as the judged ones did."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from llm_rerank.recommendation.candidates import is_member
+from llm_rerank.recommendation.components import Component, ComponentSpec, retrieve_and_score
+from llm_rerank.recommendation.inputs import Fold
+from llm_rerank.recommendation.log import FitLog
+from llm_rerank.recommendation.stage import Stage
+from llm_rerank.types import IntArray, Interactions, Items
+
+LEAST_SPEARMAN = 0.95
+MOST_CHANGE_OF_KEPT_RATE = 0.10
+
+
+def refit_components(
+    components: Sequence[Component],
+    specs: Sequence[ComponentSpec],
+    events: Interactions,
+    items: Items,
+    fold: Fold,
+    stage: Stage,
+    reference: IntArray,
+    seed: int,
+    log: FitLog,
+) -> list[Component]:
+    """Refit with settings fixed, then compare both sets on the fold's pairs that are not targets.
+
+    The new components are kept where Spearman's correlation of the fused scores is at least .95 and the kept rate
+    moves by at most 10 %; otherwise the old ones stay and a warning says so.
+    """
+    spec_of = {spec.name: spec for spec in specs}
+    refitted = []
+    with log.progress(len(components), "refit") as bar:
+        for component in components:
+            scorer = spec_of[component.name].make(**component.settings).fit(events, items, seed=seed)
+            refitted.append(replace(component, scorer=scorer))
+            bar.update(1)
+    cases = fold.scored.cases
+    if not len(cases.candidates.values):
+        return refitted
+    after_scored = retrieve_and_score(refitted, cases, reference, len(items))
+    other = ~is_member(cases.candidates, cases.targets, len(items))
+    before = stage.blend.score(stage.design(fold.scored.scores, fold.pair_values, None))
+    after = stage.blend.score(stage.design(after_scored.scores, fold.pair_values, None))
+    correlation = _spearman(before[other], after[other])
+    sentence = f"refit: Spearman of fused scores before and after {correlation:.3f}"
+    kept_alike = True
+    if stage.cut is not None:
+        least = stage.cut.least_probability
+        rates = [float((stage.probability(s, fold.pair_values)[other] >= least).mean()) for s in (before, after)]
+        kept_alike = abs(rates[1] - rates[0]) <= MOST_CHANGE_OF_KEPT_RATE * max(rates[0], 1e-12)
+        sentence += f", kept rate {rates[0]:.4f} → {rates[1]:.4f}"
+    if correlation >= LEAST_SPEARMAN and kept_alike:
+        log.say(f"{sentence}: the refitted components are used")
+        return refitted
+    log.say(
+        f"warning: {sentence}: they differ too much (Spearman at least {LEAST_SPEARMAN}, kept rate within "
+        f"{MOST_CHANGE_OF_KEPT_RATE:.0%}), so the components that were judged stay in use"
+    )
+    return list(components)
+
+
+def _spearman(before: np.ndarray, after: np.ndarray) -> float:
+    from scipy.stats import spearmanr
+
+    if len(before) < 2 or np.ptp(before) == 0 or np.ptp(after) == 0:
+        return 1.0 if np.array_equal(before, after) else 0.0
+    return float(spearmanr(before, after).statistic)

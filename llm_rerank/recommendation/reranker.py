@@ -1,0 +1,381 @@
+"""The façade: fit on a shop's frames or files, rerank candidates, recommend, explain, save and load.
+
+It translates between frames and arrays; what is decided is decided in ``fitting.py`` and ``stage.py``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import numpy as np
+import pandas as pd
+
+from llm_rerank.config import RerankerConfig
+from llm_rerank.data.candidates import validate_candidates
+from llm_rerank.data.features import PAIR_FEATURES, ItemStatistics
+from llm_rerank.data.frames import applicable, id_codes, like_input, to_pandas
+from llm_rerank.data.rendering import Renderer
+from llm_rerank.data.schema import validate_impressions, validate_interactions, validate_items, validate_users
+from llm_rerank.recommendation.components import ComponentSpec, default_specs
+from llm_rerank.recommendation.deciding import Decided, decide, groups_of_columns, result_frame
+from llm_rerank.recommendation.explanation import Contribution, Explanation, HistoryEffect
+from llm_rerank.recommendation.fitting import Fitted, fit_reranker
+from llm_rerank.recommendation.histories import cases_of_users, code_map, without_each_item
+from llm_rerank.recommendation.inputs import FitData, FitTools
+from llm_rerank.recommendation.log import FitLog, FitReport
+from llm_rerank.recommendation.planning import make_encoder, say_plan, sentiment_of
+from llm_rerank.recommendation.saving import Saved, read_reranker, read_start, write_reranker
+from llm_rerank.storage import check_target, open_folder, save_folder
+from llm_rerank.types import (
+    Cases,
+    DataError,
+    DataReport,
+    FloatArray,
+    Interactions,
+    NotFittedError,
+    ObjectArray,
+    Ragged,
+)
+
+Frame = Any  # a path, or a pandas, polars or Arrow frame
+MOST_HISTORY_ITEMS_EXPLAINED = 50
+
+
+class Reranker:
+    """Reads what items say and what users did, and reorders candidates; see ``fit``, ``rerank``, ``recommend``.
+
+    config: settings. components: specs to use instead of ``default_specs`` (for benchmarks and ablations). features:
+    the pair features allowed, a part of ``PAIR_FEATURES``. verbose: print what ``fit`` plans and decides.
+    """
+
+    def __init__(
+        self,
+        config: RerankerConfig | None = None,
+        *,
+        components: Sequence[ComponentSpec] | None = None,
+        features: Sequence[str] = PAIR_FEATURES,
+        verbose: bool = True,
+    ) -> None:
+        unknown = [name for name in features if name not in PAIR_FEATURES]
+        if unknown:
+            raise DataError(f"features names {unknown}; known pair features: {', '.join(PAIR_FEATURES)}")
+        self.config = config or RerankerConfig()
+        self.verbose = verbose
+        self._specs = components
+        self._features = tuple(features)
+        self._saved: Saved | None = None
+        self._codes: dict[Any, int] = {}
+        self._statistics: tuple[int, ItemStatistics] | None = None
+
+    # ------------------------------------------------------------------ fit
+
+    def fit(
+        self,
+        interactions: Frame,
+        items: Frame,
+        *,
+        users: Frame | None = None,
+        impressions: Frame | None = None,
+        columns: Mapping[str, str] | None = None,
+        time_unit: str = "auto",
+        start_from: str | Path | None = None,
+    ) -> Self:
+        """Fit everything on a shop's events and items; prints its plan, its estimate of time and what it decided.
+
+        interactions, items, users, impressions: frames or paths, columns as in the data contract (README). columns:
+        the shop's column names to ours. time_unit: "auto", "s", "ms", "us", "ns", "datetime" or "position".
+        start_from: folder of another shop's saved reranker, whose settings are taken over and toward whose blend
+        the new one is shrunk.
+
+        Raises DataError where the data break a rule, StorageError where ``start_from`` cannot be read.
+        """
+        log = FitLog(verbose=self.verbose)
+        log.step("read")
+        start = None if start_from is None else read_start(open_folder(Path(start_from)))
+        report = DataReport()
+        tables = [
+            None if table is None else to_pandas(table, report=report)
+            for table in (items, users, interactions, impressions)
+        ]
+        _check_columns(columns, tables)
+        valid_items = validate_items(tables[0], columns=applicable(columns, tables[0]), report=report)
+        valid_users = None
+        if tables[1] is not None:
+            valid_users = validate_users(tables[1], columns=applicable(columns, tables[1]), report=report)
+        events = validate_interactions(
+            tables[2],
+            valid_items,
+            users=valid_users,
+            columns=applicable(columns, tables[2]),
+            time_unit=time_unit,
+            target_events=self.config.target_events,
+            min_rating=self.config.min_rating,
+            report=report,
+        )
+        shown = None
+        if tables[3] is not None:
+            shown = validate_impressions(
+                tables[3], valid_items, columns=applicable(columns, tables[3]), time_unit=time_unit, report=report
+            )
+        log.say_report(report)
+        encoder = make_encoder(self.config)
+        specs = self._specs or default_specs(len(valid_items), encoder=encoder)
+        say_plan(log, events, valid_items, specs, encoder, refit=self.config.refit)
+        log.step("review sentiment")
+        sentiment = sentiment_of(events, encoder)
+        tools = FitTools(self.config, encoder, specs, self._features, Renderer())
+        data = FitData(events, valid_items, valid_users, shown, sentiment)
+        fitted = fit_reranker(data, tools, log, start)
+        log.finish()
+        summary = {**fitted.report, "lines": log.lines, "seconds": log.seconds, "dropped": report.dropped}
+        fitted = replace(fitted, report=summary)
+        self._adopt(Saved(self.config, fitted, events, sentiment, valid_users, tools.renderer, has_histories=True))
+        return self
+
+    def report(self) -> FitReport:
+        """Return what the fit decided and measured; ``str()`` gives its lines."""
+        return FitReport(self._fit_result().report)
+
+    # ------------------------------------------------------------- use
+
+    def rerank(
+        self,
+        candidates: Frame,
+        *,
+        histories: Frame | None = None,
+        at: Any = None,
+        k: int | None = None,
+        on_unknown: Literal["keep", "drop", "raise"] = "keep",
+        columns: Mapping[str, str] | None = None,
+    ) -> Any:
+        """Put each user's candidates in order; many users at once.
+
+        candidates: user_id, item_id, optional upstream_score; further columns pass through. histories: interactions
+        that stand for the history of the users in them. at: the moment of the decision (default: after the last
+        known event). k: rows a user to return (default: all). on_unknown: what to do with candidates absent from
+        the catalogue: keep them last with score NaN, drop them, or raise.
+
+        Returns the kind of frame given: user_id, item_id, rank (from 1), score, probability, kept, score_<group>
+        (which add up to score), upstream_score, then the columns passed through; users in order of appearance, best
+        rank first, ties in input order.
+        Raises DataError where the frame breaks a rule, NotFittedError before ``fit`` or ``load``.
+        """
+        fitted = self._fit_result()
+        _check_k(k)
+        report = DataReport()
+        frame = to_pandas(candidates, report=report)
+        table = validate_candidates(
+            frame, fitted.items, on_unknown=on_unknown, columns=applicable(columns, frame), report=report
+        )
+        row_users, user_ids = pd.factorize(pd.Series(table.user_ids, dtype=object), use_na_sentinel=False)
+        order = np.argsort(row_users, kind="stable")
+        lengths = np.bincount(row_users, minlength=len(user_ids)).astype(np.int64)
+        cases, seen = self._cases(list(user_ids), self._given(histories), at)
+        cases = cases.with_candidates(Ragged.from_lengths(table.item_codes[order], lengths))
+        upstream = table.upstream_scores[order]
+        decided = self._decide(cases, seen, upstream=None if np.isnan(upstream).all() else upstream)
+        passed = table.frame.iloc[order].reset_index(drop=True)
+        return like_input(result_frame(passed, decided, fitted, k), candidates)
+
+    def recommend(
+        self,
+        user_ids: Sequence[Any] | None = None,
+        *,
+        histories: Frame | None = None,
+        at: Any = None,
+        k: int = 10,
+        exclude_seen: bool = True,
+    ) -> Any:
+        """Retrieve candidates and return each user's best k.
+
+        user_ids: None takes every known user, or those in ``histories``. A user known to neither gets the list of a
+        newcomer. exclude_seen: leave out what the user has had. Other arguments and the result as in ``rerank``.
+        """
+        fitted = self._fit_result()
+        _check_k(k)
+        given = self._given(histories)
+        if user_ids is None:
+            user_ids = list(self._data().events.user_ids if given is None else given.user_ids)
+        user_ids = list(dict.fromkeys(user_ids))
+        cases, seen = self._cases(user_ids, given, at)
+        per_source = max(self.config.candidates_per_source, k)
+        decided = self._decide(cases, seen, candidates_per_source=per_source, exclude=seen if exclude_seen else None)
+        users = np.empty(len(user_ids), dtype=object)
+        users[:] = user_ids
+        passed = pd.DataFrame(
+            {
+                "user_id": pd.Series(users[decided.candidates.row_of_value], dtype=object).infer_objects(),
+                "item_id": pd.Series(fitted.items.ids[decided.candidates.values], dtype=object).infer_objects(),
+            }
+        )
+        result = result_frame(passed, decided, fitted, k)
+        return result if histories is None else like_input(result, histories)
+
+    def explain(
+        self, user_id: Any, item_id: Any, *, history: Frame | Sequence[Any] | None = None, at: Any = None
+    ) -> Explanation:
+        """Explain one item's score for one user: contributions that add up exactly, and each history item's effect.
+
+        history: interactions as a frame, or item ids oldest first; None: what is known of the user.
+        Raises DataError where the item is not in the catalogue.
+        """
+        fitted = self._fit_result()
+        code = int(id_codes(_objects([item_id]), fitted.items.ids)[0])
+        if code < 0:
+            raise DataError(f"item_id {item_id!r} is absent from items; add it to items and fit, or ask for another")
+        cases, seen = self._cases([user_id], self._given(history_frame(user_id, history)), at)
+        cases = cases.with_candidates(Ragged.from_lists([[code]]))
+        decided = self._decide(cases, seen)
+        newest_first = pd.unique(cases.history.values[::-1])[:MOST_HISTORY_ITEMS_EXPLAINED].astype(np.int64)
+        without = self._decide(without_each_item(cases, newest_first), seen.take(np.zeros_like(newest_first)))
+        effects = decided.scores[0] - without.scores
+        titles = fitted.items.frame["title"].to_numpy(dtype=object)
+        parts = zip(
+            decided.stage.blend.names,
+            groups_of_columns(fitted, decided.stage),
+            decided.contributions[0].tolist(),
+            strict=True,
+        )
+        return Explanation(
+            user_id=user_id,
+            item_id=item_id,
+            title=str(titles[code]),
+            score=float(decided.scores[0]),
+            probability=float(decided.probabilities[0]),
+            contributions=[Contribution(*part) for part in parts],
+            history=[
+                HistoryEffect(fitted.items.ids[newest_first[i]], str(titles[newest_first[i]]), float(effects[i]))
+                for i in np.argsort(-np.abs(effects), kind="stable")
+            ],
+        )
+
+    # -------------------------------------------------------------- disk
+
+    def save(self, folder: str | Path, *, histories: bool = True) -> None:
+        """Save to a folder, crash-safe: a save that is killed leaves the folder as it was.
+
+        histories: False leaves every event out; the loaded reranker then needs ``histories`` with each question, and
+        its sales features read unknown.
+        Raises StorageError where the folder cannot be one of ours.
+        """
+        saved = replace(self._data(), has_histories=histories and self._data().has_histories)
+        target = Path(folder)
+        check_target(target)
+        save_folder(target, lambda place: write_reranker(place, saved))
+
+    @classmethod
+    def load(cls, folder: str | Path, *, device: str = "auto", verbose: bool = True) -> Self:
+        """Load what ``save`` wrote. Raises StorageError, naming the file, where something is missing or damaged."""
+        saved = read_reranker(open_folder(Path(folder)))
+        reranker = cls(replace(saved.config, device=device), verbose=verbose)
+        reranker._adopt(replace(saved, config=reranker.config))
+        return reranker
+
+    # ------------------------------------------------------------ inside
+
+    def _adopt(self, saved: Saved) -> None:
+        self._saved = saved
+        self._codes = code_map(saved.events)
+        self._statistics = None
+
+    def _data(self) -> Saved:
+        if self._saved is None:
+            raise NotFittedError("this reranker is not fitted; call fit(interactions, items) or Reranker.load(folder)")
+        return self._saved
+
+    def _fit_result(self) -> Fitted:
+        return self._data().fitted
+
+    def _given(self, histories: Frame | None) -> Interactions | None:
+        """Validate histories that come with a question by the rules of the fit."""
+        if histories is None:
+            return None
+        saved, report = self._data(), DataReport()
+        given = validate_interactions(
+            to_pandas(histories, report=report),
+            saved.fitted.items,
+            time_unit="position" if saved.events.time_kind == "position" else "auto",
+            target_events=self.config.target_events,
+            min_rating=self.config.min_rating,
+            report=report,
+        )
+        if given.time_kind != saved.events.time_kind:
+            raise DataError(
+                f"histories have times of kind {given.time_kind!r} and the fit had {saved.events.time_kind!r}; "
+                "give timestamps of the same kind"
+            )
+        return given
+
+    def _cases(self, user_ids: list[Any], given: Interactions | None, at: Any) -> tuple[Cases, Ragged]:
+        events = self._data().events
+        return cases_of_users(user_ids, events, self._codes, self._moment(given, at), given=given)
+
+    def _moment(self, given: Interactions | None, at: Any) -> int:
+        """Time of the decision: as asked, or just after the last event that is known."""
+        events = self._data().events
+        if at is not None:
+            return int(at) if isinstance(at, int | float | np.number) else int(pd.Timestamp(at).timestamp())
+        last = [int(source.times.max()) for source in (events, given) if source is not None and len(source)]
+        return max(last, default=0) + 1
+
+    def _decide(
+        self,
+        cases: Cases,
+        seen: Ragged,
+        *,
+        upstream: FloatArray | None = None,
+        candidates_per_source: int | None = None,
+        exclude: Ragged | None = None,
+    ) -> Decided:
+        return decide(
+            self._fit_result(),
+            self.config,
+            cases,
+            seen,
+            self._statistics_at(int(cases.times.max()) if len(cases) else 0),
+            upstream=upstream,
+            candidates_per_source=candidates_per_source,
+            exclude=exclude,
+        )
+
+    def _statistics_at(self, moment: int) -> ItemStatistics:
+        """Build item statistics as of a moment, kept for the next question at the same moment."""
+        if self._statistics is None or self._statistics[0] != moment:
+            saved = self._data()
+            statistics = ItemStatistics.from_events(saved.events, saved.fitted.items, moment, sentiment=saved.sentiment)
+            self._statistics = (moment, statistics)
+        return self._statistics[1]
+
+
+def history_frame(user_id: Any, history: Frame | Sequence[Any] | None) -> Frame | None:
+    """Turn a list of item ids, oldest first, into interactions of one user; frames and paths stay as they are."""
+    if history is None or isinstance(history, str | Path) or not isinstance(history, list | tuple):
+        return history
+    return pd.DataFrame(
+        {
+            "user_id": pd.Series([user_id] * len(history), dtype=object),
+            "item_id": pd.Series(list(history), dtype=object),
+            "timestamp": np.arange(len(history), dtype=np.int64),
+        }
+    )
+
+
+def _check_k(k: int | None) -> None:
+    if k is not None and k < 1:
+        raise DataError(f"k is {k}; it must be at least 1, or None for every candidate")
+
+
+def _check_columns(columns: Mapping[str, str] | None, tables: Sequence[pd.DataFrame | None]) -> None:
+    known = {column for table in tables if table is not None for column in table.columns}
+    absent = [given for given in columns or {} if given not in known]
+    if absent:
+        raise DataError(f"columns maps {absent[0]!r}, which no table has; the tables have {sorted(map(str, known))}")
+
+
+def _objects(values: Sequence[Any]) -> ObjectArray:
+    array = np.empty(len(values), dtype=object)
+    array[:] = values
+    return array

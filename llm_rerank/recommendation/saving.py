@@ -1,0 +1,214 @@
+"""A fitted reranker on disk: JSON, Parquet and safetensors inside a checked, crash-safe folder; never pickle."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from llm_rerank.config import RerankerConfig
+from llm_rerank.data.rendering import Renderer
+from llm_rerank.recommendation.components import Component
+from llm_rerank.recommendation.fitting import Fitted
+from llm_rerank.recommendation.inputs import Start
+from llm_rerank.recommendation.stage import Stage
+from llm_rerank.storage import (
+    read_arrays,
+    read_frame,
+    read_json,
+    read_strings,
+    write_arrays,
+    write_frame,
+    write_json,
+    write_strings,
+)
+from llm_rerank.types import EVENT_ARRAYS, FloatArray, Interactions, Items, ObjectArray, Scorer, StorageError, Users
+
+TEXT_ARRAYS = ("reviews", "queries")
+
+SCORERS = {
+    "als": ("llm_rerank.models.collaborative.als", "ALS"),
+    "ease": ("llm_rerank.models.collaborative.ease", "EASE"),
+    "item_knn": ("llm_rerank.models.collaborative.item_item", "ItemKNN"),
+    "neural": ("llm_rerank.models.collaborative.neural", "NeuralScorer"),
+    "popularity": ("llm_rerank.models.collaborative.popularity", "Popularity"),
+    "recent_popularity": ("llm_rerank.models.collaborative.popularity", "RecentPopularity"),
+    "semantic": ("llm_rerank.models.semantic.similarity", "SemanticScorer"),
+    "sgd_mf": ("llm_rerank.models.collaborative.factorization", "SGDMatrixFactorization"),
+    "text_ease": ("llm_rerank.models.collaborative.text_ease", "TextAwareEASE"),
+    "user_knn": ("llm_rerank.models.collaborative.neighbours", "UserKNN"),
+}
+"""Where the class of each component lives: a fixed table, so that a saved folder can name no code of its own."""
+
+
+@dataclass(frozen=True)
+class Saved:
+    """Everything that a saved folder holds. sentiment: of each event's review, as ``FitData.sentiment``."""
+
+    config: RerankerConfig
+    fitted: Fitted
+    events: Interactions
+    sentiment: FloatArray
+    users: Users | None
+    renderer: Renderer
+    has_histories: bool
+
+
+def write_reranker(folder: Path, saved: Saved) -> None:
+    """Write into an existing empty folder; without histories the events are left out and only the ids stay known.
+
+    Raises StorageError for a component that is not in ``SCORERS`` or an id that JSON cannot keep.
+    """
+    fitted = saved.fitted
+    described = []
+    for component in fitted.components:
+        if component.name not in SCORERS:
+            raise StorageError(f"component {component.name!r} cannot be saved; known: {', '.join(sorted(SCORERS))}")
+        place = folder / "components" / component.name
+        place.mkdir(parents=True)
+        component.scorer.save(place)
+        settings = dict(component.settings)
+        described.append(
+            {
+                "name": component.name,
+                "group": component.group,
+                "retrieves": component.retrieves,
+                "blends": component.blends,
+                "settings": settings,
+            }
+        )
+    write_json(
+        folder / "config.json",
+        {
+            "config": saved.config.to_dict(),
+            "components": described,
+            "stage": fitted.stage.to_dict(),
+            "upstream_stage": None if fitted.upstream_stage is None else fitted.upstream_stage.to_dict(),
+            "report": fitted.report,
+            "has_histories": saved.has_histories,
+            "has_users": saved.users is not None,
+        },
+    )
+    write_arrays(folder / "reference.safetensors", {"items": fitted.reference})
+    _write_ids(folder / "item_ids.parquet", fitted.items.ids)
+    write_frame(folder / "items.parquet", _storable(fitted.items.frame))
+    write_strings(folder / "item_texts.parquet", fitted.items.texts)
+    if saved.users is not None:
+        _write_ids(folder / "attribute_ids.parquet", saved.users.ids)
+        write_frame(folder / "users.parquet", _storable(saved.users.frame))
+    rows = np.arange(len(saved.events) if saved.has_histories else 0, dtype=np.int64)
+    _write_events(folder, saved.events.take(rows), saved.sentiment[rows])
+    (folder / "templates").mkdir()
+    saved.renderer.save(folder / "templates")
+
+
+def read_reranker(folder: Path) -> Saved:
+    """Read what ``write_reranker`` wrote. Raises StorageError where a part is missing or of no known kind."""
+    values = read_json(folder / "config.json")
+    components = []
+    for entry in values["components"]:
+        scorer = _scorer_class(entry["name"]).load(folder / "components" / entry["name"])
+        components.append(Component(scorer, entry["group"], entry["retrieves"], entry["blends"], entry["settings"]))
+    ids = _read_ids(folder / "item_ids.parquet")
+    frame = read_frame(folder / "items.parquet")
+    frame["item_id"] = ids
+    items = Items(ids=ids, frame=frame, texts=read_strings(folder / "item_texts.parquet"))
+    users = None
+    if values["has_users"]:
+        attribute_ids = _read_ids(folder / "attribute_ids.parquet")
+        users = Users(attribute_ids, read_frame(folder / "users.parquet").assign(user_id=attribute_ids))
+    events, sentiment = _read_events(folder)
+    upstream = values["upstream_stage"]
+    fitted = Fitted(
+        items=items,
+        components=tuple(components),
+        reference=read_arrays(folder / "reference.safetensors")[0]["items"],
+        stage=Stage.from_dict(values["stage"]),
+        upstream_stage=None if upstream is None else Stage.from_dict(upstream),
+        report=values["report"],
+    )
+    return Saved(
+        config=RerankerConfig.from_dict(values["config"]),
+        fitted=fitted,
+        events=events,
+        sentiment=sentiment,
+        users=users,
+        renderer=Renderer(folder / "templates"),
+        has_histories=values["has_histories"],
+    )
+
+
+def read_start(folder: Path) -> Start:
+    """Read only what another shop lends: the chosen settings and the stages."""
+    values = read_json(folder / "config.json")
+    upstream = values["upstream_stage"]
+    return Start(
+        settings={entry["name"]: entry["settings"] for entry in values["components"]},
+        stage=Stage.from_dict(values["stage"]),
+        upstream_stage=None if upstream is None else Stage.from_dict(upstream),
+    )
+
+
+def _scorer_class(name: str) -> type[Scorer]:
+    if name not in SCORERS:
+        raise StorageError(f"saved component {name!r} is unknown here; known: {', '.join(sorted(SCORERS))}")
+    module, attribute = SCORERS[name]
+    return getattr(import_module(module), attribute)
+
+
+def _storable(frame: Any) -> Any:
+    """Leave the ids out, which are kept apart with their types, and turn foreign objects into text."""
+    plain = frame.drop(columns=[column for column in ("item_id", "user_id") if column in frame.columns]).copy()
+    plain.columns = [str(column) for column in plain.columns]
+    for column in plain.columns:
+        if plain[column].dtype == object:
+            plain[column] = [None if value is None or value != value else str(value) for value in plain[column]]
+    return plain
+
+
+def _write_ids(path: Path, ids: ObjectArray) -> None:
+    """Write ids as JSON texts, so that 7 and "7" come back as what they were."""
+    plain = [value.item() if isinstance(value, np.generic) else value for value in ids]
+    foreign = [value for value in plain if not isinstance(value, str | int | float | bool)]
+    if foreign:
+        raise StorageError(
+            f"id {foreign[0]!r} of type {type(foreign[0]).__name__} cannot be saved; use text or numbers as ids"
+        )
+    write_strings(path, [json.dumps(value) for value in plain])
+
+
+def _read_ids(path: Path) -> ObjectArray:
+    texts = read_strings(path)
+    ids = np.empty(len(texts), dtype=object)
+    ids[:] = [json.loads(text) for text in texts]
+    return ids
+
+
+def _write_events(folder: Path, events: Interactions, sentiment: FloatArray) -> None:
+    numbers = {name: getattr(events, name) for name in EVENT_ARRAYS if name not in TEXT_ARRAYS}
+    metadata: Mapping[str, Any] = {"n_items": events.n_items, "time_kind": events.time_kind}
+    write_arrays(
+        folder / "events.safetensors", {**numbers, "user_rows": events.user_rows, "sentiment": sentiment}, metadata
+    )
+    for name in TEXT_ARRAYS:
+        write_strings(folder / f"event_{name}.parquet", getattr(events, name))
+    _write_ids(folder / "user_ids.parquet", events.user_ids)
+
+
+def _read_events(folder: Path) -> tuple[Interactions, FloatArray]:
+    arrays, metadata = read_arrays(folder / "events.safetensors")
+    texts = {name: read_strings(folder / f"event_{name}.parquet") for name in TEXT_ARRAYS}
+    sentiment: FloatArray = arrays.pop("sentiment")
+    events = Interactions(
+        user_ids=_read_ids(folder / "user_ids.parquet"),
+        n_items=metadata["n_items"],
+        time_kind=metadata["time_kind"],
+        **arrays,
+        **texts,
+    )
+    return events, sentiment

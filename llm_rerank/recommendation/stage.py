@@ -1,0 +1,202 @@
+"""One decision stage, fitted: pair features made complete, the blend, its guard, the calibrator and the cut.
+
+There is one stage for candidates that this library retrieves, and another for lists from an upstream recommender.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from llm_rerank.data.features import PAIR_FEATURES, MissingValues, Standardizer
+from llm_rerank.recommendation.calibration import PlattCalibrator, fit_platt
+from llm_rerank.recommendation.candidates import is_member
+from llm_rerank.recommendation.fusion import (
+    ITEM_SUPPORT,
+    USER_SUPPORT,
+    Blend,
+    FusionFit,
+    GuardVerdict,
+    design_columns,
+    fit_fusion,
+)
+from llm_rerank.recommendation.inputs import Fold
+from llm_rerank.recommendation.thresholds import Cut
+from llm_rerank.types import FloatArray, Ragged
+
+Float64Array = npt.NDArray[np.float64]
+
+UPSTREAM = "upstream"
+"""Name of the upstream recommender's score among the components."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Everything between component scores and a decision. Built by ``fit_stage``, immutable after.
+
+    feature_names: the pair features in use, a part of ``PAIR_FEATURES``. upstream_scale: mean and standard deviation
+    of the upstream scores it was fitted on; None where there are none.
+    """
+
+    component_names: tuple[str, ...]
+    feature_names: tuple[str, ...]
+    uses_item_support: bool
+    missing: MissingValues
+    standardizer: Standardizer
+    upstream_scale: tuple[float, float] | None
+    blend: Blend
+    verdict: GuardVerdict
+    calibrator: PlattCalibrator | None
+    cut: Cut | None
+
+    def design(self, component_scores: FloatArray, pair_values: FloatArray, upstream: FloatArray | None) -> FloatArray:
+        """Columns of the blend for each candidate: float32, shape (n_candidates, n_columns).
+
+        component_scores: shape (n_candidates, n_components without upstream). pair_values: shape (n_candidates,
+        len(PAIR_FEATURES)), NaN unknown. upstream: raw upstream scores, shape (n_candidates,), NaN unknown.
+        """
+        scores = component_scores
+        if self.upstream_scale is not None:
+            mean, deviation = self.upstream_scale
+            given = np.full(len(scores), np.nan, dtype=np.float32) if upstream is None else upstream
+            scores = np.column_stack([scores, (given - mean) / deviation]).astype(np.float32)
+        columns = [PAIR_FEATURES.index(name) for name in self.feature_names]
+        features = self.standardizer.transform(self.missing.transform(pair_values[:, columns]))
+        user_support, item_support = supports(pair_values)
+        names = self.standardized_names
+        design, _ = design_columns(
+            scores,
+            self.component_names,
+            features,
+            names,
+            user_support,
+            item_support if self.uses_item_support else None,
+        )
+        return design
+
+    @property
+    def standardized_names(self) -> tuple[str, ...]:
+        """Names of the completed feature columns, missing-value indicators included."""
+        return tuple(self.missing.output_names)
+
+    def score(self, fold: Fold) -> Float64Array:
+        """Fused scores of a fold's candidates: float64, shape (n_candidates,)."""
+        return self.blend.score(self.design(fold.scored.scores, fold.pair_values, fold.upstream))
+
+    def probability(self, scores: Float64Array, pair_values: FloatArray) -> FloatArray:
+        """Calibrated probabilities: float32, shape (n_candidates,); NaN without a calibrator or a score."""
+        if self.calibrator is None:
+            return np.full(len(scores), np.nan, dtype=np.float32)
+        user_support, item_support = supports(pair_values)
+        return self.calibrator.probability(scores, user_support, item_support)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return JSON-ready values."""
+        return {
+            "component_names": list(self.component_names),
+            "feature_names": list(self.feature_names),
+            "uses_item_support": self.uses_item_support,
+            "missing": self.missing.to_dict(),
+            "standardizer": self.standardizer.to_dict(),
+            "upstream_scale": self.upstream_scale,
+            "blend": self.blend.to_dict(),
+            "verdict": self.verdict.to_dict(),
+            "calibrator": None if self.calibrator is None else self.calibrator.to_dict(),
+            "cut": None if self.cut is None else self.cut.to_dict(),
+        }
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Stage:
+        """Rebuild from ``to_dict``'s values."""
+        scale = values["upstream_scale"]
+        return cls(
+            component_names=tuple(values["component_names"]),
+            feature_names=tuple(values["feature_names"]),
+            uses_item_support=values["uses_item_support"],
+            missing=MissingValues.from_dict(values["missing"]),
+            standardizer=Standardizer.from_dict(values["standardizer"]),
+            upstream_scale=None if scale is None else (scale[0], scale[1]),
+            blend=Blend.from_dict(values["blend"]),
+            verdict=GuardVerdict.from_dict(values["verdict"]),
+            calibrator=None if values["calibrator"] is None else PlattCalibrator.from_dict(values["calibrator"]),
+            cut=None if values["cut"] is None else Cut.from_dict(values["cut"]),
+        )
+
+
+def supports(pair_values: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """Log support of user and item from the pair features: two arrays of shape (n_candidates,), unknown is 0."""
+    user = np.nan_to_num(pair_values[:, PAIR_FEATURES.index(USER_SUPPORT)], nan=0.0)
+    item = np.nan_to_num(pair_values[:, PAIR_FEATURES.index(ITEM_SUPPORT)], nan=0.0)
+    return user, item
+
+
+def usable_features(pair_values: FloatArray, rows: Ragged, allowed: Sequence[str]) -> tuple[str, ...]:
+    """Names of the features that are known somewhere and differ within some list (else they cannot order anything)."""
+    starts = rows.offsets[:-1][rows.lengths > 0]
+    names = []
+    for name in allowed:
+        column = pair_values[:, PAIR_FEATURES.index(name)]
+        if not np.isfinite(column).any() or not len(starts):
+            continue
+        least = np.minimum.reduceat(np.nan_to_num(column, nan=-1e9), starts)
+        greatest = np.maximum.reduceat(np.nan_to_num(column, nan=-1e9), starts)
+        if (greatest > least).any():
+            names.append(name)
+    return tuple(names)
+
+
+def fit_stage(
+    fold: Fold,
+    component_names: Sequence[str],
+    *,
+    features: Sequence[str],
+    n_items: int,
+    start: Stage | None,
+    seed: int,
+) -> Stage:
+    """Fit blend, guard and calibrator on the cases of fold F.
+
+    features: the pair features allowed. start: the stage of another shop, whose blend becomes the prior.
+    """
+    rows, targets, pair_values, upstream = fold.candidates, fold.targets, fold.pair_values, fold.upstream
+    names = tuple(component_names)
+    scores = fold.scored.scores
+    scale = None
+    if upstream is not None:
+        scale = (float(np.nanmean(upstream)), max(float(np.nanstd(upstream)), 1e-9))
+        scores = np.column_stack([scores, (upstream - scale[0]) / scale[1]]).astype(np.float32)
+        names = (*names, UPSTREAM)
+    used = usable_features(pair_values, rows, features)
+    selected = pair_values[:, [PAIR_FEATURES.index(name) for name in used]]
+    missing = MissingValues().fit(selected, names=used, seed=seed)
+    standardizer = Standardizer().fit(missing.transform(selected))
+    user_support, item_support = supports(pair_values)
+    uses_item_support = ITEM_SUPPORT in features
+    design, column_names = design_columns(
+        scores,
+        names,
+        standardizer.transform(missing.transform(selected)),
+        tuple(missing.output_names),
+        user_support,
+        item_support if uses_item_support else None,
+    )
+    positive = is_member(rows, targets, n_items)
+    fusion: FusionFit = fit_fusion(
+        design,
+        column_names,
+        names,
+        rows,
+        positive,
+        targets,
+        default=UPSTREAM if upstream is not None else None,
+        start=None if start is None else start.blend,
+        seed=seed,
+    )
+    calibrator = fit_platt(fusion.out_of_fold, user_support, item_support, positive)
+    return Stage(
+        names, used, uses_item_support, missing, standardizer, scale, fusion.blend, fusion.verdict, calibrator, None
+    )

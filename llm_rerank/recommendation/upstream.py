@@ -1,0 +1,109 @@
+"""The stage for lists that an upstream recommender showed: its score joins the blend and is the guard's default."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from llm_rerank.data.cases import build_cases, seen_items
+from llm_rerank.data.features import ItemStatistics, pair_features
+from llm_rerank.data.splits import hash_users
+from llm_rerank.recommendation.candidates import is_member
+from llm_rerank.recommendation.components import Component, retrieve_and_score
+from llm_rerank.recommendation.holdout import Holdout
+from llm_rerank.recommendation.inputs import FitData, FitTools, Fold, Start
+from llm_rerank.recommendation.judging import report_and_cut
+from llm_rerank.recommendation.log import FitLog
+from llm_rerank.recommendation.stage import Stage, fit_stage
+from llm_rerank.types import Cases, FloatArray, IntArray, Interactions, Items, Ragged
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+def fit_upstream_stage(
+    data: FitData,
+    tools: FitTools,
+    holdout: Holdout,
+    items: Items,
+    components: Sequence[Component],
+    reference: IntArray,
+    log: FitLog,
+    start: Start | None,
+) -> Stage | None:
+    """Fit a stage on each user's first shown list at or after the cut; None without impressions or real time."""
+    if data.impressions is None:
+        return None
+    if holdout.protocol != "time":
+        log.say("warning: impressions need the time protocol (enough users, real timestamps); they are not used")
+        return None if start is None else start.upstream_stage
+    log.step("upstream stage")
+    cases, seen, upstream = shown_lists(data.impressions, data.events, holdout)
+    if not len(cases):
+        log.say(f"warning: no impressions of known users at or after the cut ({holdout.as_of}); they are not used")
+        return None if start is None else start.upstream_stage
+    scored = retrieve_and_score(components, cases, reference, len(items))
+    sentiment = data.sentiment[holdout.past_rows]
+    statistics = ItemStatistics.from_events(holdout.past, items, holdout.as_of, sentiment=sentiment)
+    fold = Fold(scored, seen, pair_features(scored.cases, statistics, items), upstream)
+    users = _users_of(data.impressions, data.events, holdout)
+    in_f = hash_users(data.events.user_ids[users], 2, salt=f"fold-{tools.config.seed}") == 0
+    fold_f, fold_g = fold.take(np.flatnonzero(in_f)), fold.take(np.flatnonzero(~in_f))
+    stage = fit_stage(
+        fold_f,
+        [component.name for component in components if component.blends],
+        features=tools.features,
+        n_items=len(items),
+        start=None if start is None else start.upstream_stage,
+        seed=tools.config.seed,
+    )
+    log.say(f"upstream lists: {stage.verdict.sentence()}")
+    return report_and_cut(stage, fold_g, tools.config, len(items), log)[0]
+
+
+def shown_lists(impressions: pd.DataFrame, events: Interactions, holdout: Holdout) -> tuple[Cases, Ragged, FloatArray]:
+    """Each user's first list at or after the cut as a case: candidates shown, targets taken from it afterwards.
+
+    Histories come from the past alone, so that they are as old as the components. Returns the cases, the items that
+    their users had before, and the upstream scores (float32, shape (n_candidates,)).
+    """
+    users, items, times, scores = _first_lists(impressions, events, holdout)
+    order = np.lexsort((np.arange(len(users)), users))
+    users, items, times, scores = users[order], items[order], times[order], scores[order]
+    list_users, first, lengths = np.unique(users, return_index=True, return_counts=True)
+    candidates = Ragged.from_lengths(items, lengths.astype(np.int64))
+    case_of_user = np.full(events.n_users, -1, dtype=np.int64)
+    case_of_user[list_users] = np.arange(len(list_users))
+    case = case_of_user[events.users]
+    bought = (case >= 0) & events.positive & (events.items >= 0)
+    bought[bought] = events.times[bought] >= times[first][case[bought]]
+    pairs = np.unique(np.stack([case[bought], events.items[bought]], axis=1), axis=0)
+    taken = Ragged.from_lengths(pairs[:, 1], np.bincount(pairs[:, 0], minlength=len(list_users)).astype(np.int64))
+    as_of = np.full(len(list_users), holdout.as_of, dtype=np.int64)
+    seen = seen_items(holdout.past, list_users, as_of)
+    target = is_member(taken, candidates, events.n_items) & ~is_member(taken, seen, events.n_items)
+    counts = np.bincount(taken.row_of_value[target], minlength=len(list_users)).astype(np.int64)
+    targets = Ragged.from_lengths(taken.values[target], counts)
+    cases = build_cases(holdout.past, list_users, as_of, candidates=candidates, targets=targets)
+    return cases, seen, scores
+
+
+def _first_lists(
+    impressions: pd.DataFrame, events: Interactions, holdout: Holdout
+) -> tuple[IntArray, IntArray, IntArray, FloatArray]:
+    code_of = {user: code for code, user in enumerate(events.user_ids)}
+    users = np.array([code_of.get(user, -1) for user in impressions["user_id"]], dtype=np.int64)
+    times = impressions["timestamp"].to_numpy(dtype=np.int64)
+    late = np.flatnonzero((users >= 0) & (times >= holdout.as_of))
+    first = np.full(events.n_users, np.iinfo(np.int64).max, dtype=np.int64)
+    np.minimum.at(first, users[late], times[late])
+    kept = late[times[late] == first[users[late]]]
+    items = impressions["item"].to_numpy(dtype=np.int64)
+    scores = impressions["upstream_score"].to_numpy(dtype=np.float32)
+    return users[kept], items[kept], times[kept], scores[kept]
+
+
+def _users_of(impressions: pd.DataFrame, events: Interactions, holdout: Holdout) -> IntArray:
+    return np.unique(_first_lists(impressions, events, holdout)[0])
