@@ -1,0 +1,93 @@
+"""Candidates at the door: every row kept in its order, beside its item's code and its upstream score."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+
+from llm_rerank.data.frames import as_objects, clean_ids, id_codes, named_columns
+from llm_rerank.types import UNKNOWN, DataError, DataReport, FloatArray, IntArray, Items, ObjectArray
+
+OnUnknown = Literal["keep", "drop", "raise"]
+
+
+@dataclass(frozen=True)
+class CandidateTable:
+    """Candidates of many users, in input order; all arrays have one entry a row.
+
+    frame: the rows as given under our column names, numbered from 0, with every further column.
+    item_codes: int64, -1 where the catalogue has no such item. user_ids: object, as given.
+    upstream_scores: float32, NaN where none.
+    """
+
+    frame: pd.DataFrame
+    item_codes: IntArray
+    user_ids: ObjectArray
+    upstream_scores: FloatArray
+
+    def __len__(self) -> int:
+        return len(self.item_codes)
+
+
+def validate_candidates(
+    table: Any,
+    items: Items,
+    *,
+    on_unknown: OnUnknown = "keep",
+    columns: Mapping[str, str] | None = None,
+    report: DataReport | None = None,
+) -> CandidateTable:
+    """Check candidates and find their items.
+
+    table: user_id, item_id, optional upstream_score, any further columns. No rows at all is a valid, empty answer.
+    on_unknown: what becomes of items that the catalogue lacks: "keep" (code -1), "drop" (counted), "raise".
+    Raises DataError where a column is missing, or for on_unknown="raise" with the first unknown item.
+    """
+    if on_unknown not in ("keep", "drop", "raise"):
+        raise DataError(f"on_unknown is {on_unknown!r}; it must be 'keep', 'drop' or 'raise'")
+    report = DataReport() if report is None else report
+    frame = named_columns(table, "candidates", ("user_id", "item_id"), columns, report)
+    users = clean_ids(frame["user_id"], "user_id of candidates", report)
+    item_ids = clean_ids(frame["item_id"], "item_id of candidates", report)
+    keep = (users.notna() & item_ids.notna()).to_numpy(dtype=bool)
+    report.drop("candidate without user_id or item_id", int((~keep).sum()))
+    codes = id_codes(item_ids, items.ids)
+    unknown = keep & (codes == UNKNOWN)
+    if unknown.any():
+        first = item_ids[unknown].iloc[0]
+        n_unknown = item_ids[unknown].nunique()
+        if on_unknown == "raise":
+            raise DataError(
+                f"candidates has {n_unknown:,} items absent from items (first: {first!r}); "
+                "add them to items or pass on_unknown='drop' or 'keep'"
+            )
+        if on_unknown == "drop":
+            report.drop("candidate's item absent from items", int(unknown.sum()))
+            keep &= ~unknown
+        else:
+            report.notes.append(f"candidates has {n_unknown:,} items absent from items (first: {first!r}); kept, unscored")
+    frame = frame[keep].reset_index(drop=True)
+    repeated = int(pd.DataFrame({"user": users[keep].to_numpy(), "item": item_ids[keep].to_numpy()}).duplicated().sum())
+    if repeated:
+        report.notes.append(f"candidates repeats {repeated:,} pairs of user and item; every row is kept")
+    if not len(frame):
+        report.notes.append("candidates has no rows; the result will have none")
+    return CandidateTable(frame, codes[keep], as_objects(users[keep]), _upstream_scores(frame, report))
+
+
+def _upstream_scores(frame: pd.DataFrame, report: DataReport) -> FloatArray:
+    if "upstream_score" not in frame.columns:
+        return np.full(len(frame), np.nan, dtype=np.float32)
+    given = frame["upstream_score"]
+    scores = pd.to_numeric(given, errors="coerce").to_numpy(dtype=np.float64, na_value=np.nan).copy()
+    scores[~np.isfinite(scores)] = np.nan
+    if len(scores) and given.notna().any() and np.isnan(scores).all():
+        raise DataError(f"upstream_score of candidates holds no number (first: {given.dropna().iloc[0]!r}); give numbers")
+    n_unknown = int((np.isnan(scores) & given.notna().to_numpy()).sum())
+    if n_unknown:
+        report.notes.append(f"{n_unknown:,} values of upstream_score are no finite numbers; taken as unknown")
+    return scores.astype(np.float32)

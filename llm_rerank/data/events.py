@@ -1,0 +1,166 @@
+"""What an event says of a liking: its weight, whether it is a target, its rating and quantity.
+
+Leaves out who, what and when (``schema.py``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from llm_rerank.types import BoolArray, DataError, DataReport, FloatArray
+
+EVENT_WEIGHTS = {
+    "search": 0.1,
+    "view": 0.2,
+    "click": 0.3,
+    "favourite": 0.6,
+    "cart": 0.7,
+    "rating": 1.0,
+    "purchase": 1.0,
+    "interaction": 1.0,
+}
+"""Strength of evidence for a liking by kind of event; "interaction" is a row whose kind is not given."""
+
+EVENT_ALIASES = {
+    "favorite": "favourite",
+    "like": "favourite",
+    "wishlist": "favourite",
+    "buy": "purchase",
+    "order": "purchase",
+    "transaction": "purchase",
+    "addtocart": "cart",
+    "add_to_cart": "cart",
+    "pageview": "view",
+    "page_view": "view",
+    "rate": "rating",
+    "review": "rating",
+}
+WEAK_EVENTS = ("view", "search")
+"""Never targets unless ``target_events`` names them."""
+
+
+@dataclass(frozen=True)
+class EventValues:
+    """Arrays of equal length, one entry an event; their meaning as in ``Interactions``."""
+
+    weights: FloatArray
+    positive: BoolArray
+    ratings: FloatArray
+    quantities: FloatArray
+    returned: BoolArray  # a purchase of nothing or less: no evidence of a liking
+
+
+def read_events(
+    frame: pd.DataFrame,
+    *,
+    has_item: BoolArray,
+    target_events: Sequence[str] | None,
+    min_rating: float | None,
+    report: DataReport,
+) -> EventValues:
+    """Read the optional columns event, rating, quantity and weight.
+
+    has_item: bool, shape (n_events,); an event without an item (a search) is never a target.
+    target_events: kinds that are targets; None: purchases where there are any, else all but views and searches.
+    min_rating: a rated event below it is a dislike: its weight is negative, and it is no target.
+    A column ``weight`` replaces the weight of the event's kind; a negative one marks a dislike.
+    Raises DataError where target_events or min_rating do not fit the data, or nothing is left as a target.
+    """
+    ratings = _numbers(frame, "rating", report)
+    kinds, names = _kinds(frame, ratings, has_item, report)
+    weights = np.array([EVENT_WEIGHTS.get(name, 1.0) for name in names], dtype=np.float32)[kinds]
+    if "weight" in frame.columns:
+        given = _numbers(frame, "weight", report)
+        weights = np.where(np.isnan(given), weights, given).astype(np.float32)
+    weights[~has_item] = np.minimum(weights[~has_item], EVENT_WEIGHTS["search"])
+
+    targets = _target_names(names, target_events)
+    positive = np.isin(names, targets)[kinds] & has_item & (weights > 0)
+    if min_rating is not None:
+        disliked = _disliked(ratings, min_rating)
+        weights[disliked] = -np.abs(weights[disliked])
+        positive &= ~disliked
+        report.notes.append(f"{disliked.sum():,} events rated below {min_rating:g} are dislikes")
+    if not positive.any():
+        raise DataError(
+            f"no event is a target: target_events are {', '.join(targets)}, min_rating is {min_rating}; "
+            f"the data has the events {', '.join(names)}, so name others or lower min_rating"
+        )
+    report.notes.append(f"targets are events of kind {', '.join(targets)}: {positive.sum():,} of {len(frame):,}")
+
+    quantities = _numbers(frame, "quantity", report)
+    bought = np.isin(names, ("purchase", "interaction"))[kinds]
+    returned = bought & (quantities <= 0)
+    quantities = np.where(np.isnan(quantities) | (quantities <= 0), np.float32(1), quantities)
+    return EventValues(weights, positive, ratings, quantities, returned)
+
+
+def _kinds(
+    frame: pd.DataFrame, ratings: FloatArray, has_item: BoolArray, report: DataReport
+) -> tuple[np.ndarray, list[str]]:
+    """Give each row's kind of event as a position in a list of names."""
+    implied = np.where(has_item, np.where(np.isnan(ratings), "interaction", "rating"), "search")
+    if "event" not in frame.columns:
+        kinds, names = pd.factorize(implied)
+        return kinds, [str(name) for name in names]
+    codes, spellings = pd.factorize(frame["event"])
+    own = [str(spelling).strip().lower() for spelling in spellings]
+    own = [EVENT_ALIASES.get(name, name) for name in own]
+    unsaid = (codes < 0) | np.isin(own, [""])[codes]
+    if unsaid.any():
+        report.notes.append(f"{unsaid.sum():,} events have no kind; taken as rating, search or plain interaction")
+    unknown = sorted({name for name in own if name and name not in EVENT_WEIGHTS})
+    if unknown:
+        report.notes.append(
+            f"events of kind {', '.join(unknown)} are not among {', '.join(EVENT_WEIGHTS)}; each weighs 1, "
+            "rename them or give a column weight"
+        )
+    implied_codes, implied_names = pd.factorize(implied)
+    all_names = np.array([*own, *implied_names], dtype=object)
+    kinds, names = pd.factorize(all_names)  # two spellings of one kind, one code
+    own_kinds, implied_kinds = kinds[: len(own)], kinds[len(own) :]
+    rows = np.where(unsaid, implied_kinds[implied_codes], own_kinds[codes] if len(own) else 0)
+    present, rows = np.unique(rows, return_inverse=True)
+    return rows, [str(names[kind]) for kind in present]
+
+
+def _target_names(names: list[str], target_events: Sequence[str] | None) -> list[str]:
+    if target_events is None:
+        return ["purchase"] if "purchase" in names else [name for name in names if name not in WEAK_EVENTS]
+    wanted = [EVENT_ALIASES.get(name.lower(), name.lower()) for name in target_events]
+    absent = [name for name in wanted if name not in names]
+    if absent or not wanted:
+        raise DataError(
+            f"target_events names {', '.join(map(repr, absent)) or 'no event'}, but the data has the events "
+            f"{', '.join(names)}; name some of these"
+        )
+    return wanted
+
+
+def _disliked(ratings: FloatArray, min_rating: float) -> BoolArray:
+    rated = ~np.isnan(ratings)
+    if not rated.any():
+        raise DataError(f"min_rating is {min_rating:g}, but no event has a rating; leave it out or map a column")
+    if min_rating > ratings[rated].max():
+        raise DataError(
+            f"min_rating is {min_rating:g}, but ratings go from {ratings[rated].min():g} to {ratings[rated].max():g}, "
+            "so every rating would be a dislike; choose one inside"
+        )
+    return rated & (ratings < min_rating)
+
+
+def _numbers(frame: pd.DataFrame, column: str, report: DataReport) -> FloatArray:
+    """Read a numeric column as float32, NaN where missing or unreadable; the unreadable ones are noted."""
+    if column not in frame.columns:
+        return np.full(len(frame), np.nan, dtype=np.float32)
+    given = frame[column]
+    numbers = pd.to_numeric(given, errors="coerce").to_numpy(dtype=np.float64, na_value=np.nan).copy()
+    numbers[~np.isfinite(numbers)] = np.nan
+    unreadable = int((np.isnan(numbers) & given.notna().to_numpy() & (given.astype(str) != "").to_numpy()).sum())
+    if unreadable:
+        report.notes.append(f"{unreadable:,} values of {column} are no numbers; taken as unknown")
+    return numbers.astype(np.float32)

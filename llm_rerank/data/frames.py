@@ -1,0 +1,194 @@
+"""Tables in any form in, the same form out; a shop's column names mapped to ours; ids cleaned and matched.
+
+Leaves out what a column means (``schema.py``). Inputs are never changed.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from pandas.api import types as dtypes
+
+from llm_rerank.data.readers import read_table
+from llm_rerank.types import UNKNOWN, DataError, DataReport, IntArray, ObjectArray
+
+USUAL_NAMES = {
+    "user_id": ("user", "userid", "customer", "customer_id", "customerid", "visitorid", "reviewerid", "household_id"),
+    "item_id": ("item", "itemid", "product", "product_id", "productid", "sku", "asin", "stock_code", "movieid"),
+    "timestamp": ("time", "date", "datetime", "ts", "created_at", "event_time", "order_date", "invoice_date"),
+    "title": ("name", "item_name", "product_name", "product_title", "titel"),
+}
+"""Names that shops give our required columns: only for the remedy in a message, never mapped in silence."""
+
+
+def to_pandas(table: Any, *, report: DataReport | None = None) -> pd.DataFrame:
+    """Give any table as a pandas frame with rows numbered from 0; the columns may be shared with the input.
+
+    table: a path (str or Path), a pandas, polars or Arrow table, a mapping of columns or a sequence of row mappings.
+    Raises DataError for anything else.
+    """
+    if isinstance(table, (str, Path)):
+        return read_table(table, report=report)
+    if isinstance(table, pd.DataFrame):
+        frame = table
+    elif isinstance(table, Mapping) or (
+        isinstance(table, Sequence) and all(isinstance(row, Mapping) for row in table)
+    ):
+        frame = pd.DataFrame(table)
+    else:
+        import narwhals
+
+        try:
+            native = narwhals.from_native(table)
+        except TypeError as error:
+            raise DataError(
+                f"a table is of type {type(table).__name__}; pass a path, or a pandas, polars or Arrow table"
+            ) from error
+        frame = (native.collect() if isinstance(native, narwhals.LazyFrame) else native).to_pandas()
+    repeated = frame.columns[frame.columns.duplicated()].unique().tolist()
+    if repeated:
+        raise DataError(f"a table has the columns {repeated} more than once; rename or remove one of each")
+    return frame.reset_index(drop=True)
+
+
+def like_input(result: pd.DataFrame, original: Any) -> Any:
+    """Give a result as the kind of table that ``original`` is: polars, Arrow, else pandas."""
+    module = type(original).__module__.partition(".")[0]
+    if module not in ("polars", "pyarrow"):
+        return result
+    import narwhals
+
+    frame = narwhals.from_native(result, eager_only=True)
+    if module == "pyarrow":
+        return frame.to_arrow()
+    polars_frame = frame.to_polars()
+    return polars_frame.lazy() if type(original).__name__ == "LazyFrame" else polars_frame
+
+
+def named_columns(
+    table: Any, name: str, required: Sequence[str], columns: Mapping[str, str] | None, report: DataReport
+) -> pd.DataFrame:
+    """Open a table, give its columns our names, and require some.
+
+    name: the table, for messages. columns: from the shop's names to ours; a mapped column replaces one that already
+    has our name. Raises DataError where a mapped or required column is missing, or there are no columns at all.
+    """
+    frame = to_pandas(table, report=report)
+    columns = dict(columns or {})
+    absent = [given for given in columns if given not in frame.columns]
+    if absent:
+        raise DataError(f"{name} has no column {absent[0]!r} to map to {columns[absent[0]]!r}; it has {_listed(frame)}")
+    twice = [ours for ours in columns.values() if list(columns.values()).count(ours) > 1]
+    if twice:
+        raise DataError(f"columns maps more than one column of {name} to {twice[0]!r}; map one")
+    replaced = [ours for ours in columns.values() if ours in frame.columns and ours not in columns]
+    if replaced:
+        report.notes.append(f"{name}: column {replaced[0]!r} gives way to the column mapped to it")
+    frame = frame.drop(columns=replaced).rename(columns=columns)
+    for column in required:
+        if column not in frame.columns:
+            raise DataError(f"{name} has no column {column!r}; {_remedy(column, frame)}")
+    return frame
+
+
+def applicable(columns: Mapping[str, str] | None, table: pd.DataFrame) -> dict[str, str]:
+    """Keep the mappings that name a column of this table: one mapping may serve several tables."""
+    return {given: ours for given, ours in (columns or {}).items() if given in table.columns}
+
+
+def _listed(frame: pd.DataFrame) -> str:
+    names = [str(column) for column in frame.columns]
+    return ", ".join(names[:12]) + (f" and {len(names) - 12} more" if len(names) > 12 else "")
+
+
+def _remedy(column: str, frame: pd.DataFrame) -> str:
+    lowered = {str(given).lower(): given for given in frame.columns}
+    usual = [lowered[word] for word in USUAL_NAMES.get(column, ()) if word in lowered]
+    close = [lowered[word] for word in difflib.get_close_matches(column, list(lowered), n=1)]
+    guess = (usual or close or ["your_name"])[0]
+    return f"it has {_listed(frame)}; rename one or pass columns={{{str(guess)!r}: {column!r}}}"
+
+
+def clean_ids(values: pd.Series, name: str, report: DataReport) -> pd.Series:
+    """Give ids as they came, with empty texts and NaN as missing.
+
+    Whole numbers that pandas turned into floats beside a missing value (17850.0) are whole again. A column that mixes
+    numbers and texts, as spreadsheets make them, becomes text throughout, which is noted.
+    Raises DataError where an id is a list or mapping, or where text would merge two ids (1 and "1").
+    """
+    if isinstance(values.dtype, pd.CategoricalDtype):
+        values = values.astype(values.cat.categories.dtype)
+    if dtypes.is_float_dtype(values.dtype):
+        known = values.dropna().to_numpy(dtype=np.float64)
+        whole = bool((known == np.floor(known)).all() and (np.abs(known) < 2**53).all())
+        return values.astype("Int64") if whole else values
+    if dtypes.is_numeric_dtype(values.dtype):
+        return values
+    kind = pd.api.types.infer_dtype(values, skipna=True)
+    if kind == "mixed-integer-float" or kind == "floating":
+        return clean_ids(pd.to_numeric(values), name, report)
+    if kind == "integer":
+        return values.astype("Int64")
+    if kind in ("mixed", "mixed-integer"):
+        values = _mixed_ids(values, name, report)
+        kind = pd.api.types.infer_dtype(values, skipna=True)
+    if kind == "string":
+        return values.mask(values.str.strip() == "")
+    return values
+
+
+def _mixed_ids(values: pd.Series, name: str, report: DataReport) -> pd.Series:
+    try:
+        distinct = pd.Series(values.dropna().unique())
+    except TypeError as error:
+        raise DataError(f"{name} holds lists or mappings; an id must be one number or text") from error
+    kinds = distinct.map(lambda value: type(value).__name__)
+    if not (kinds == "str").any():
+        return values  # tuples, UUIDs: any hashable is an id
+    texts = distinct.map(_id_text)
+    merged = distinct[texts.duplicated(keep=False)].tolist()
+    if merged:
+        raise DataError(
+            f"{name} mixes numbers and texts, and {merged[0]!r} and {merged[1]!r} would be one id; "
+            "write all ids as text, or all as numbers"
+        )
+    report.notes.append(f"{name} mixes numbers and texts; all its ids were taken as text")
+    return values.map(_id_text, na_action="ignore")
+
+
+def _id_text(value: Any) -> str:
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+
+
+def as_objects(ids: pd.Series) -> ObjectArray:
+    """Give ids without missing ones as an object array of Python values."""
+    objects = np.empty(len(ids), dtype=object)
+    objects[:] = ids.tolist()
+    return objects
+
+
+def id_codes(values: pd.Series | ObjectArray, known: ObjectArray) -> IntArray:
+    """Give each id's position among the known, distinct ids, -1 where unknown or missing: int64, shape (n_values,).
+
+    Where one side holds numbers and the other texts ("17" from a CSV, 17 from a database), both are compared as text.
+    """
+    series = values if isinstance(values, pd.Series) else pd.Series(values, dtype=object)
+    codes, distinct = pd.factorize(series)  # each distinct id is looked up once
+    wanted = pd.Series(distinct, dtype=object)
+    have = pd.Series(known, dtype=object)
+    if _holds_numbers(wanted) != _holds_numbers(have):
+        wanted, have = wanted.map(_id_text), have.map(_id_text)
+    if have.duplicated().any():
+        have = have.drop_duplicates()  # 1 and "1" known together, met by a text: the first
+    positions = pd.Series(have.index, index=pd.Index(have, dtype=object))
+    found = positions.reindex(pd.Index(wanted, dtype=object)).fillna(UNKNOWN).to_numpy(dtype=np.int64)
+    return np.append(found, UNKNOWN)[codes]
+
+
+def _holds_numbers(ids: pd.Series) -> bool:
+    return pd.api.types.infer_dtype(ids, skipna=True) in ("integer", "floating", "mixed-integer-float")

@@ -1,0 +1,245 @@
+"""Files to frames: CSV of any common dialect, JSON lines, Parquet, all of them gzipped or not.
+
+Delimiter, encoding, byte order mark and decimal comma are found and said. Texts stay texts: an id "00123" keeps its
+zeros. Leaves out what the columns mean (``schema.py``) and the published data sets (``datasets.py``).
+"""
+
+from __future__ import annotations
+
+import ast
+import codecs
+import csv
+import gzip
+import io
+import json
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from llm_rerank.types import DataError, DataReport
+
+DELIMITERS = {",": "comma", ";": "semicolon", "\t": "tab", "|": "bar"}
+SNIFFED_LINES = 50
+EMPTY_NUMBERS = ("", "NA", "N/A", "NaN", "nan", "null", "NULL", "None")
+"""Words for "no value" in a column that otherwise holds numbers; in a column of texts they stay as they are."""
+
+_WHOLE = r"-?(?:0|[1-9]\d{0,17})"  # no leading zeros: those mark ids, and a number would lose them
+_POINT = r"-?\d+\.\d*(?:[eE][+-]?\d+)?|-?\.\d+"
+_COMMA = r"-?\d{1,3}(?:\.\d{3})+,\d+|-?\d+,\d+"
+
+
+def read_table(path: str | Path, *, encoding: str | None = None, report: DataReport | None = None) -> pd.DataFrame:
+    """Read a CSV, TSV, JSON lines, JSON or Parquet file, gzipped or not; the content decides, not the suffix.
+
+    encoding: None to find it (byte order mark, UTF-8, GB18030, else Windows-1252).
+    report: takes notes on what was found.
+    Raises DataError where the file is missing, empty, damaged, or has no header.
+    """
+    path = Path(path)
+    report = DataReport() if report is None else report
+    raw = read_bytes(path)
+    if raw[:4] == b"PAR1":
+        return _read_parquet(raw, path)
+    text, found = decode(raw, path, encoding)
+    start = text[:1000].lstrip()
+    if not start:
+        raise DataError(f"{path} is empty; give a file with a header and at least one row")
+    if start[0] in "{[":
+        return _read_json(text, path)
+    return _read_csv(text, found, path, report)
+
+
+def read_bytes(path: Path) -> bytes:
+    """Read a file, unpacked where it is gzipped.
+
+    Raises DataError where it is missing, a folder, empty or damaged.
+    """
+    try:
+        raw = path.read_bytes()
+    except FileNotFoundError as error:
+        raise DataError(f"{path} does not exist; check the path") from error
+    except (IsADirectoryError, PermissionError) as error:
+        raise DataError(f"{path} cannot be read ({error.strerror}); give a readable file") from error
+    if raw[:2] == b"\x1f\x8b":
+        try:
+            raw = gzip.decompress(raw)
+        except (EOFError, OSError, zlib.error) as error:
+            raise DataError(f"{path} is a damaged gzip file ({error}); copy or download it again") from error
+    if not raw:
+        raise DataError(f"{path} is empty; give a file with a header and at least one row")
+    return raw
+
+
+def _read_parquet(raw: bytes, path: Path) -> pd.DataFrame:
+    import pyarrow as pa
+
+    try:
+        return pd.read_parquet(io.BytesIO(raw))
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise DataError(f"{path} is a damaged Parquet file ({error}); copy or download it again") from error
+
+
+def decode(raw: bytes, path: Path, encoding: str | None = None) -> tuple[str, str]:
+    """Decode bytes to text; returns the text without byte order mark and the name of the encoding found."""
+    marks = ((codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"))
+    found = encoding or next((name for mark, name in marks if raw.startswith(mark)), None) or _guess_encoding(raw)
+    try:
+        text = raw.decode(found)
+    except (UnicodeDecodeError, LookupError) as error:
+        raise DataError(f"{path} cannot be read as {found} ({error}); pass the file's true encoding") from error
+    return text.replace("\r\n", "\n").replace("\r", "\n").replace("\x00", ""), found
+
+
+def _guess_encoding(raw: bytes) -> str:
+    """UTF-8 where it decodes; GB18030 where bytes above 127 come in company, as Chinese does; else Windows-1252."""
+    try:
+        raw.decode("utf-8")
+        return "utf-8"
+    except UnicodeDecodeError:
+        pass
+    high = np.frombuffer(raw, dtype=np.uint8) >= 0x80
+    in_company = high.copy()
+    in_company[1:] &= high[:-1]
+    in_company[:-1] |= high[:-1] & high[1:]
+    if in_company.sum() >= 0.8 * high.sum():  # a lone letter with an accent stands between ASCII letters
+        try:
+            raw.decode("gb18030")
+            return "gb18030"
+        except UnicodeDecodeError:
+            pass
+    try:
+        raw.decode("cp1252")
+        return "cp1252"
+    except UnicodeDecodeError:
+        return "latin-1"
+
+
+def _read_csv(text: str, encoding: str, path: Path, report: DataReport) -> pd.DataFrame:
+    delimiter = _sniff_delimiter(text)
+    header = next(csv.reader(io.StringIO(text), delimiter=delimiter))
+    names = [name.strip() for name in header]
+    if all(_is_number(name) for name in names if name):
+        raise DataError(f"the first line of {path} ({', '.join(names[:4])}) looks like data; add a line of column names")
+    repeated = sorted({name for name in names if name and names.count(name) > 1})
+    if repeated:
+        raise DataError(f"{path} has the columns {repeated} more than once; rename or remove one of each")
+    names = [name or f"column_{number}" for number, name in enumerate(names, start=1)]
+    try:
+        frame = pd.read_csv(
+            io.StringIO(text),
+            sep=delimiter,
+            header=0,
+            names=names,
+            index_col=False,
+            dtype=object,
+            keep_default_na=False,
+            na_values=[""],
+            on_bad_lines="error",
+        )
+    except (pd.errors.ParserError, pd.errors.EmptyDataError) as error:
+        raise DataError(f"{path} is no well-formed table ({error}); quote values that hold a delimiter") from error
+    unnamed = [name for given, name in zip(header, names, strict=True) if not given.strip() and frame[name].isna().all()]
+    frame = frame.drop(columns=unnamed)
+    comma_columns: list[str] = []
+    for column in frame.columns:
+        frame[column] = _typed(frame[column], comma_columns)
+    said = f"{path.name}: {encoding}, delimiter {DELIMITERS[delimiter]}"
+    said += f", decimal comma in {', '.join(comma_columns)}" if comma_columns else ""
+    said += f", {len(unnamed)} empty columns without a name left out" if unnamed else ""
+    report.notes.append(said)
+    return frame
+
+
+def _sniff_delimiter(text: str) -> str:
+    """Take the delimiter that cuts the first lines into the same number of fields, the greatest number first."""
+    lines = text[: 200 * 1000].split("\n")[:SNIFFED_LINES]
+    best, best_rank = ",", (0.0, 0)
+    for delimiter in DELIMITERS:
+        widths = [len(row) for row in csv.reader(lines, delimiter=delimiter) if row]
+        if not widths or widths[0] < 2:
+            continue
+        agreeing = sum(width == widths[0] for width in widths) / len(widths)
+        if (agreeing, widths[0]) > best_rank:
+            best, best_rank = delimiter, (agreeing, widths[0])
+    return best
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text.replace(",", "."))
+    except ValueError:
+        return False
+    return True
+
+
+def _typed(values: pd.Series, comma_columns: list[str]) -> pd.Series:
+    """Give a column of texts as whole numbers or floats where nothing is lost by it, else as texts."""
+    empty = values.isna() | values.isin(EMPTY_NUMBERS)
+    texts = values[~empty].astype(str).str.strip()
+    if texts.empty or not texts.iloc[0][-1:].isdigit() and not texts.iloc[0].endswith("."):
+        return values  # the common column of texts: no need to look at every value
+    whole = texts.str.fullmatch(_WHOLE)
+    if whole.all():
+        numbers = pd.Series(pd.NA, index=values.index, dtype="Int64")
+        numbers[~empty] = texts.astype("int64")
+        return numbers if empty.any() else numbers.astype("int64")
+    if (whole | texts.str.fullmatch(_POINT)).all():
+        decimal_texts = texts
+    elif (whole | texts.str.fullmatch(_COMMA)).all() and _commas_are_decimal(texts):
+        decimal_texts = texts.str.replace(".", "", regex=False).str.replace(",", ".", regex=False)
+        comma_columns.append(str(values.name))
+    else:
+        return values
+    floats = pd.Series(np.nan, index=values.index, dtype=np.float64)
+    floats[~empty] = decimal_texts.astype(np.float64)
+    return floats
+
+
+def _commas_are_decimal(texts: pd.Series) -> bool:
+    """1,299 alone may be one or a thousand: some other number of digits after a comma must show which."""
+    return bool((~texts.str.contains(r"^-?\d{1,3},\d{3}$") & texts.str.contains(",", regex=False)).any())
+
+
+def _read_json(text: str, path: Path) -> pd.DataFrame:
+    if text.lstrip()[0] == "[":
+        try:
+            rows = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise DataError(f"{path} is no well-formed JSON ({error}); repair it or write one object a line") from error
+        if not all(isinstance(row, dict) for row in rows):
+            raise DataError(f"{path} holds a JSON list of other things than objects; write one object a row")
+    else:
+        rows = list(_json_lines(text, path))
+    if not rows:
+        raise DataError(f"{path} has no rows; give at least one")
+    return pd.DataFrame(rows)
+
+
+def _json_lines(text: str, path: Path) -> Iterator[dict[str, Any]]:
+    parse = json.loads
+    for number, line in enumerate(text.split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = parse(line)
+        except ValueError:
+            row = _python_literal(line)
+            if row is None:
+                raise DataError(
+                    f"line {number} of {path} is no JSON object ({line[:60]!r}); write one complete object a line"
+                ) from None
+        if not isinstance(row, dict):
+            raise DataError(f"line {number} of {path} is no JSON object ({line[:60]!r}); write one object a line")
+        yield row
+
+
+def _python_literal(line: str) -> Any:
+    """Amazon's metadata of 2014 are Python literals ({'asin': …}), read here without running anything."""
+    try:
+        return ast.literal_eval(line)
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return None

@@ -1,0 +1,168 @@
+"""Single values of a shop's tables: prices, texts with HTML, category paths, specifications. Pure functions.
+
+Leaves out timestamps (``times.py``) and ids (``frames.py``).
+"""
+
+from __future__ import annotations
+
+import html
+import json
+import math
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+from pandas.api import types as dtypes
+
+CATEGORY_SEPARATOR = " > "
+
+_CURRENCY = (
+    r"(?:[A-Za-z]{0,3}[$€£¥￥₹₽₩₪₺₫₴₦₱฿]|[A-Z]{3}(?![a-z])|Rs\.?|kr\.?|zł|Kč|Ft|lei|лв\.?|руб\.?|元|円|원|,-|\.-)"
+)
+_AMOUNT = r"-?(?:\d{1,3}(?:[.,'’ \u00a0\u202f]\d{3})+(?:[.,]\d{1,2})?|\d+(?:[.,]\d+)?|[.,]\d+)"
+# One amount with a currency on either side; of a range ("$5.99 - $12.00") the lower end.
+_PRICE = re.compile(
+    rf"(?:from |ab )?{_CURRENCY}?\s*({_AMOUNT})\s*{_CURRENCY}?(?:\s*[-–]\s*{_CURRENCY}?\s*{_AMOUNT}\s*{_CURRENCY}?)?"
+)
+_BLOCK = re.compile(r"<(script|style)\b.*?</\1\s*>", re.IGNORECASE | re.DOTALL)
+_TAG = re.compile(r"<!--.*?-->|</?[a-zA-Z][^<>]*>", re.DOTALL)
+_SPACES = re.compile(r"\s+")
+
+
+def parse_prices(values: pd.Series) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.bool_]]:
+    """Read prices such as 12.5, "$1,299.00", "12,50 €", "1.299,00", "CHF 1'299.-".
+
+    A lone mark before exactly three digits ("1,299") follows the rest of the column: a comma groups thousands unless
+    other prices show it as the decimal mark, a point is the decimal mark unless others show the comma as such.
+    Returns prices (float64, NaN where unknown) and refused (bool): a value was there, but is no price above 0.
+    """
+    if dtypes.is_numeric_dtype(values.dtype):
+        prices = values.to_numpy(dtype=np.float64, na_value=np.nan).copy()
+        given = ~np.isnan(prices)
+    else:
+        codes, distinct = pd.factorize(values)
+        texts = [str(value).strip() for value in distinct]
+        amounts = [match.group(1) if (match := _PRICE.fullmatch(text)) else None for text in texts]
+        comma_is_decimal = _comma_is_decimal([amount for amount in amounts if amount])
+        numbers = [_amount_to_float(amount, comma_is_decimal) if amount else math.nan for amount in amounts]
+        prices = np.array([*numbers, math.nan])[codes]  # code -1, a missing value, finds the last
+        given = np.array([*(bool(text) for text in texts), False])[codes]
+    refused = given & ~((prices > 0) & np.isfinite(prices))
+    prices[refused] = np.nan
+    return prices, refused
+
+
+def _comma_is_decimal(amounts: list[str]) -> bool:
+    """Vote over the amounts whose marks can be read one way only."""
+    commas = sum(bool(re.search(r",\d{1,2}$|\.\d{3},", amount)) for amount in amounts)
+    points = sum(bool(re.search(r"\.\d{1,2}$|,\d{3}\.", amount)) for amount in amounts)
+    return commas > points
+
+
+def _amount_to_float(amount: str, comma_is_decimal: bool) -> float:
+    amount = re.sub(r"['’ \u00a0\u202f]", "", amount)
+    marks = re.findall(r"[.,]", amount)
+    if not marks:
+        return float(amount)
+    last = marks[-1]
+    head, _, tail = amount.rpartition(last)
+    if len(set(marks)) == 2:
+        decimal = True  # 1,299.00 and 1.299,00: the later mark is the decimal one
+    elif len(marks) > 1:
+        decimal = False  # 1.299.000
+    elif len(tail) == 3 and head.lstrip("-") not in ("", "0"):
+        decimal = comma_is_decimal == (last == ",")
+    else:
+        decimal = True
+    digits = re.sub(r"[.,]", "", head)
+    return float(f"{digits}.{tail}" if decimal else f"{digits}{tail}")
+
+
+def clean_text(text: str) -> str:
+    """Remove HTML tags, resolve entities (&amp;), and bring white space to single blanks; "a < b" stays."""
+    if "<" in text or "&" in text:
+        # Entities may hide tags (&lt;br&gt;), tags may hold entities: hence tags, entities, tags again.
+        text = _TAG.sub(" ", html.unescape(_TAG.sub(" ", _BLOCK.sub(" ", text))))
+    return _SPACES.sub(" ", text).strip()
+
+
+def text_column(values: pd.Series, *, separator: str = " ") -> pd.Series:
+    """Give a column as clean texts, "" where missing; lists are joined by the separator.
+
+    Returns a Series of str objects with the index of ``values``.
+    """
+    return _map_distinct(values, lambda value: clean_text(join_texts(value, separator)))
+
+
+def category_column(values: pd.Series) -> pd.Series:
+    """Give categories as one path a row, "A > B"; lists, nested lists (their first path) and "A|B" are understood."""
+    return _map_distinct(values, _category_path)
+
+
+def specs_column(values: pd.Series) -> pd.Series:
+    """Give specifications as JSON text with clean keys and values, "" where there are none."""
+    return _map_distinct(values, _specs_text)
+
+
+def image_column(values: pd.Series) -> pd.Series:
+    """Give the first image address or path of each row, "" where there is none."""
+    return _map_distinct(values, _first_image)
+
+
+def join_texts(value: Any, separator: str = " ") -> str:
+    """Give any cell as text: "" for None and NaN, lists joined."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, (list, tuple, set, np.ndarray)):
+        return separator.join(text for part in value if (text := join_texts(part, separator).strip()))
+    return "" if is_missing(value) else str(value)
+
+
+def is_missing(value: Any) -> bool:
+    """Tell None, NaN, NaT and pandas' NA from values; containers are never missing."""
+    return value is None or (np.isscalar(value) or value is pd.NA or value is pd.NaT) and bool(pd.isna(value))
+
+
+def _map_distinct(values: pd.Series, function: Callable[[Any], str]) -> pd.Series:
+    """Apply a function once a distinct value where values are hashable, else once a row."""
+    try:
+        codes, distinct = pd.factorize(values)
+    except TypeError:  # lists and mappings
+        results = [function(value) for value in values]
+        return pd.Series(results, index=values.index, dtype=object)
+    results = [*(function(value) for value in distinct), function(None)]
+    return pd.Series(np.array(results, dtype=object)[codes], index=values.index, dtype=object)
+
+
+def _category_path(value: Any) -> str:
+    if isinstance(value, (list, tuple, np.ndarray)):
+        if len(value) and isinstance(value[0], (list, tuple, np.ndarray)):
+            value = value[0]  # Amazon 2014: several paths, the first is the main one
+        parts = [clean_text(join_texts(part)) for part in value]
+    else:
+        parts = [clean_text(part) for part in re.split(r"\s*[|>]\s*", html.unescape(join_texts(value)))]
+    return CATEGORY_SEPARATOR.join(part for part in parts if part)
+
+
+def _specs_text(value: Any) -> str:
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except json.JSONDecodeError:
+            return clean_text(value)
+    if not isinstance(value, Mapping):
+        return clean_text(join_texts(value))
+    pairs = {clean_text(str(key)).strip(" :"): clean_text(join_texts(part, ", ")) for key, part in value.items()}
+    kept = {key: text for key, text in pairs.items() if key and text}
+    return json.dumps(kept, ensure_ascii=False) if kept else ""
+
+
+def _first_image(value: Any) -> str:
+    if isinstance(value, (list, tuple, np.ndarray)):
+        return next((image for part in value if (image := _first_image(part))), "")
+    if isinstance(value, Mapping):  # Amazon 2023: one mapping of sizes an image
+        return next((str(value[size]) for size in ("hi_res", "large", "thumb") if value.get(size)), "")
+    return join_texts(value).strip()
