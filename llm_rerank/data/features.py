@@ -9,11 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
 
+from llm_rerank.data.missing import MissingValues as MissingValues
+from llm_rerank.data.missing import Standardizer as Standardizer
 from llm_rerank.data.splits import Timeline, first_of_pair
 from llm_rerank.types import Cases, DataError, FloatArray, IntArray, Interactions, Items, Ragged, TimeKind
 
@@ -181,7 +183,7 @@ def pair_features(cases: Cases, statistics: ItemStatistics, items: Items) -> Flo
     item_support: log(1 + users with a positive event). user_support: log(1 + length of the case's history), so build
     the cases with their whole histories.
     brand_affinity: share of the liked history (weights above 0, brand known) that has the candidate's brand.
-    category_affinity: the same by category label, averaged over the candidate's labels by rarity, log(n_items / n_with).
+    category_affinity: the same by label, averaged over the candidate's labels with their rarity, log(n_items / n_with).
     price_gap: |log price - weighted mean log price of the liked history|.
     sentiment, mean_rating: mean over the item's reviews and ratings, drawn to the mean over all items.
 
@@ -274,7 +276,7 @@ def _affinity(cases: Cases, liking: DoubleArray, labels: _Labels, known: npt.NDA
     return np.divide(matched, possible, out=np.full(len(candidates), np.nan), where=possible > 0)
 
 
-def _lookup(keys: IntArray, values: DoubleArray, wanted: IntArray) -> DoubleArray:
+def _lookup(keys: IntArray, values: npt.NDArray[Any], wanted: IntArray) -> DoubleArray:
     """Value of each wanted key among ascending distinct keys; 0 where absent."""
     if not len(keys):
         return np.zeros(len(wanted))
