@@ -31,7 +31,8 @@ BLOCK_CELLS = 2**25  # 128 MiB of float32 scores a component
 class ComponentSpec:
     """How one component is made and tuned.
 
-    make: builds an unfitted scorer from settings. grid: settings tried in a fit, the first is the default.
+    make: builds an unfitted scorer from settings. grid: settings tried in a fit, the first is the default. decays:
+    values of the scorer's ``decay`` tried with each, which needs no other fit; empty: its own default only.
     retrieves: its best items join the candidates. blends: its score enters the fusion.
     """
 
@@ -39,8 +40,14 @@ class ComponentSpec:
     group: Group
     make: Callable[..., Scorer]
     grid: Sequence[Mapping[str, Any]] = field(default_factory=lambda: [{}])
+    decays: Sequence[float] = ()
     retrieves: bool = True
     blends: bool = True
+
+    @property
+    def n_settings(self) -> int:
+        """Number of settings that tuning tries."""
+        return len(self.grid) * max(len(self.decays), 1)
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,8 @@ guard and the calibrator; report and choose the cut on the other half; then fit 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from copy import copy
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,8 @@ from llm_rerank.data.cases import build_cases, seen_items
 from llm_rerank.data.features import ItemStatistics, pair_features
 from llm_rerank.data.splits import hash_users
 from llm_rerank.metrics import hit_matrix, ndcg_at_k
-from llm_rerank.recommendation.components import Component, reference_items, retrieve_and_score
+from llm_rerank.models.scoring import retrieve
+from llm_rerank.recommendation.components import Component, ComponentSpec, reference_items, retrieve_and_score
 from llm_rerank.recommendation.holdout import Holdout, plan_holdout
 from llm_rerank.recommendation.inputs import FitData, FitTools, Fold, Start
 from llm_rerank.recommendation.judging import report_and_cut
@@ -24,7 +26,7 @@ from llm_rerank.recommendation.log import FitLog
 from llm_rerank.recommendation.refit import refit_components
 from llm_rerank.recommendation.stage import Stage, fit_stage
 from llm_rerank.recommendation.upstream import fit_upstream_stage
-from llm_rerank.types import Cases, IntArray, Interactions, Items, Ragged
+from llm_rerank.types import Cases, CatalogueScorer, IntArray, Interactions, Items, Ragged, Scorer
 
 MOST_CASES_FOR_TUNING = 1_000
 
@@ -117,36 +119,44 @@ def _fit_components(
     start: Start | None,
 ) -> list[Component]:
     """Fit each component, its settings chosen from the grid by NDCG@10 over the catalogue on fold F."""
-    from llm_rerank.models.scoring import retrieve  # loads scipy, which the façade's import must not
-
-    seed = tools.config.seed
-    tuning_rows = np.arange(min(len(cases), MOST_CASES_FOR_TUNING), dtype=np.int64)
-    tuning, tuning_seen = cases.take(tuning_rows), seen.take(tuning_rows)
+    rows = np.arange(min(len(cases), MOST_CASES_FOR_TUNING), dtype=np.int64)
+    tuning, tuning_seen = cases.take(rows), seen.take(rows)
     components = []
-    with log.progress(sum(len(spec.grid) for spec in tools.specs), "components") as bar:
+    with log.progress(len(tools.specs), "components") as bar:
         for spec in tools.specs:
             log.step(spec.name)
-            best: tuple[float, Mapping[str, Any], Any] | None = None
-            grid = spec.grid
             if start is not None and spec.name in start.settings:
-                grid = [start.settings[spec.name]]
+                spec = replace(spec, grid=[start.settings[spec.name]], decays=())
             elif not len(tuning):
-                grid = spec.grid[:1]
-            for settings in grid:
-                scorer = spec.make(**settings).fit(past, items, seed=seed)
-                value = 0.0
-                if len(grid) > 1:
-                    top = retrieve(scorer, tuning, 10, exclude=tuning_seen)
-                    value = _mean_ndcg(top, tuning.targets)
-                if best is None or value > best[0]:
-                    best = (value, settings, scorer)
-                bar.update(1)
-            assert best is not None
-            if len(grid) > 1:
-                log.say(f"{spec.name}: {dict(best[1])} of {len(grid)} settings (NDCG@10 {best[0]:.4f} on fold F)")
-            components.append(Component(best[2], spec.group, spec.retrieves, spec.blends, best[1]))
+                spec = replace(spec, grid=spec.grid[:1], decays=())
+            scorer, settings, ndcg = tune(spec, past, items, tuning, tuning_seen, tools.config.seed)
+            if spec.n_settings > 1:
+                log.say(f"{spec.name}: {settings} of {spec.n_settings} settings (NDCG@10 {ndcg:.4f} on fold F)")
+            components.append(Component(scorer, spec.group, spec.retrieves, spec.blends, settings))
+            bar.update(1)
     return components
 
 
-def _mean_ndcg(top: Ragged, targets: Ragged) -> float:
-    return float(ndcg_at_k(hit_matrix(top, targets, 10), targets.lengths, 10).mean())
+def tune(
+    spec: ComponentSpec, past: Interactions, items: Items, cases: Cases, seen: Ragged, seed: int
+) -> tuple[Scorer, dict[str, Any], float]:
+    """Fit a spec with each of its settings; returns the best scorer, its settings and its NDCG@10.
+
+    NDCG is over the whole catalogue without the seen items. With a single setting nothing is scored and it is NaN.
+    """
+    best: tuple[float, dict[str, Any], Scorer] | None = None
+    for settings in spec.grid:
+        scorer = spec.make(**settings).fit(past, items, seed=seed)
+        if spec.n_settings == 1:
+            return scorer, dict(settings), float("nan")
+        assert isinstance(scorer, CatalogueScorer)
+        for decay in spec.decays or (None,):
+            if decay is not None:
+                scorer.decay = decay  # type: ignore[attr-defined]  # read when scoring only
+                settings = {**settings, "decay": decay}
+            top = retrieve(scorer, cases, 10, exclude=seen)
+            value = float(ndcg_at_k(hit_matrix(top, cases.targets, 10), cases.targets.lengths, 10).mean())
+            if best is None or value > best[0]:
+                best = (value, dict(settings), copy(scorer))  # shallow: the arrays are shared, the decay is not
+    assert best is not None
+    return best[2], best[1], best[0]

@@ -45,7 +45,7 @@ def say_plan(
     refit: bool,
 ) -> None:
     """Say what a fit is going to do and about how long it takes."""
-    n_settings = sum(len(spec.grid) for spec in specs)
+    n_settings = sum(spec.n_settings for spec in specs)
     log.say(
         f"plan: {len(events):,} events of {len(np.unique(events.users)):,} users on {len(items):,} items; "
         f"components {', '.join(spec.name for spec in specs)} ({n_settings} settings tried)"

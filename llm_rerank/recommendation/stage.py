@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from llm_rerank.data.features import PAIR_FEATURES, MissingValues, Standardizer
+from llm_rerank.data.features import PAIR_FEATURES
+from llm_rerank.data.missing import MissingValues, Standardizer
 from llm_rerank.recommendation.calibration import PlattCalibrator, fit_platt
 from llm_rerank.recommendation.candidates import is_member
 from llm_rerank.recommendation.fusion import (
@@ -67,21 +68,15 @@ class Stage:
         columns = [PAIR_FEATURES.index(name) for name in self.feature_names]
         features = self.standardizer.transform(self.missing.transform(pair_values[:, columns]))
         user_support, item_support = supports(pair_values)
-        names = self.standardized_names
         design, _ = design_columns(
             scores,
             self.component_names,
             features,
-            names,
+            self.missing.names_out,
             user_support,
             item_support if self.uses_item_support else None,
         )
         return design
-
-    @property
-    def standardized_names(self) -> tuple[str, ...]:
-        """Names of the completed feature columns, missing-value indicators included."""
-        return tuple(self.missing.output_names)
 
     def score(self, fold: Fold) -> Float64Array:
         """Fused scores of a fold's candidates: float64, shape (n_candidates,)."""
@@ -172,7 +167,7 @@ def fit_stage(
         names = (*names, UPSTREAM)
     used = usable_features(pair_values, rows, features)
     selected = pair_values[:, [PAIR_FEATURES.index(name) for name in used]]
-    missing = MissingValues().fit(selected, names=used, seed=seed)
+    missing = MissingValues(seed=seed).fit(selected, used)
     standardizer = Standardizer().fit(missing.transform(selected))
     user_support, item_support = supports(pair_values)
     uses_item_support = ITEM_SUPPORT in features
@@ -180,7 +175,7 @@ def fit_stage(
         scores,
         names,
         standardizer.transform(missing.transform(selected)),
-        tuple(missing.output_names),
+        missing.names_out,
         user_support,
         item_support if uses_item_support else None,
     )

@@ -95,7 +95,7 @@ def _first_lists(
 ) -> tuple[IntArray, IntArray, IntArray, FloatArray]:
     code_of = {user: code for code, user in enumerate(events.user_ids)}
     users = np.array([code_of.get(user, -1) for user in impressions["user_id"]], dtype=np.int64)
-    times = impressions["timestamp"].to_numpy(dtype=np.int64)
+    times = impressions["time"].to_numpy(dtype=np.int64)
     late = np.flatnonzero((users >= 0) & (times >= holdout.as_of))
     first = np.full(events.n_users, np.iinfo(np.int64).max, dtype=np.int64)
     np.minimum.at(first, users[late], times[late])

@@ -1,0 +1,182 @@
+"""The conditional logit, its prior and its guard: derivatives, closed forms, planted truth."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.optimize import check_grad
+
+from llm_rerank.recommendation.candidates import is_member
+from llm_rerank.recommendation.fusion import (
+    LEAST_CASES_FOR_BLEND,
+    Blend,
+    GuardVerdict,
+    conditional_log_likelihood,
+    design_columns,
+    fit_conditional_logit,
+    fit_fusion,
+    judge,
+    ndcg_of,
+)
+from llm_rerank.types import Ragged
+
+
+def planted(n_cases, weights, seed=0, n_candidates=20):
+    """Lists whose target is drawn from softmax(design · weights): the logit's own truth."""
+    rng = np.random.default_rng(seed)
+    design = rng.normal(size=(n_cases * n_candidates, len(weights))).astype(np.float32)
+    logits = (design @ np.asarray(weights)).reshape(n_cases, n_candidates)
+    drawn = (logits + rng.gumbel(size=logits.shape)).argmax(axis=1)
+    rows = Ragged.from_lengths(
+        np.tile(np.arange(n_candidates), n_cases), np.full(n_cases, n_candidates, dtype=np.int64)
+    )
+    return design, rows, Ragged.from_lengths(drawn.astype(np.int64), np.ones(n_cases, dtype=np.int64))
+
+
+def test_log_likelihood_by_hand():
+    # two candidates with scores 0 and ln 3: softmax is 1/4 and 3/4; the positive is the second
+    design = np.array([[0.0], [np.log(3.0)]])
+    rows = Ragged.from_lists([[0, 1]])
+    value, gradient, hessian = conditional_log_likelihood(np.ones(1), design, rows, np.array([False, True]))
+    assert value == pytest.approx(np.log(0.75))
+    # x_positive − mean = ln3 − 0.75 ln3; −variance = −(0.75 · 0.25) (ln3)²
+    assert gradient[0] == pytest.approx(0.25 * np.log(3.0))
+    assert hessian[0, 0] == pytest.approx(-0.1875 * np.log(3.0) ** 2)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 10_000))
+def test_gradient_and_hessian_are_the_derivatives(seed):
+    rng = np.random.default_rng(seed)
+    rows = Ragged.from_lengths(np.arange(9), np.array([4, 2, 3]))
+    design = rng.normal(size=(9, 3))
+    positive = np.array([1, 0, 1, 0, 0, 1, 1, 0, 0], dtype=bool)  # the first case has two positives
+    point = rng.normal(size=3)
+
+    def value(weights):
+        return conditional_log_likelihood(weights, design, rows, positive)[0]
+
+    def gradient(weights):
+        return conditional_log_likelihood(weights, design, rows, positive)[1]
+
+    assert check_grad(value, gradient, point) < 1e-5
+    hessian = conditional_log_likelihood(point, design, rows, positive)[2]
+    step = 1e-6
+    numeric = np.stack(
+        [(gradient(point + step * axis) - gradient(point - step * axis)) / (2 * step) for axis in np.eye(3)]
+    )
+    np.testing.assert_allclose(hessian, numeric, atol=1e-6)
+
+
+def test_planted_weights_are_found_and_the_penalty_draws_to_the_prior():
+    truth = np.array([1.5, -0.7, 0.0])
+    design, rows, targets = planted(3_000, truth)
+    positive = is_member(rows, targets, 20)
+    loose = fit_conditional_logit(design, rows, positive, prior=np.zeros(3), penalty=1e-6)
+    np.testing.assert_allclose(loose, truth, atol=0.1)
+    prior = np.array([0.3, 0.3, 0.3])
+    tight = fit_conditional_logit(design, rows, positive, prior=prior, penalty=1e8)
+    np.testing.assert_allclose(tight, prior, atol=1e-3)
+
+
+def test_cases_without_a_positive_change_nothing():
+    design, rows, targets = planted(200, [1.0, 0.5])
+    positive = is_member(rows, targets, 20)
+    alone = fit_conditional_logit(design, rows, positive, prior=np.zeros(2), penalty=1.0)
+    more = np.concatenate([design, design[:20] * 100])
+    longer = Ragged.from_lengths(np.append(rows.values, rows.values[:20]), np.append(rows.lengths, 20))
+    with_empty = fit_conditional_logit(
+        more, longer, np.append(positive, np.zeros(20, bool)), prior=np.zeros(2), penalty=1.0
+    )
+    np.testing.assert_allclose(alone, with_empty, atol=1e-6)
+
+
+def test_contributions_add_up_to_the_score_and_survive_json():
+    blend = Blend(("a", "b"), np.array([2.0, -1.0]), "a", 3.0)
+    design = np.array([[1.0, 4.0], [0.5, 0.0]], dtype=np.float32)
+    assert blend.score(design).tolist() == [-2.0, 1.0]  # 2·1 − 4, 2·0.5 − 0
+    np.testing.assert_array_equal(blend.contributions(design).sum(axis=1), blend.score(design))
+    again = Blend.from_dict(blend.to_dict())
+    np.testing.assert_array_equal(again.weights, blend.weights)
+    assert (again.names, again.default, again.penalty) == (blend.names, "a", 3.0)
+
+
+def test_design_fills_unknown_scores_and_centres_supports():
+    scores = np.array([[2.0], [np.nan]], dtype=np.float32)
+    cap = np.log1p(40.0)
+    design, names = design_columns(
+        scores, ["a"], np.empty((2, 0), np.float32), (), np.array([0.0, cap]), np.array([2 * cap, cap])
+    )
+    assert names == ("a", "a × user_support", "a × item_support")
+    # support 0 is −0.5, the cap and everything above it +0.5; the unknown score is 0 throughout
+    np.testing.assert_allclose(design, [[2.0, -1.0, 1.0], [0.0, 0.0, 0.0]], atol=1e-6)
+    without, names = design_columns(scores, ["a"], np.empty((2, 0), np.float32), (), np.zeros(2), None)
+    assert names == ("a", "a × user_support")
+    assert without.shape == (2, 2)
+
+
+def run(design, rows, targets, names=("good", "noise"), **options):
+    positive = is_member(rows, targets, 20)
+    chosen = {"default": None, "start": None, "seed": 0, **options}
+    return fit_fusion(design, names, list(names), rows, positive, targets, **chosen)
+
+
+def test_blend_of_two_halves_of_the_truth_beats_the_better_half():
+    design, rows, targets = planted(800, [1.5, 1.2], seed=1)
+    fit = run(design, rows, targets, names=("first", "second"))
+    assert fit.blend.default == "first"
+    assert fit.verdict.kept_blend
+    assert fit.verdict.difference.low > 0.05  # two sources of equal worth: the gain is large and certain
+    assert fit.verdict.non_inferior
+    np.testing.assert_allclose(fit.blend.weights, [1.5, 1.2], atol=0.25)
+
+
+def test_noise_beside_the_truth_does_no_harm():
+    design, rows, targets = planted(400, [2.0, 0.0], seed=2)
+    fit = run(design, rows, targets)
+    assert fit.blend.default == "good"
+    assert abs(fit.blend.weights[1]) < 0.15
+    assert fit.verdict.difference.mean > -fit.verdict.margin
+
+
+def test_guard_falls_back_where_the_blend_loses():
+    blend, default = np.full(500, 0.20), np.full(500, 0.21)
+    verdict = judge(blend, default, "als", seed=0)  # −0.01 is −4.8 % of .21, margin 2 %
+    assert not verdict.kept_blend
+    assert "als alone ranks" in verdict.sentence()
+    kept = judge(np.full(500, 0.209), default, "als", seed=0)  # −0.5 %: within the margin
+    assert kept.kept_blend
+    rng = np.random.default_rng(0)
+    noisy = judge(default[:60] + rng.normal(0, 0.2, 60), default[:60], "als", seed=0)
+    assert noisy.kept_blend == (noisy.difference.mean >= -noisy.margin)
+    assert not noisy.non_inferior
+    assert "n = 60" in noisy.sentence()
+    assert GuardVerdict.from_dict(kept.to_dict()) == kept
+
+
+def test_out_of_fold_scores_do_not_know_their_own_targets():
+    # pure noise: in-sample the blend would look better than chance, out of fold it must not
+    rng = np.random.default_rng(3)
+    design, rows, _ = planted(120, np.zeros(15), seed=3)
+    targets = Ragged.from_lengths(rng.integers(0, 20, 120), np.ones(120, dtype=np.int64))
+    names = tuple(f"noise{i}" for i in range(15))
+    fit = run(design, rows, targets, names=names)
+    chance = ndcg_of(rng.normal(size=len(design)), rows, targets).mean()
+    assert abs(ndcg_of(fit.out_of_fold, rows, targets).mean() - chance) < 0.1
+
+
+def test_too_few_cases_leave_the_default_or_the_start():
+    design, rows, targets = planted(LEAST_CASES_FOR_BLEND - 1, [2.0, 0.0])
+    fit = run(design, rows, targets)
+    assert fit.verdict.difference is None
+    assert fit.blend.weights[1] == 0.0
+    assert fit.blend.weights[0] > 0.0
+    assert "too few" in fit.verdict.sentence()
+    start = Blend(("noise", "gone"), np.array([0.4, 9.0]), "noise", 1.0)
+    assert run(design, rows, targets, start=start).blend.weights.tolist() == [0.0, 0.4]
+
+
+def test_no_cases_at_all():
+    fit = run(np.empty((0, 2), np.float32), Ragged.empty(0), Ragged.empty(0))
+    assert fit.blend.default == "good"
+    assert fit.blend.weights[0] > 0
