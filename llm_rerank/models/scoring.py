@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 from scipy.sparse import csr_matrix
 
-from llm_rerank.types import CatalogueScorer, Cases, DataError, FloatArray, IntArray, Interactions, Ragged
+from llm_rerank.types import Cases, CatalogueScorer, DataError, FloatArray, IntArray, Interactions, Ragged
 
 BLOCK_SIZE = 1024
 """Cases scored against the whole catalogue at once; 1,024 × 20,000 items × 4 bytes = 82 MB."""
@@ -50,7 +50,7 @@ def histories_of(past: Interactions) -> tuple[Ragged, FloatArray, IntArray]:
 
 
 def visit_numbers(history: Ragged, times: IntArray) -> IntArray:
-    """Number each row's distinct times from 0 at the oldest: int64, shape (n_values,). Times rise within a row."""
+    """Count each row's distinct times from 0 at the oldest: int64, shape (n_values,). Times rise within a row."""
     if not len(times):
         return np.empty(0, dtype=np.int64)
     new_visit = np.ones(len(times), dtype=np.int64)

@@ -66,8 +66,9 @@ def decayed_pairs(
         partners = csr_matrix(
             (strength.astype(np.float32), events.values[partner], indptr), shape=(stop - start, n_items)
         )
-        ones = np.ones(stop - start, dtype=np.float32)
-        taken = csr_matrix((ones, events.values[start:stop], np.arange(stop - start + 1)), shape=(stop - start, n_items))
+        n_events = stop - start
+        ones = np.ones(n_events, dtype=np.float32)
+        taken = csr_matrix((ones, events.values[start:stop], np.arange(n_events + 1)), shape=(n_events, n_items))
         yield (taken.T @ partners).tocsr()
         start = stop
 
@@ -78,7 +79,8 @@ def co_occurrence(past: Interactions, decay: float) -> tuple[csr_matrix, FloatAr
     Returns float32 CSR, shape (n_items, n_items), and the sum of users' weights float32, shape (n_items,).
     """
     events, weights, visits = distinct_events(*histories_of(past), past.n_items)
-    total = csr_matrix((past.n_items, past.n_items), dtype=np.float32)
+    shape = (past.n_items, past.n_items)
+    total = csr_matrix(([], ([], [])), shape=shape, dtype=np.float32)
     for part in decayed_pairs(events, weights, visits, past.n_items, decay):
         total = total + part
     support = np.bincount(events.values, weights=weights, minlength=past.n_items).astype(np.float32)

@@ -1,0 +1,132 @@
+"""How alike items' texts are, as one dense matrix: the mean of several kernels of cosine similarities.
+
+Word TF-IDF sees what a title says; character n-grams see part numbers, inflections, and languages without spaces;
+whitened encoder vectors see meaning. Memoised, so that scorers with other settings share the work.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from llm_rerank.types import BoolArray, DataError, Encoder, FloatArray, Items
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_matrix
+
+
+class TextKernel:
+    """Mean of word, character and (with an encoder) whitened vector kernels over items' texts.
+
+    The same object may be given to several scorers: the matrix of the last texts is kept (n_items² × 4 bytes).
+
+    encoder: adds two kernels, of the whole text and of the title alone.
+    """
+
+    def __init__(self, encoder: Encoder | None = None) -> None:
+        self.encoder = encoder
+        self._key = b""
+        self._matrix: FloatArray | None = None
+
+    def matrix(self, items: Items) -> FloatArray:
+        """Similarities: float32, shape (n_items, n_items), positive semi-definite, 1 on the diagonal; read-only.
+
+        Rows and columns of items without text are 0.
+
+        Raises DataError where no item has text.
+        """
+        texts = [str(text) for text in items.texts]
+        if not any(text.strip() for text in texts):
+            raise DataError(
+                "no item has text; render the items first (Renderer.render_items), or use EASE, which reads none"
+            )
+        titles = [str(title) for title in items.frame["title"]] if "title" in items.frame else texts
+        key = _fingerprint([texts, titles], "" if self.encoder is None else self.encoder.fingerprint)
+        if self._matrix is None or key != self._key:
+            self._matrix = None  # free the old one before the new one grows
+            self._matrix = self._compute(texts, titles)
+            self._matrix.flags.writeable = False
+            self._key = key
+        return self._matrix
+
+    def _compute(self, texts: Sequence[str], titles: Sequence[str]) -> FloatArray:
+        total = np.zeros((len(texts), len(texts)), dtype=np.float32)
+        add_similarities(total, word_vectors(texts))
+        add_similarities(total, character_vectors(texts))
+        n_kernels = 2
+        if self.encoder is not None:
+            add_similarities(total, whitened(self.encoder.encode(texts)))
+            add_similarities(total, whitened(self.encoder.encode(titles)))
+            n_kernels = 4
+        total /= np.float32(n_kernels)
+        unknown = ~has_text(texts)
+        total[unknown] = 0
+        total[:, unknown] = 0
+        return total
+
+
+def has_text(texts: Iterable[str]) -> BoolArray:
+    """Say which texts are more than blanks: bool, shape (n_texts,)."""
+    return np.array([bool(str(text).strip()) for text in texts], dtype=np.bool_)
+
+
+def word_vectors(texts: Sequence[str]) -> csr_matrix:
+    """TF-IDF of words and pairs of neighbouring words: float32 CSR, shape (n_texts, n_terms), rows of unit length."""
+    return _tf_idf(texts, analyzer="word", ngram_range=(1, 2))
+
+
+def character_vectors(texts: Sequence[str]) -> csr_matrix:
+    """TF-IDF of 3 to 5 neighbouring characters within words: float32 CSR, rows of unit length."""
+    return _tf_idf(texts, analyzer="char_wb", ngram_range=(3, 5))
+
+
+def _tf_idf(texts: Sequence[str], *, analyzer: str, ngram_range: tuple[int, int]) -> csr_matrix:
+    from sklearn.feature_extraction.text import HashingVectorizer, TfidfTransformer
+
+    # hashing: no vocabulary to keep, and texts of punctuation alone give empty rows instead of an error
+    counts = HashingVectorizer(
+        analyzer=analyzer, ngram_range=ngram_range, n_features=2**20, alternate_sign=False, norm=None, dtype=np.float32
+    ).transform(texts)
+    return TfidfTransformer(sublinear_tf=True).fit_transform(counts).astype(np.float32)
+
+
+def whitened(vectors: FloatArray) -> FloatArray:
+    """Centre vectors, scale their principal axes to equal variance, and give them unit length.
+
+    Encoder vectors of one shop share a few strong directions ("this is a product"); whitening lets the others speak.
+    vectors: float32, shape (n, embedding_size). Returns float32 of the same shape.
+    """
+    centred = vectors.astype(np.float64) - vectors.mean(axis=0, dtype=np.float64)
+    variances, axes = np.linalg.eigh(centred.T @ centred / max(len(vectors), 1))
+    kept = variances > variances.max(initial=0.0) * LEAST_VARIANCE
+    turned = centred @ (axes[:, kept] / np.sqrt(variances[kept]))
+    lengths = np.linalg.norm(turned, axis=1, keepdims=True)
+    return (turned / np.maximum(lengths, 1e-12)).astype(np.float32)
+
+
+LEAST_VARIANCE = 1e-6
+"""Axes below this share of the strongest hold rounding, not meaning."""
+
+
+def add_similarities(total: FloatArray, vectors: csr_matrix | FloatArray) -> None:
+    """Add all inner products of the rows of ``vectors`` to ``total`` in place, block by block."""
+    columns = vectors.T.tocsr() if not isinstance(vectors, np.ndarray) else vectors.T
+    for start in range(0, total.shape[0], ROWS_A_BLOCK):
+        stop = min(start + ROWS_A_BLOCK, total.shape[0])
+        product = vectors[start:stop] @ columns
+        total[start:stop] += product if isinstance(product, np.ndarray) else product.toarray()
+
+
+ROWS_A_BLOCK = 512
+
+
+def _fingerprint(parts: Sequence[Sequence[str]], encoder: str) -> bytes:
+    digest = hashlib.blake2b(encoder.encode())
+    for texts in parts:
+        for text in texts:
+            encoded = text.encode("utf-8", "surrogatepass")
+            digest.update(len(encoded).to_bytes(8, "little") + encoded)
+    return digest.digest()
