@@ -69,7 +69,9 @@ def validate_candidates(
             report.drop("candidate's item absent from items", int(unknown.sum()))
             keep &= ~unknown
         else:
-            report.notes.append(f"candidates has {n_unknown:,} items absent from items (first: {first!r}); kept, unscored")
+            report.notes.append(
+                f"candidates has {n_unknown:,} items absent from items (first: {first!r}); kept without a score of ours"
+            )
     frame = frame[keep].reset_index(drop=True)
     repeated = int(pd.DataFrame({"user": users[keep].to_numpy(), "item": item_ids[keep].to_numpy()}).duplicated().sum())
     if repeated:
@@ -86,7 +88,8 @@ def _upstream_scores(frame: pd.DataFrame, report: DataReport) -> FloatArray:
     scores = pd.to_numeric(given, errors="coerce").to_numpy(dtype=np.float64, na_value=np.nan).copy()
     scores[~np.isfinite(scores)] = np.nan
     if len(scores) and given.notna().any() and np.isnan(scores).all():
-        raise DataError(f"upstream_score of candidates holds no number (first: {given.dropna().iloc[0]!r}); give numbers")
+        first = given.dropna().iloc[0]
+        raise DataError(f"upstream_score of candidates holds no number (first: {first!r}); give numbers")
     n_unknown = int((np.isnan(scores) & given.notna().to_numpy()).sum())
     if n_unknown:
         report.notes.append(f"{n_unknown:,} values of upstream_score are no finite numbers; taken as unknown")

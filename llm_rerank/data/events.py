@@ -60,6 +60,7 @@ def read_events(
     has_item: BoolArray,
     target_events: Sequence[str] | None,
     min_rating: float | None,
+    require_targets: bool,
     report: DataReport,
 ) -> EventValues:
     """Read the optional columns event, rating, quantity and weight.
@@ -67,6 +68,7 @@ def read_events(
     has_item: bool, shape (n_events,); an event without an item (a search) is never a target.
     target_events: kinds that are targets; None: purchases where there are any, else all but views and searches.
     min_rating: a rated event below it is a dislike: its weight is negative, and it is no target.
+    require_targets: False where events are only read as histories: then neither setting need fit the data.
     A column ``weight`` replaces the weight of the event's kind; a negative one marks a dislike.
     Raises DataError where target_events or min_rating do not fit the data, or nothing is left as a target.
     """
@@ -78,19 +80,21 @@ def read_events(
         weights = np.where(np.isnan(given), weights, given).astype(np.float32)
     weights[~has_item] = np.minimum(weights[~has_item], EVENT_WEIGHTS["search"])
 
-    targets = _target_names(names, target_events)
+    targets = _target_names(names, target_events, require_targets)
     positive = np.isin(names, targets)[kinds] & has_item & (weights > 0)
     if min_rating is not None:
-        disliked = _disliked(ratings, min_rating)
+        disliked = _disliked(ratings, min_rating, require_targets)
         weights[disliked] = -np.abs(weights[disliked])
         positive &= ~disliked
         report.notes.append(f"{disliked.sum():,} events rated below {min_rating:g} are dislikes")
-    if not positive.any():
+    if require_targets and not positive.any():
         raise DataError(
-            f"no event is a target: target_events are {', '.join(targets)}, min_rating is {min_rating}; "
-            f"the data has the events {', '.join(names)}, so name others or lower min_rating"
+            f"no event is a target: target_events are {', '.join(targets) or 'none'}, min_rating is {min_rating}; the "
+            f"data has the events {', '.join(names)}, so name others in target_events or lower min_rating"
         )
-    report.notes.append(f"targets are events of kind {', '.join(targets)}: {positive.sum():,} of {len(frame):,}")
+    report.notes.append(
+        f"targets are events of kind {', '.join(targets) or '(none)'}: {positive.sum():,} of {len(frame):,}"
+    )
 
     quantities = _numbers(frame, "quantity", report)
     bought = np.isin(names, ("purchase", "interaction"))[kinds]
@@ -110,7 +114,7 @@ def _kinds(
     codes, spellings = pd.factorize(frame["event"])
     own = [str(spelling).strip().lower() for spelling in spellings]
     own = [EVENT_ALIASES.get(name, name) for name in own]
-    unsaid = (codes < 0) | np.isin(own, [""])[codes]
+    unsaid = np.append(np.isin(own, [""]), True)[codes]  # code -1, a missing kind, finds the last
     if unsaid.any():
         report.notes.append(f"{unsaid.sum():,} events have no kind; taken as rating, search or plain interaction")
     unknown = sorted({name for name in own if name and name not in EVENT_WEIGHTS})
@@ -128,12 +132,12 @@ def _kinds(
     return rows, [str(names[kind]) for kind in present]
 
 
-def _target_names(names: list[str], target_events: Sequence[str] | None) -> list[str]:
+def _target_names(names: list[str], target_events: Sequence[str] | None, require_targets: bool) -> list[str]:
     if target_events is None:
         return ["purchase"] if "purchase" in names else [name for name in names if name not in WEAK_EVENTS]
     wanted = [EVENT_ALIASES.get(name.lower(), name.lower()) for name in target_events]
     absent = [name for name in wanted if name not in names]
-    if absent or not wanted:
+    if require_targets and (absent or not wanted):
         raise DataError(
             f"target_events names {', '.join(map(repr, absent)) or 'no event'}, but the data has the events "
             f"{', '.join(names)}; name some of these"
@@ -141,11 +145,11 @@ def _target_names(names: list[str], target_events: Sequence[str] | None) -> list
     return wanted
 
 
-def _disliked(ratings: FloatArray, min_rating: float) -> BoolArray:
+def _disliked(ratings: FloatArray, min_rating: float, require_targets: bool) -> BoolArray:
     rated = ~np.isnan(ratings)
-    if not rated.any():
+    if require_targets and not rated.any():
         raise DataError(f"min_rating is {min_rating:g}, but no event has a rating; leave it out or map a column")
-    if min_rating > ratings[rated].max():
+    if require_targets and min_rating > ratings[rated].max():
         raise DataError(
             f"min_rating is {min_rating:g}, but ratings go from {ratings[rated].min():g} to {ratings[rated].max():g}, "
             "so every rating would be a dislike; choose one inside"

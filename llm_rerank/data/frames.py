@@ -15,6 +15,7 @@ import pandas as pd
 from pandas.api import types as dtypes
 
 from llm_rerank.data.readers import read_table
+from llm_rerank.data.values import without_categories
 from llm_rerank.types import UNKNOWN, DataError, DataReport, IntArray, ObjectArray
 
 USUAL_NAMES = {
@@ -36,9 +37,7 @@ def to_pandas(table: Any, *, report: DataReport | None = None) -> pd.DataFrame:
         return read_table(table, report=report)
     if isinstance(table, pd.DataFrame):
         frame = table
-    elif isinstance(table, Mapping) or (
-        isinstance(table, Sequence) and all(isinstance(row, Mapping) for row in table)
-    ):
+    elif isinstance(table, Mapping) or (isinstance(table, Sequence) and all(isinstance(row, Mapping) for row in table)):
         frame = pd.DataFrame(table)
     else:
         import narwhals
@@ -50,6 +49,10 @@ def to_pandas(table: Any, *, report: DataReport | None = None) -> pd.DataFrame:
                 f"a table is of type {type(table).__name__}; pass a path, or a pandas, polars or Arrow table"
             ) from error
         frame = (native.collect() if isinstance(native, narwhals.LazyFrame) else native).to_pandas()
+    if any(isinstance(kind, pd.ArrowDtype) for kind in frame.dtypes):  # numpy's kinds: one path for what follows
+        import pyarrow as pa
+
+        frame = pa.Table.from_pandas(frame, preserve_index=False).to_pandas()
     repeated = frame.columns[frame.columns.duplicated()].unique().tolist()
     if repeated:
         raise DataError(f"a table has the columns {repeated} more than once; rename or remove one of each")
@@ -121,8 +124,7 @@ def clean_ids(values: pd.Series, name: str, report: DataReport) -> pd.Series:
     numbers and texts, as spreadsheets make them, becomes text throughout, which is noted.
     Raises DataError where an id is a list or mapping, or where text would merge two ids (1 and "1").
     """
-    if isinstance(values.dtype, pd.CategoricalDtype):
-        values = values.astype(values.cat.categories.dtype)
+    values = without_categories(values)
     if dtypes.is_float_dtype(values.dtype):
         known = values.dropna().to_numpy(dtype=np.float64)
         whole = bool((known == np.floor(known)).all() and (np.abs(known) < 2**53).all())

@@ -15,7 +15,7 @@ import json
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -32,10 +32,13 @@ _POINT = r"-?\d+\.\d*(?:[eE][+-]?\d+)?|-?\.\d+"
 _COMMA = r"-?\d{1,3}(?:\.\d{3})+,\d+|-?\d+,\d+"
 
 
-def read_table(path: str | Path, *, encoding: str | None = None, report: DataReport | None = None) -> pd.DataFrame:
+def read_table(
+    path: str | Path, *, encoding: str | None = None, quoted: bool = True, report: DataReport | None = None
+) -> pd.DataFrame:
     """Read a CSV, TSV, JSON lines, JSON or Parquet file, gzipped or not; the content decides, not the suffix.
 
     encoding: None to find it (byte order mark, UTF-8, GB18030, else Windows-1252).
+    quoted: False for tables whose quotation marks are part of the values.
     report: takes notes on what was found.
     Raises DataError where the file is missing, empty, damaged, or has no header.
     """
@@ -50,7 +53,7 @@ def read_table(path: str | Path, *, encoding: str | None = None, report: DataRep
         raise DataError(f"{path} is empty; give a file with a header and at least one row")
     if start[0] in "{[":
         return _read_json(text, path)
-    return _read_csv(text, found, path, report)
+    return _read_csv(text, found, path, quoted, report)
 
 
 def read_bytes(path: Path) -> bytes:
@@ -118,12 +121,14 @@ def _guess_encoding(raw: bytes) -> str:
         return "latin-1"
 
 
-def _read_csv(text: str, encoding: str, path: Path, report: DataReport) -> pd.DataFrame:
-    delimiter = _sniff_delimiter(text)
-    header = next(csv.reader(io.StringIO(text), delimiter=delimiter))
+def _read_csv(text: str, encoding: str, path: Path, quoted: bool, report: DataReport) -> pd.DataFrame:
+    quoting: Literal[0, 3] = csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE
+    delimiter = _sniff_delimiter(text, quoting)
+    header = next(csv.reader(io.StringIO(text), delimiter=delimiter, quoting=quoting))
     names = [name.strip() for name in header]
     if all(_is_number(name) for name in names if name):
-        raise DataError(f"the first line of {path} ({', '.join(names[:4])}) looks like data; add a line of column names")
+        first = ", ".join(names[:4])
+        raise DataError(f"the first line of {path} ({first}) looks like data; add a line of column names")
     repeated = sorted({name for name in names if name and names.count(name) > 1})
     if repeated:
         raise DataError(f"{path} has the columns {repeated} more than once; rename or remove one of each")
@@ -138,11 +143,13 @@ def _read_csv(text: str, encoding: str, path: Path, report: DataReport) -> pd.Da
             dtype=object,
             keep_default_na=False,
             na_values=[""],
+            quoting=quoting,
             on_bad_lines="error",
         )
     except (pd.errors.ParserError, pd.errors.EmptyDataError) as error:
         raise DataError(f"{path} is no well-formed table ({error}); quote values that hold a delimiter") from error
-    unnamed = [name for given, name in zip(header, names, strict=True) if not given.strip() and frame[name].isna().all()]
+    empty = frame.columns[frame.isna().all()]
+    unnamed = [name for given, name in zip(header, names, strict=True) if not given.strip() and name in empty]
     frame = frame.drop(columns=unnamed)
     comma_columns: list[str] = []
     for column in frame.columns:
@@ -154,12 +161,12 @@ def _read_csv(text: str, encoding: str, path: Path, report: DataReport) -> pd.Da
     return frame
 
 
-def _sniff_delimiter(text: str) -> str:
+def _sniff_delimiter(text: str, quoting: Literal[0, 3]) -> str:
     """Take the delimiter that cuts the first lines into the same number of fields, the greatest number first."""
     lines = text[: 200 * 1000].split("\n")[:SNIFFED_LINES]
     best, best_rank = ",", (0.0, 0)
     for delimiter in DELIMITERS:
-        widths = [len(row) for row in csv.reader(lines, delimiter=delimiter) if row]
+        widths = [len(row) for row in csv.reader(lines, delimiter=delimiter, quoting=quoting) if row]
         if not widths or widths[0] < 2:
             continue
         agreeing = sum(width == widths[0] for width in widths) / len(widths)
@@ -184,9 +191,7 @@ def _typed(values: pd.Series, comma_columns: list[str]) -> pd.Series:
         return values  # the common column of texts: no need to look at every value
     whole = texts.str.fullmatch(_WHOLE)
     if whole.all():
-        numbers = pd.Series(pd.NA, index=values.index, dtype="Int64")
-        numbers[~empty] = texts.astype("int64")
-        return numbers if empty.any() else numbers.astype("int64")
+        return texts.astype("int64") if not empty.any() else texts.astype("int64").astype("Int64").reindex(values.index)
     if (whole | texts.str.fullmatch(_POINT)).all():
         decimal_texts = texts
     elif (whole | texts.str.fullmatch(_COMMA)).all() and _commas_are_decimal(texts):
@@ -194,9 +199,7 @@ def _typed(values: pd.Series, comma_columns: list[str]) -> pd.Series:
         comma_columns.append(str(values.name))
     else:
         return values
-    floats = pd.Series(np.nan, index=values.index, dtype=np.float64)
-    floats[~empty] = decimal_texts.astype(np.float64)
-    return floats
+    return decimal_texts.astype(np.float64).reindex(values.index)
 
 
 def _commas_are_decimal(texts: pd.Series) -> bool:

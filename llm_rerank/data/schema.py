@@ -16,6 +16,7 @@ import pandas as pd
 from llm_rerank.data.candidates import CandidateTable, validate_candidates
 from llm_rerank.data.events import EVENT_WEIGHTS, read_events
 from llm_rerank.data.frames import as_objects, clean_ids, id_codes, like_input, named_columns, to_pandas
+from llm_rerank.data.layouts import as_interactions, as_items
 from llm_rerank.data.times import TimeUnit, parse_times
 from llm_rerank.data.values import category_column, image_column, parse_prices, specs_column, text_column
 from llm_rerank.types import UNKNOWN, BoolArray, DataError, DataReport, Interactions, Items, Users
@@ -46,6 +47,7 @@ def validate_items(table: Any, *, columns: Mapping[str, str] | None = None, repo
     Raises DataError where a column is missing or no row is left.
     """
     report = DataReport() if report is None else report
+    table = as_items(to_pandas(table, report=report), report)
     frame = named_columns(table, "items", ("item_id", "title"), columns, report)
     ids = _required_ids(frame, "items", "item_id", report)
     keep = _first_of_each(ids, "items: item_id", report)
@@ -96,6 +98,7 @@ def validate_interactions(
     time_unit: TimeUnit = "auto",
     target_events: Sequence[str] | None = None,
     min_rating: float | None = None,
+    require_targets: bool = True,
     report: DataReport | None = None,
 ) -> Interactions:
     """Check events and turn ids to codes.
@@ -104,10 +107,12 @@ def validate_interactions(
     left out. An empty item_id is allowed beside a query: a search.
     time_unit: "auto" decides by type and size and says so in the report; see ``times.py``.
     target_events, min_rating: what counts as a positive; see ``events.py``.
+    require_targets: False for events that are only read as histories; then no target and no known item is no error.
     Returns events sorted by time, ties in input order; users are numbered by their first event.
     Raises DataError where a column is missing, time cannot be read, or no event or no target is left.
     """
     report = DataReport() if report is None else report
+    table = as_interactions(to_pandas(table, report=report), report)
     frame = named_columns(table, "interactions", ("user_id", "item_id", "timestamp"), columns, report)
     _require_rows(frame, "interactions")
     user_ids = clean_ids(frame["user_id"], "user_id of interactions", report)
@@ -126,13 +131,18 @@ def validate_interactions(
     ):
         report.drop(reason, int((keep & broken).sum()))
         keep &= ~broken
-    if not (keep & has_item).any():
+    if require_targets and not (keep & has_item).any():
         _raise_nothing_left(item_ids, items, has_item & (codes == UNKNOWN), report)
 
     rows = np.flatnonzero(keep)
     rows = rows[np.argsort(times[rows], kind="stable")]
     values = read_events(
-        frame.iloc[rows], has_item=has_item[rows], target_events=target_events, min_rating=min_rating, report=report
+        frame.iloc[rows],
+        has_item=has_item[rows],
+        target_events=target_events,
+        min_rating=min_rating,
+        require_targets=require_targets,
+        report=report,
     )
     user_codes, distinct_users = pd.factorize(user_ids.iloc[rows])
     distinct = as_objects(pd.Series(distinct_users))

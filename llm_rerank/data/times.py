@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 from pandas.api import types as dtypes
 
+from llm_rerank.data.values import without_categories
 from llm_rerank.types import BoolArray, DataError, DataReport, IntArray, TimeKind
 
 TimeUnit = Literal["auto", "s", "ms", "us", "ns", "datetime", "position"]
@@ -45,6 +46,7 @@ def parse_times(
     """
     if time_unit not in TIME_UNITS:
         raise DataError(f"time_unit is {time_unit!r}; it must be one of {', '.join(TIME_UNITS)}")
+    values = without_categories(values)
     numbers = _as_numbers(values)
     if numbers is None:
         if time_unit in UNITS_PER_SECOND or time_unit == "position":

@@ -123,7 +123,14 @@ def join_texts(value: Any, separator: str = " ") -> str:
 
 def is_missing(value: Any) -> bool:
     """Tell None, NaN, NaT and pandas' NA from values; containers are never missing."""
-    return value is None or (np.isscalar(value) or value is pd.NA or value is pd.NaT) and bool(pd.isna(value))
+    return value is None or value is pd.NA or value is pd.NaT or isinstance(value, float) and math.isnan(value)
+
+
+def without_categories(values: pd.Series) -> pd.Series:
+    """Give a categorical column as the plain values it stands for; any other as it is."""
+    if isinstance(values.dtype, pd.CategoricalDtype):
+        return values.astype(values.cat.categories.dtype)
+    return values
 
 
 def _map_distinct(values: pd.Series, function: Callable[[Any], str]) -> pd.Series:
@@ -155,7 +162,7 @@ def _specs_text(value: Any) -> str:
             return clean_text(value)
     if not isinstance(value, Mapping):
         return clean_text(join_texts(value))
-    pairs = {clean_text(str(key)).strip(" :"): clean_text(join_texts(part, ", ")) for key, part in value.items()}
+    pairs = {clean_text(str(key)).strip(" :"): clean_text(join_texts(part, ", ")).rstrip(" (") for key, part in value.items()}
     kept = {key: text for key, text in pairs.items() if key and text}
     return json.dumps(kept, ensure_ascii=False) if kept else ""
 
