@@ -103,6 +103,8 @@ def _movielens(name: str, data_dir: Path | None, report: DataReport) -> Dataset:
     tags = read_table(_file(name, data_dir, "tags.csv"), report=report)
     tags = tags.rename(columns={"userId": "user_id", "movieId": "item_id"})
     interactions, items = as_interactions(ratings, report), as_items(movies, report)
+    # Some copies of the file carry stray cells of a spreadsheet to the right of the table.
+    interactions = interactions[["user_id", "item_id", "rating", "timestamp", "event"]]
     return Dataset(name, interactions, items, None, report.lines(), {"tags": tags})
 
 

@@ -5,7 +5,6 @@ Leaves out what a column means (``schema.py``). Inputs are never changed.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,17 +13,10 @@ import numpy as np
 import pandas as pd
 from pandas.api import types as dtypes
 
+from llm_rerank.data.columns import map_columns, require_columns
 from llm_rerank.data.readers import read_table
 from llm_rerank.data.values import without_categories
 from llm_rerank.types import UNKNOWN, DataError, DataReport, IntArray, ObjectArray
-
-USUAL_NAMES = {
-    "user_id": ("user", "userid", "customer", "customer_id", "customerid", "visitorid", "reviewerid", "household_id"),
-    "item_id": ("item", "itemid", "product", "product_id", "productid", "sku", "asin", "stock_code", "movieid"),
-    "timestamp": ("time", "date", "datetime", "ts", "created_at", "event_time", "order_date", "invoice_date"),
-    "title": ("name", "item_name", "product_name", "product_title", "titel"),
-}
-"""Names that shops give our required columns: only for the remedy in a message, never mapped in silence."""
 
 
 def to_pandas(table: Any, *, report: DataReport | None = None) -> pd.DataFrame:
@@ -76,45 +68,13 @@ def like_input(result: pd.DataFrame, original: Any) -> Any:
 def named_columns(
     table: Any, name: str, required: Sequence[str], columns: Mapping[str, str] | None, report: DataReport
 ) -> pd.DataFrame:
-    """Open a table, give its columns our names, and require some.
-
-    name: the table, for messages. columns: from the shop's names to ours; a mapped column replaces one that already
-    has our name. Raises DataError where a mapped or required column is missing, or there are no columns at all.
-    """
-    frame = to_pandas(table, report=report)
-    columns = dict(columns or {})
-    absent = [given for given in columns if given not in frame.columns]
-    if absent:
-        raise DataError(f"{name} has no column {absent[0]!r} to map to {columns[absent[0]]!r}; it has {_listed(frame)}")
-    twice = [ours for ours in columns.values() if list(columns.values()).count(ours) > 1]
-    if twice:
-        raise DataError(f"columns maps more than one column of {name} to {twice[0]!r}; map one")
-    replaced = [ours for ours in columns.values() if ours in frame.columns and ours not in columns]
-    if replaced:
-        report.notes.append(f"{name}: column {replaced[0]!r} gives way to the column mapped to it")
-    frame = frame.drop(columns=replaced).rename(columns=columns)
-    for column in required:
-        if column not in frame.columns:
-            raise DataError(f"{name} has no column {column!r}; {_remedy(column, frame)}")
-    return frame
+    """Open a table, give its columns our names, and require some; see ``columns.py`` for rules and errors."""
+    return require_columns(map_columns(to_pandas(table, report=report), name, columns, report), name, required)
 
 
 def applicable(columns: Mapping[str, str] | None, table: pd.DataFrame) -> dict[str, str]:
     """Keep the mappings that name a column of this table: one mapping may serve several tables."""
     return {given: ours for given, ours in (columns or {}).items() if given in table.columns}
-
-
-def _listed(frame: pd.DataFrame) -> str:
-    names = [str(column) for column in frame.columns]
-    return ", ".join(names[:12]) + (f" and {len(names) - 12} more" if len(names) > 12 else "")
-
-
-def _remedy(column: str, frame: pd.DataFrame) -> str:
-    lowered = {str(given).lower(): given for given in frame.columns}
-    usual = [lowered[word] for word in USUAL_NAMES.get(column, ()) if word in lowered]
-    close = [lowered[word] for word in difflib.get_close_matches(column, list(lowered), n=1)]
-    guess = (usual or close or ["your_name"])[0]
-    return f"it has {_listed(frame)}; rename one or pass columns={{{str(guess)!r}: {column!r}}}"
 
 
 def clean_ids(values: pd.Series, name: str, report: DataReport) -> pd.Series:

@@ -65,8 +65,9 @@ def _reviews(
             "review": list(_review_texts(frame, headline, body)),
         }
     )
-    repeated = events.duplicated()
-    report.drop("review repeated word for word", int(repeated.sum()))
+    # Of one item in two sizes, or word for word: one purchase told twice.
+    repeated = events.duplicated(["user_id", "item_id", "timestamp"])
+    report.drop("review repeated (same user, item and time; the first is kept)", int(repeated.sum()))
     return events[~repeated].reset_index(drop=True)
 
 

@@ -13,13 +13,15 @@ import gzip
 import io
 import json
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 
+from llm_rerank.data.columns import map_columns, require_columns
+from llm_rerank.data.layouts import as_interactions, as_items
 from llm_rerank.types import DataError, DataReport
 
 DELIMITERS = {",": "comma", ";": "semicolon", "\t": "tab", "|": "bar"}
@@ -54,6 +56,40 @@ def read_table(
     if start[0] in "{[":
         return _read_json(text, path)
     return _read_csv(text, found, path, quoted, report)
+
+
+def read_interactions(
+    path: str | Path,
+    *,
+    columns: Mapping[str, str] | None = None,
+    encoding: str | None = None,
+    report: DataReport | None = None,
+) -> pd.DataFrame:
+    """Read a file of events and give its columns our names; Amazon reviews and MovieLens ratings are recognised.
+
+    columns: from the shop's names to ours, for example {"customer": "user_id"}.
+    Raises DataError as ``read_table`` does, and where user_id, item_id or timestamp is missing.
+    """
+    report = DataReport() if report is None else report
+    frame = as_interactions(read_table(path, encoding=encoding, report=report), report)
+    frame = map_columns(frame, "interactions", columns, report)
+    return require_columns(frame, "interactions", ("user_id", "item_id", "timestamp"))
+
+
+def read_items(
+    path: str | Path,
+    *,
+    columns: Mapping[str, str] | None = None,
+    encoding: str | None = None,
+    report: DataReport | None = None,
+) -> pd.DataFrame:
+    """Read a file of items and give its columns our names; Amazon metadata and MovieLens movies are recognised.
+
+    Raises DataError as ``read_table`` does, and where item_id or title is missing.
+    """
+    report = DataReport() if report is None else report
+    frame = as_items(read_table(path, encoding=encoding, report=report), report)
+    return require_columns(map_columns(frame, "items", columns, report), "items", ("item_id", "title"))
 
 
 def read_bytes(path: Path) -> bytes:

@@ -162,7 +162,9 @@ def _specs_text(value: Any) -> str:
             return clean_text(value)
     if not isinstance(value, Mapping):
         return clean_text(join_texts(value))
-    pairs = {clean_text(str(key)).strip(" :"): clean_text(join_texts(part, ", ")).rstrip(" (") for key, part in value.items()}
+    pairs = {
+        clean_text(str(key)).strip(" :"): clean_text(join_texts(part, ", ")).rstrip(" (") for key, part in value.items()
+    }
     kept = {key: text for key, text in pairs.items() if key and text}
     return json.dumps(kept, ensure_ascii=False) if kept else ""
 
