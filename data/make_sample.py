@@ -260,7 +260,7 @@ def make_world(items: list[Item], draws: Draws) -> World:
     joined += (draws.uniform(N_USERS) * 60 * DAY * (joined == START)).astype(np.int64)
     lifetime = (END - joined) / (END - START)
     rate = np.exp(0.95 * draws.normal(N_USERS)) * (0.35 + 1.5 * lifetime)
-    n_sessions = 1 + np.floor(1.25 * rate + draws.uniform(N_USERS)).astype(np.int64)
+    n_sessions = 1 + np.floor(0.62 * rate + draws.uniform(N_USERS)).astype(np.int64)
     return World(liking, fortune, quality, needs, joined, np.minimum(n_sessions, 40), people)
 
 
@@ -362,9 +362,9 @@ class Shop:
                 self.note(user, time, "cart", item, quantity=1)
                 extra[item] += 0.8
         for item in list(bought):
-            for tag in (tag for tag in items[item].wants if tag in self.givers):
+            for tag in items[item].wants:
                 if draws.happens(0.3):
-                    bought.append(self.companion(user, week, tag))
+                    bought += self.companion(user, week, tag)
                 else:
                     extra[self.givers[tag]] += 2.4
         bought = list(dict.fromkeys(bought))
@@ -380,10 +380,13 @@ class Shop:
             if draws.happens(0.33):
                 self.rate(user, item, time + int((4 + 20 * draws.uniform()) * DAY), extra)
 
-    def companion(self, user: int, week: int, tag: str) -> int:
-        """Choose what goes with a thing bought (pegs to a tent) by the user's own liking."""
+    def companion(self, user: int, week: int, tag: str) -> list[int]:
+        """Choose what goes with a thing bought (pegs to a tent), of what is listed by now, by the user's own liking."""
         rows = self.givers[tag]
-        return int(rows[self.draws.choose(self.world.liking[user, rows] + self.world.fortune[week, rows])])
+        rows = rows[np.isfinite(self.world.fortune[week, rows])]
+        if not len(rows):
+            return []
+        return [int(rows[self.draws.choose(self.world.liking[user, rows] + self.world.fortune[week, rows])])]
 
     def rate(self, user: int, item: int, time: int, extra: Any) -> None:
         """Rate something bought: by its quality and by how well it suits; a bad one spoils its brand."""
