@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from llm_rerank.types import DataError, FloatArray, IntArray, Ragged
+from llm_rerank.metrics import RealArray
+from llm_rerank.types import BoolArray, DataError, IntArray, Ragged
 
 
 def union(sources: Sequence[Ragged], n_items: int) -> Ragged:
@@ -40,7 +41,7 @@ def positions_in_row(rows: Ragged) -> IntArray:
     return np.arange(len(rows.values), dtype=np.int64) - np.repeat(rows.offsets[:-1], rows.lengths)
 
 
-def best_first(scores: FloatArray, rows: Ragged) -> IntArray:
+def best_first(scores: RealArray, rows: Ragged) -> IntArray:
     """Order of the values that puts each row's greatest score first, rows kept in place.
 
     scores: shape (n_values,). Ties keep the input order; NaN goes last. Returns positions: int64, shape (n_values,).
@@ -49,14 +50,14 @@ def best_first(scores: FloatArray, rows: Ragged) -> IntArray:
     return np.lexsort((badness, rows.row_of_value)).astype(np.int64)
 
 
-def ranks_in_row(scores: FloatArray, rows: Ragged) -> IntArray:
+def ranks_in_row(scores: RealArray, rows: Ragged) -> IntArray:
     """Rank of each value in its row, from 1, greatest score first: int64, shape (n_values,)."""
     ranks = np.empty(len(rows.values), dtype=np.int64)
     ranks[best_first(scores, rows)] = positions_in_row(rows) + 1
     return ranks
 
 
-def ranked(scores: FloatArray, rows: Ragged, k: int | None = None) -> Ragged:
+def ranked(scores: RealArray, rows: Ragged, k: int | None = None) -> Ragged:
     """Reorder each row by falling score and keep the first k values of each."""
     ordered = Ragged(rows.values[best_first(scores, rows)], rows.offsets)
     if k is None:
@@ -65,7 +66,7 @@ def ranked(scores: FloatArray, rows: Ragged, k: int | None = None) -> Ragged:
     return Ragged.from_lengths(ordered.values[kept], np.minimum(ordered.lengths, k))
 
 
-def is_member(rows: Ragged, others: Ragged, n_items: int) -> np.ndarray:
+def is_member(rows: Ragged, others: Ragged, n_items: int) -> BoolArray:
     """Tell for each value of ``rows`` whether the same row of ``others`` holds it: bool, shape (n_values,)."""
     stride = np.int64(n_items + 1)
     return np.isin(rows.row_of_value * stride + rows.values, others.row_of_value * stride + others.values)

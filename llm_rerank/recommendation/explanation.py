@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+import pandas as pd
+
+from llm_rerank.recommendation.deciding import Decided, groups_of_columns
+from llm_rerank.recommendation.fitting import Fitted
+from llm_rerank.recommendation.histories import without_each_item
+from llm_rerank.types import Cases, Ragged
+
 Hashable = Any
+MOST_HISTORY_ITEMS = 50
 
 
 @dataclass(frozen=True)
@@ -81,3 +90,32 @@ class Explanation:
             f"<p><b>{title}</b> for {html.escape(str(self.user_id))}: score {self.score:+.3f}{self._chance()}</p>"
             f"<table><tr><th>group</th><th>part</th><th>contribution</th></tr>{rows}</table><ol>{history}</ol>"
         )
+
+
+def explain_item(
+    user_id: Hashable, fitted: Fitted, case: Cases, seen: Ragged, decide: Callable[[Cases, Ragged], Decided]
+) -> Explanation:
+    """Explain the single candidate of a single case; ``decide`` scores cases with the items that each has seen.
+
+    Effects are of the 50 newest distinct history items.
+    """
+    decided = decide(case, seen)
+    code = int(case.candidates.values[0])
+    newest = pd.unique(case.history.values[::-1])[:MOST_HISTORY_ITEMS].astype(np.int64)
+    without = decide(without_each_item(case, newest), seen.take(np.zeros_like(newest)))
+    effects = decided.scores[0] - without.scores
+    titles = fitted.items.frame["title"].to_numpy(dtype=object)
+    groups = groups_of_columns(fitted, decided.stage)
+    parts = zip(decided.stage.blend.names, groups, decided.contributions[0].tolist(), strict=True)
+    return Explanation(
+        user_id=user_id,
+        item_id=fitted.items.ids[code],
+        title=str(titles[code]),
+        score=float(decided.scores[0]),
+        probability=float(decided.probabilities[0]),
+        contributions=[Contribution(*part) for part in parts],
+        history=[
+            HistoryEffect(fitted.items.ids[newest[i]], str(titles[newest[i]]), float(effects[i]))
+            for i in np.argsort(-np.abs(effects), kind="stable")
+        ],
+    )

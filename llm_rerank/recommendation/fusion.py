@@ -224,7 +224,7 @@ def fold_of_case(n_cases: int, n_folds: int, seed: int) -> IntArray:
 
 def ndcg_of(scores: Float64Array | FloatArray, rows: Ragged, targets: Ragged, k: int = 10) -> Float64Array:
     """NDCG@k of each case with its candidates in order of scores: float64, shape (n_cases,); NaN without a target."""
-    hits = hit_matrix(ranked(np.asarray(scores), rows, k), targets, k)
+    hits = hit_matrix(ranked(scores, rows, k), targets, k)
     return ndcg_at_k(hits, targets.lengths, k)
 
 

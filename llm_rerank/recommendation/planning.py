@@ -1,18 +1,66 @@
-"""Before a fit: the encoder it will use, the sentiment of the reviews, and its plan with an estimate of the time."""
+"""Before a fit: tables read and validated, the encoder, the reviews' sentiment, and the plan with its estimate."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from llm_rerank.config import RerankerConfig
+from llm_rerank.data.frames import applicable, to_pandas
+from llm_rerank.data.schema import validate_impressions, validate_interactions, validate_items, validate_users
+from llm_rerank.data.times import TimeUnit
 from llm_rerank.recommendation.components import MOST_ITEMS_FOR_EASE, ComponentSpec
 from llm_rerank.recommendation.log import FitLog
-from llm_rerank.types import Encoder, FloatArray, Interactions, Items
+from llm_rerank.types import DataError, DataReport, Encoder, FloatArray, Interactions, Items, Users
 
 MOST_REVIEWS_READ = 20_000
 """Newest reviews whose sentiment is read with the encoder; older ones count through their ratings only."""
+
+
+def read_shop(
+    config: RerankerConfig,
+    interactions: Any,
+    items: Any,
+    users: Any | None,
+    impressions: Any | None,
+    columns: Mapping[str, str] | None,
+    time_unit: TimeUnit,
+    report: DataReport,
+) -> tuple[Interactions, Items, Users | None, pd.DataFrame | None]:
+    """Read and validate a shop's tables (frames or paths); one mapping of columns serves them all.
+
+    Raises DataError where a table breaks a rule, or where ``columns`` names a column that no table has.
+    """
+    given = {"items": items, "users": users, "interactions": interactions, "impressions": impressions}
+    tables = {name: to_pandas(table, report=report) for name, table in given.items() if table is not None}
+    known = {column for table in tables.values() for column in table.columns}
+    absent = [name for name in columns or {} if name not in known]
+    if absent:
+        raise DataError(f"columns maps {absent[0]!r}, which no table has; the tables have {sorted(map(str, known))}")
+    named = {name: applicable(columns, table) for name, table in tables.items()}
+    valid_items = validate_items(tables["items"], columns=named["items"], report=report)
+    valid_users = None
+    if "users" in tables:
+        valid_users = validate_users(tables["users"], columns=named["users"], report=report)
+    events = validate_interactions(
+        tables["interactions"],
+        valid_items,
+        users=valid_users,
+        columns=named["interactions"],
+        time_unit=time_unit,
+        target_events=config.target_events,
+        min_rating=config.min_rating,
+        report=report,
+    )
+    shown = None
+    if "impressions" in tables:
+        shown = validate_impressions(
+            tables["impressions"], valid_items, columns=named["impressions"], time_unit=time_unit, report=report
+        )
+    return events, valid_items, valid_users, shown
 
 
 def make_encoder(config: RerankerConfig) -> Encoder | None:

@@ -18,15 +18,16 @@ from llm_rerank.data.candidates import validate_candidates
 from llm_rerank.data.features import PAIR_FEATURES, ItemStatistics
 from llm_rerank.data.frames import applicable, id_codes, like_input, to_pandas
 from llm_rerank.data.rendering import Renderer
-from llm_rerank.data.schema import validate_impressions, validate_interactions, validate_items, validate_users
+from llm_rerank.data.schema import validate_interactions
+from llm_rerank.data.times import TimeUnit
 from llm_rerank.recommendation.components import ComponentSpec, default_specs
-from llm_rerank.recommendation.deciding import Decided, decide, groups_of_columns, result_frame
-from llm_rerank.recommendation.explanation import Contribution, Explanation, HistoryEffect
+from llm_rerank.recommendation.deciding import Decided, decide, result_frame
+from llm_rerank.recommendation.explanation import Explanation, explain_item
 from llm_rerank.recommendation.fitting import Fitted, fit_reranker
-from llm_rerank.recommendation.histories import cases_of_users, code_map, without_each_item
+from llm_rerank.recommendation.histories import cases_of_users, code_map
 from llm_rerank.recommendation.inputs import FitData, FitTools
 from llm_rerank.recommendation.log import FitLog, FitReport
-from llm_rerank.recommendation.planning import make_encoder, say_plan, sentiment_of
+from llm_rerank.recommendation.planning import make_encoder, read_shop, say_plan, sentiment_of
 from llm_rerank.recommendation.saving import Saved, read_reranker, read_start, write_reranker
 from llm_rerank.storage import check_target, open_folder, save_folder
 from llm_rerank.types import (
@@ -41,7 +42,7 @@ from llm_rerank.types import (
 )
 
 Frame = Any  # a path, or a pandas, polars or Arrow frame
-MOST_HISTORY_ITEMS_EXPLAINED = 50
+END_OF_TIME = np.iinfo(np.int64).max
 
 
 class Reranker:
@@ -68,7 +69,7 @@ class Reranker:
         self._features = tuple(features)
         self._saved: Saved | None = None
         self._codes: dict[Any, int] = {}
-        self._statistics: tuple[int, ItemStatistics] | None = None
+        self._statistics: ItemStatistics | None = None
 
     # ------------------------------------------------------------------ fit
 
@@ -80,7 +81,7 @@ class Reranker:
         users: Frame | None = None,
         impressions: Frame | None = None,
         columns: Mapping[str, str] | None = None,
-        time_unit: str = "auto",
+        time_unit: TimeUnit = "auto",
         start_from: str | Path | None = None,
     ) -> Self:
         """Fit everything on a shop's events and items; prints its plan, its estimate of time and what it decided.
@@ -96,30 +97,9 @@ class Reranker:
         log.step("read")
         start = None if start_from is None else read_start(open_folder(Path(start_from)))
         report = DataReport()
-        tables = [
-            None if table is None else to_pandas(table, report=report)
-            for table in (items, users, interactions, impressions)
-        ]
-        _check_columns(columns, tables)
-        valid_items = validate_items(tables[0], columns=applicable(columns, tables[0]), report=report)
-        valid_users = None
-        if tables[1] is not None:
-            valid_users = validate_users(tables[1], columns=applicable(columns, tables[1]), report=report)
-        events = validate_interactions(
-            tables[2],
-            valid_items,
-            users=valid_users,
-            columns=applicable(columns, tables[2]),
-            time_unit=time_unit,
-            target_events=self.config.target_events,
-            min_rating=self.config.min_rating,
-            report=report,
+        events, valid_items, valid_users, shown = read_shop(
+            self.config, interactions, items, users, impressions, columns, time_unit, report
         )
-        shown = None
-        if tables[3] is not None:
-            shown = validate_impressions(
-                tables[3], valid_items, columns=applicable(columns, tables[3]), time_unit=time_unit, report=report
-            )
         log.say_report(report)
         encoder = make_encoder(self.config)
         specs = self._specs or default_specs(len(valid_items), encoder=encoder)
@@ -228,29 +208,7 @@ class Reranker:
             raise DataError(f"item_id {item_id!r} is absent from items; add it to items and fit, or ask for another")
         cases, seen = self._cases([user_id], self._given(history_frame(user_id, history)), at)
         cases = cases.with_candidates(Ragged.from_lists([[code]]))
-        decided = self._decide(cases, seen)
-        newest_first = pd.unique(cases.history.values[::-1])[:MOST_HISTORY_ITEMS_EXPLAINED].astype(np.int64)
-        without = self._decide(without_each_item(cases, newest_first), seen.take(np.zeros_like(newest_first)))
-        effects = decided.scores[0] - without.scores
-        titles = fitted.items.frame["title"].to_numpy(dtype=object)
-        parts = zip(
-            decided.stage.blend.names,
-            groups_of_columns(fitted, decided.stage),
-            decided.contributions[0].tolist(),
-            strict=True,
-        )
-        return Explanation(
-            user_id=user_id,
-            item_id=item_id,
-            title=str(titles[code]),
-            score=float(decided.scores[0]),
-            probability=float(decided.probabilities[0]),
-            contributions=[Contribution(*part) for part in parts],
-            history=[
-                HistoryEffect(fitted.items.ids[newest_first[i]], str(titles[newest_first[i]]), float(effects[i]))
-                for i in np.argsort(-np.abs(effects), kind="stable")
-            ],
-        )
+        return explain_item(user_id, fitted, cases, seen, self._decide)
 
     # -------------------------------------------------------------- disk
 
@@ -335,19 +293,20 @@ class Reranker:
             self.config,
             cases,
             seen,
-            self._statistics_at(int(cases.times.max()) if len(cases) else 0),
+            self._item_statistics(),
             upstream=upstream,
             candidates_per_source=candidates_per_source,
             exclude=exclude,
         )
 
-    def _statistics_at(self, moment: int) -> ItemStatistics:
-        """Build item statistics as of a moment, kept for the next question at the same moment."""
-        if self._statistics is None or self._statistics[0] != moment:
+    def _item_statistics(self) -> ItemStatistics:
+        """Statistics over all known events; ``pair_features`` reads them as of each case's time."""
+        if self._statistics is None:
             saved = self._data()
-            statistics = ItemStatistics.from_events(saved.events, saved.fitted.items, moment, sentiment=saved.sentiment)
-            self._statistics = (moment, statistics)
-        return self._statistics[1]
+            self._statistics = ItemStatistics.from_events(
+                saved.events, saved.fitted.items, END_OF_TIME, sentiment=saved.sentiment
+            )
+        return self._statistics
 
 
 def history_frame(user_id: Any, history: Frame | Sequence[Any] | None) -> Frame | None:
@@ -366,13 +325,6 @@ def history_frame(user_id: Any, history: Frame | Sequence[Any] | None) -> Frame 
 def _check_k(k: int | None) -> None:
     if k is not None and k < 1:
         raise DataError(f"k is {k}; it must be at least 1, or None for every candidate")
-
-
-def _check_columns(columns: Mapping[str, str] | None, tables: Sequence[pd.DataFrame | None]) -> None:
-    known = {column for table in tables if table is not None for column in table.columns}
-    absent = [given for given in columns or {} if given not in known]
-    if absent:
-        raise DataError(f"columns maps {absent[0]!r}, which no table has; the tables have {sorted(map(str, known))}")
 
 
 def _objects(values: Sequence[Any]) -> ObjectArray:

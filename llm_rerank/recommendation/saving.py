@@ -202,7 +202,7 @@ def _write_events(folder: Path, events: Interactions, sentiment: FloatArray) -> 
 
 def _read_events(folder: Path) -> tuple[Interactions, FloatArray]:
     arrays, metadata = read_arrays(folder / "events.safetensors")
-    texts = {name: read_strings(folder / f"event_{name}.parquet") for name in TEXT_ARRAYS}
+    texts: dict[str, Any] = {name: read_strings(folder / f"event_{name}.parquet") for name in TEXT_ARRAYS}
     sentiment: FloatArray = arrays.pop("sentiment")
     events = Interactions(
         user_ids=_read_ids(folder / "user_ids.parquet"),

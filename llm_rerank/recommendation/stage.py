@@ -72,7 +72,7 @@ class Stage:
             scores,
             self.component_names,
             features,
-            self.missing.names_out,
+            self.missing.output_names,
             user_support,
             item_support if self.uses_item_support else None,
         )
@@ -167,7 +167,7 @@ def fit_stage(
         names = (*names, UPSTREAM)
     used = usable_features(pair_values, rows, features)
     selected = pair_values[:, [PAIR_FEATURES.index(name) for name in used]]
-    missing = MissingValues(seed=seed).fit(selected, used)
+    missing = MissingValues().fit(selected, used, seed=seed)
     standardizer = Standardizer().fit(missing.transform(selected))
     user_support, item_support = supports(pair_values)
     uses_item_support = ITEM_SUPPORT in features
@@ -175,7 +175,7 @@ def fit_stage(
         scores,
         names,
         standardizer.transform(missing.transform(selected)),
-        missing.names_out,
+        missing.output_names,
         user_support,
         item_support if uses_item_support else None,
     )
