@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import random
 import subprocess
 import sys
@@ -23,7 +24,7 @@ WRITE_ROUND = """
 from pathlib import Path
 import numpy as np
 import safetensors.numpy  # imported before the clock starts
-from llm_rerank.storage import save_folder, write_arrays, write_json
+from llm_rerank.storage import open_folder, read_arrays, read_json, save_folder, write_arrays, write_json
 
 def save_round(target, round_):
     def write(folder):
@@ -364,6 +365,61 @@ def round_in(target: Path) -> int:
     return round_
 
 
+DIE_AT_EVERY_LINE = """
+import os, sys
+
+os.fsync = lambda descriptor: None  # for speed; the death of a process loses nothing that it wrote
+target = Path(sys.argv[1])
+save_round(target, 0)
+
+def die_at(line):
+    seen = 0
+
+    def trace(frame, event, argument):
+        nonlocal seen
+        file = os.path.basename(frame.f_code.co_filename)
+        if file not in ("storage.py", "shutil.py") and frame.f_code.co_name != "write_text":
+            return None
+        seen += event == "line"
+        if seen == line:
+            os._exit(1)
+        return trace
+
+    return trace
+
+line, died = 0, True
+while died:
+    line += 1
+    child = os.fork()
+    if not child:
+        sys.settrace(die_at(line))
+        save_round(target, line)
+        os._exit(0)
+    died = os.waitpid(child, 0)[1] != 0
+    content = open_folder(target)
+    round_ = read_json(content / "round.json")["round"]
+    arrays, _ = read_arrays(content / "part" / "round.safetensors")
+    assert (arrays["round"] == round_).all()
+    print(line, round_)
+    if round_ == line:  # the next death must find an older content to lose
+        save_round(target, -line)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the system has no fork")
+def test_death_at_any_line_of_a_save_leaves_the_old_content_or_the_new(tmp_path):
+    dying = subprocess.run(
+        [sys.executable, "-c", WRITE_ROUND + DIE_AT_EVERY_LINE, str(tmp_path / "shop")], capture_output=True, text=True
+    )
+    assert dying.returncode == 0, dying.stdout[-200:] + dying.stderr
+    outcomes = [tuple(map(int, line.split())) for line in dying.stdout.splitlines()]
+    is_new = [round_ == line for line, round_ in outcomes]
+    # one turning point: up to it the old content, from it on the new
+    assert is_new == sorted(is_new)
+    assert is_new.count(False) > 100
+    assert is_new.count(True) > 10
+
+
 def test_killed_save_leaves_the_old_content_or_the_new(tmp_path):
     target = tmp_path / "shop"
     written: dict = {}
@@ -373,7 +429,7 @@ def test_killed_save_leaves_the_old_content_or_the_new(tmp_path):
     save_s = time.perf_counter() - started
     draw = random.Random(0)
     round_ = leftovers = 0
-    for _ in range(20):
+    for _ in range(12):
         saver = start_saving(target, round_ + 1)
         time.sleep(draw.uniform(0, 2.5 * save_s))
         saver.kill()
@@ -384,7 +440,7 @@ def test_killed_save_leaves_the_old_content_or_the_new(tmp_path):
         assert round_in(target) in (finished, finished + 1)
         round_ = round_in(target)
     assert leftovers > 0, "no kill hit a save half-way: the test proves nothing"
-    assert round_ > 5, "hardly a save ended before its kill: the test proves nothing"
+    assert round_ > 3, "hardly a save ended before its kill: the test proves nothing"
     storage.save_folder(target, write_model(7))
     assert not list(target.glob(".unfinished-*"))
     assert value_in(target) == 7
