@@ -1,0 +1,174 @@
+"""What imports what: data runs one way through the layers, and ``import llm_rerank`` is light."""
+
+import ast
+import json
+import re
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "llm_rerank"
+
+LAYERS = {
+    "": ["types", "config", "metrics", "statistics", "storage"],
+    "data": [
+        "columns",
+        "values",
+        "times",
+        "events",
+        "layouts",
+        "readers",
+        "frames",
+        "candidates",
+        "schema",
+        "downloads",
+        "retail",
+        "datasets",
+        "splits",
+        "cases",
+        "missing",
+        "features",
+        "rendering",
+    ],
+    "models": ["scoring"],
+    "models.semantic": ["encoder", "sentiment", "index", "similarity"],
+    "models.collaborative": [
+        "popularity",
+        "item_item",
+        "neighbours",
+        "item_inverse",
+        "ease",
+        "text_kernel",
+        "text_ease",
+        "factorization",
+        "neural",
+    ],
+    "recommendation": [
+        "log",
+        "candidates",
+        "components",
+        "fusion",
+        "calibration",
+        "thresholds",
+        "inputs",
+        "stage",
+        "holdout",
+        "judging",
+        "refit",
+        "upstream",
+        "fitting",
+        "planning",
+        "histories",
+        "deciding",
+        "explanation",
+        "saving",
+        "reranker",
+        "checking",
+    ],
+    "evaluation": ["protocols", "demonstration"],
+    "doors": ["cli", "__main__"],
+}
+"""A module may import those before it, in its own folder and in the folders above: nothing below."""
+
+ORDER = [
+    f"llm_rerank.{folder}.{name}" if folder not in ("", "doors") else f"llm_rerank.{name}"
+    for folder, names in LAYERS.items()
+    for name in names
+]
+
+HEAVY = ("torch", "faiss", "transformers", "sklearn", "scipy", "pyarrow", "pandas")
+
+
+def module_name(path: Path) -> str:
+    return ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__")
+
+
+MODULES = {module_name(path): path for path in sorted(PACKAGE.rglob("*.py"))}
+
+
+def imported(source: str, modules: set[str]) -> set[str]:
+    """Modules of ours that a source names: imports at any depth, and strings that an import may be made of."""
+    found = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"line {node.lineno} imports relatively"
+            # "from package import module" names a module; "from module import name" does not
+            found |= {f"{node.module}.{alias.name}" for alias in node.names} | {node.module}
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and re.fullmatch(r"[\w.]+", node.value):
+            found.add(node.value)
+    return found & modules
+
+
+def test_every_kind_of_import_is_seen():
+    source = """
+import a.b
+from a import c
+from a.d import name
+def f():
+    from a.e import name
+    import_module("a.f")
+if TYPE_CHECKING:
+    from a.g import name
+"""
+    modules = {"a.b", "a.c", "a.d", "a.e", "a.f", "a.g", "a.h"}
+    assert imported(source, modules) == modules - {"a.h"}
+
+
+def test_every_module_has_its_place():
+    packages = {name for name, path in MODULES.items() if path.name == "__init__.py"}
+    assert sorted(MODULES.keys() - packages) == sorted(ORDER)
+
+
+@pytest.mark.parametrize("name", [name for name in MODULES if name != "llm_rerank"])
+def test_imports_go_up_only(name):
+    # llm_rerank/__init__.py alone names what it loads lazily
+    allowed = ORDER[: ORDER.index(name)] if name in ORDER else []
+    packages = set(MODULES) - set(ORDER)
+    below = imported(MODULES[name].read_text(encoding="utf-8"), set(MODULES)) - set(allowed) - packages - {name}
+    assert not below, f"{name} imports {sorted(below)}; it may import what stands before it in LAYERS"
+
+
+def test_every_module_can_be_imported():
+    names = [name for name in MODULES if not name.endswith("__main__")]
+    script = "import importlib, sys\nfor name in sys.argv[1:]: importlib.import_module(name)"
+    result = subprocess.run([sys.executable, "-c", script, *names], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+
+
+def import_light() -> dict:
+    script = """
+import json, sys, time
+started = time.perf_counter()
+import llm_rerank
+seconds = time.perf_counter() - started
+print(json.dumps({"seconds": seconds, "loaded": sorted({name.partition(".")[0] for name in sys.modules})}))
+"""
+    return json.loads(subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout)
+
+
+def test_import_is_light():
+    runs = [import_light() for _ in range(5)]
+    assert set(runs[0]["loaded"]).isdisjoint(HEAVY)
+    assert statistics.median(run["seconds"] for run in runs) < 0.2
+
+
+@pytest.mark.parametrize("module", ["types", "config", "storage", "cli"])
+def test_light_modules_stay_light(module):
+    script = f"import sys, llm_rerank.{module}; print(*{{name.partition('.')[0] for name in sys.modules}})"
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert set(result.stdout.split()).isdisjoint(HEAVY)
+
+
+def test_public_names_load_when_used_and_others_say_what_there_is():
+    import llm_rerank
+
+    for name in llm_rerank.__all__:
+        assert getattr(llm_rerank, name) is not None
+        assert name in dir(llm_rerank)
+    with pytest.raises(AttributeError, match="no attribute 'Rerankr'; it has Reranker"):
+        _ = llm_rerank.Rerankr
