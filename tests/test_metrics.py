@@ -22,6 +22,9 @@ def test_hit_matrix_counts_a_repeated_item_once_and_an_unknown_code_never() -> N
     ranked = Ragged.from_lists([[7, 7, -1], [-1, 2]])
     targets = Ragged.from_lists([[7], [-1, 2]])
     assert metrics.hit_matrix(ranked, targets, 3).tolist() == [[True, False, False], [False, True, False]]
+    # an unknown code of the next row must not stand for the greatest code of this one
+    assert not metrics.hit_matrix(Ragged.from_lists([[7], []]), Ragged.from_lists([[3], [-1]]), 1).any()
+    assert not metrics.hit_matrix(Ragged.from_lists([[5], [-1]]), Ragged.from_lists([[7], [3]]), 1).any()
 
 
 def test_hit_matrix_keeps_rows_apart() -> None:
@@ -228,6 +231,7 @@ def test_calibration_line_agrees_with_an_unpenalised_logistic_regression() -> No
     [
         ([0.1, 0.2, 0.8], [False, False, True]),  # separated
         ([0.9, 0.2, 0.3], [False, True, True]),  # separated the wrong way round
+        ([0.1, 0.5, 0.5, 0.9], [False, False, True, True]),  # separated but for a tie
         ([0.2, 0.5], [True, True]),  # one outcome
         ([0.3, 0.3, 0.3], [True, False, False]),  # one probability
     ],
