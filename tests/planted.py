@@ -14,16 +14,36 @@ import pandas as pd
 from llm_rerank.types import Cases, Interactions, Items, Ragged
 
 THEMES = {
-    "garden": "trowel,pruning shears,watering can,flower pot,seed tray,lawn rake,garden hose,potting soil,plant trellis",
-    "coffee": "espresso machine,coffee grinder,milk frother,pour over dripper,coffee beans,moka pot,espresso cups,"
-    "coffee filter,tamper",
-    "cycling": "bicycle helmet,bike pump,bicycle chain,bike saddle,cycling gloves,bicycle light,bike lock,inner tube,pedals",
-    "painting": "watercolor paints,oil paint set,artist canvas,paint brushes,easel,sketchbook,palette knife,gouache,"
-    "drawing pencils",
-    "camping": "hiking tent,sleeping bag,camping stove,backpack,headlamp,hammock,trekking poles,camp chair,water bottle",
-    "baking": "cake pan,rolling pin,cookie cutter,stand mixer,bread flour,muffin tray,pastry brush,icing bag,loaf tin",
-    "music": "acoustic guitar,guitar strings,violin bow,drum sticks,piano bench,ukulele,music stand,metronome,harmonica",
-    "fishing": "fishing rod,spinning reel,fishing lure,tackle box,fishing line,landing net,bait hooks,waders,bobbers",
+    "garden": (
+        "trowel, pruning shears, watering can, flower pot, seed tray, "
+        "lawn rake, garden hose, potting soil, plant trellis"
+    ),
+    "coffee": (
+        "espresso machine, coffee grinder, milk frother, pour over dripper, coffee beans, "
+        "moka pot, espresso cups, coffee filter, tamper"
+    ),
+    "cycling": (
+        "bicycle helmet, bike pump, bicycle chain, bike saddle, cycling gloves, "
+        "bicycle light, bike lock, inner tube, pedals"
+    ),
+    "painting": (
+        "watercolor paints, oil paint set, artist canvas, paint brushes, easel, "
+        "sketchbook, palette knife, gouache, drawing pencils"
+    ),
+    "camping": (
+        "hiking tent, sleeping bag, camping stove, backpack, headlamp, "
+        "hammock, trekking poles, camp chair, water bottle"
+    ),
+    "baking": (
+        "cake pan, rolling pin, cookie cutter, stand mixer, bread flour, muffin tray, pastry brush, icing bag, loaf tin"
+    ),
+    "music": (
+        "acoustic guitar, guitar strings, violin bow, drum sticks, piano bench, "
+        "ukulele, music stand, metronome, harmonica"
+    ),
+    "fishing": (
+        "fishing rod, spinning reel, fishing lure, tackle box, fishing line, landing net, bait hooks, waders, bobbers"
+    ),
 }
 GRADES = ("classic", "premium", "compact", "deluxe", "travel", "starter")
 
@@ -61,9 +81,9 @@ def planted_shop(
     """Plant a shop.
 
     Each event is of the user's theme with probability ``loyalty``, else of any; within a theme, items sell by a
-    popularity of their own (one over the root of its rank). The target is an unseen item of the user's theme, drawn evenly; the other
-    candidates are the n_candidates / 2 best sellers of other themes and even draws from other themes. A single score
-    for all users therefore ranks the target below those best sellers more often than not.
+    popularity of their own (one over the root of its rank). The target is an unseen item of the user's theme, drawn
+    evenly; the other candidates are the n_candidates / 2 best sellers of other themes and even draws from other themes.
+    A single score for all users therefore ranks the target below those best sellers more often than not.
     """
     rng = np.random.default_rng(seed)
     n_themes = len(THEMES)
@@ -166,7 +186,7 @@ def _interactions(users, items, times, n_users, n_items, time_kind, weights=None
 
 def _items(item_themes, items_a_theme: int) -> Items:
     names = list(THEMES)
-    goods = [THEMES[name].split(",") for name in names]
+    goods = [THEMES[name].split(", ") for name in names]
     titles, categories = [], []
     for code, theme in enumerate(item_themes):
         place = code % items_a_theme
