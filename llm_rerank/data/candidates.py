@@ -39,22 +39,24 @@ def validate_candidates(
     *,
     on_unknown: OnUnknown = "keep",
     columns: Mapping[str, str] | None = None,
+    name: str = "candidates",
     report: DataReport | None = None,
 ) -> CandidateTable:
     """Check candidates and find their items.
 
     table: user_id, item_id, optional upstream_score, any further columns. No rows at all is a valid, empty answer.
     on_unknown: what becomes of items that the catalogue lacks: "keep" (code -1), "drop" (counted), "raise".
+    name: the table, for messages.
     Raises DataError where a column is missing, or for on_unknown="raise" with the first unknown item.
     """
     if on_unknown not in ("keep", "drop", "raise"):
         raise DataError(f"on_unknown is {on_unknown!r}; it must be 'keep', 'drop' or 'raise'")
     report = DataReport() if report is None else report
-    frame = named_columns(table, "candidates", ("user_id", "item_id"), columns, report)
-    users = clean_ids(frame["user_id"], "user_id of candidates", report)
-    item_ids = clean_ids(frame["item_id"], "item_id of candidates", report)
-    keep = (users.notna() & item_ids.notna()).to_numpy(dtype=bool)
-    report.drop("candidate without user_id or item_id", int((~keep).sum()))
+    frame = named_columns(table, name, ("user_id", "item_id"), columns, report)
+    users = clean_ids(frame["user_id"], f"user_id of {name}", report)
+    item_ids = clean_ids(frame["item_id"], f"item_id of {name}", report)
+    keep = users.notna().to_numpy(dtype=bool) & item_ids.notna().to_numpy(dtype=bool)
+    report.drop(f"{name}: user_id or item_id is missing", int((~keep).sum()))
     codes = id_codes(item_ids, items.ids)
     unknown = keep & (codes == UNKNOWN)
     if unknown.any():
@@ -62,26 +64,26 @@ def validate_candidates(
         n_unknown = item_ids[unknown].nunique()
         if on_unknown == "raise":
             raise DataError(
-                f"candidates has {n_unknown:,} items absent from items (first: {first!r}); "
+                f"{name} has {n_unknown:,} items absent from items (first: {first!r}); "
                 "add them to items or pass on_unknown='drop' or 'keep'"
             )
         if on_unknown == "drop":
-            report.drop("candidate's item absent from items", int(unknown.sum()))
+            report.drop(f"{name}: item is absent from items", int(unknown.sum()))
             keep &= ~unknown
         else:
             report.notes.append(
-                f"candidates has {n_unknown:,} items absent from items (first: {first!r}); kept without a score of ours"
+                f"{name} has {n_unknown:,} items absent from items (first: {first!r}); kept without a score of ours"
             )
     frame = frame[keep].reset_index(drop=True)
     repeated = int(pd.DataFrame({"user": users[keep].to_numpy(), "item": item_ids[keep].to_numpy()}).duplicated().sum())
     if repeated:
-        report.notes.append(f"candidates repeats {repeated:,} pairs of user and item; every row is kept")
+        report.notes.append(f"{name} repeats {repeated:,} pairs of user and item; every row is kept")
     if not len(frame):
-        report.notes.append("candidates has no rows; the result will have none")
-    return CandidateTable(frame, codes[keep], as_objects(users[keep]), _upstream_scores(frame, report))
+        report.notes.append(f"{name} has no rows; the result will have none")
+    return CandidateTable(frame, codes[keep], as_objects(users[keep]), _upstream_scores(frame, name, report))
 
 
-def _upstream_scores(frame: pd.DataFrame, report: DataReport) -> FloatArray:
+def _upstream_scores(frame: pd.DataFrame, name: str, report: DataReport) -> FloatArray:
     if "upstream_score" not in frame.columns:
         return np.full(len(frame), np.nan, dtype=np.float32)
     given = frame["upstream_score"]
@@ -89,7 +91,7 @@ def _upstream_scores(frame: pd.DataFrame, report: DataReport) -> FloatArray:
     scores[~np.isfinite(scores)] = np.nan
     if len(scores) and given.notna().any() and np.isnan(scores).all():
         first = given.dropna().iloc[0]
-        raise DataError(f"upstream_score of candidates holds no number (first: {first!r}); give numbers")
+        raise DataError(f"upstream_score of {name} holds no number (first: {first!r}); give numbers")
     n_unknown = int((np.isnan(scores) & given.notna().to_numpy()).sum())
     if n_unknown:
         report.notes.append(f"{n_unknown:,} values of upstream_score are no finite numbers; taken as unknown")

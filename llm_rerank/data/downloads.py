@@ -9,6 +9,7 @@ import logging
 import re
 import sys
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from llm_rerank.types import DataError
 
@@ -20,13 +21,14 @@ def download(url: str, sha256: str, folder: str | Path, *, timeout_s: float = 60
     Raises DataError where the address cannot be reached or the file is not the one expected.
     """
     import pooch
-    import requests
 
     if not re.fullmatch(r"[0-9a-fA-F]{64}", sha256):
         raise DataError(f"sha256 is {sha256!r}; it must be 64 hexadecimal digits")
     if not url.startswith(("http://", "https://")):
         raise DataError(f"address {url!r} is not http or https; give a full address")
-    file = url.partition("?")[0].rstrip("/").rpartition("/")[2]
+    file = urlsplit(url).path.rpartition("/")[2]
+    if not file:
+        raise DataError(f"address {url!r} names no file; give the address of one file")
     pooch.get_logger().setLevel(logging.WARNING)  # pooch tells of every download; our own caller does
     fetch = pooch.HTTPDownloader(progressbar=sys.stderr.isatty(), timeout=timeout_s)
     try:
@@ -36,6 +38,6 @@ def download(url: str, sha256: str, folder: str | Path, *, timeout_s: float = 60
             f"{url} is not the file expected: its SHA-256 differs from {sha256}; it may be damaged or newer, and was "
             "not kept; try again, or give the new file's checksum once you trust it"
         ) from error
-    except (requests.RequestException, OSError) as error:
+    except OSError as error:  # requests' errors are OSErrors too
         raise DataError(f"{url} cannot be fetched ({error}); check the address and the network") from error
     return Path(path)

@@ -83,14 +83,17 @@ def read_events(
     targets = _target_names(names, target_events, require_targets)
     positive = np.isin(names, targets)[kinds] & has_item & (weights > 0)
     if min_rating is not None:
-        disliked = _disliked(ratings, min_rating, require_targets)
+        rated = ~np.isnan(ratings)
+        if require_targets and not rated.any():
+            raise DataError(f"min_rating is {min_rating:g}, but no event has a rating; leave it out or map a column")
+        disliked = rated & (ratings < min_rating)
         weights[disliked] = -np.abs(weights[disliked])
         positive &= ~disliked
-        report.notes.append(f"{disliked.sum():,} events rated below {min_rating:g} are dislikes")
+        report.notes.append(f"{disliked.sum():,} of {rated.sum():,} rated events are dislikes, below {min_rating:g}")
     if require_targets and not positive.any():
         raise DataError(
             f"no event is a target: target_events are {', '.join(targets) or 'none'}, min_rating is {min_rating}; the "
-            f"data has the events {', '.join(names)}, so name others in target_events or lower min_rating"
+            f"data has the events {', '.join(names)}{_range(ratings)}, so name others in target_events or lower min_rating"
         )
     report.notes.append(
         f"targets are events of kind {', '.join(targets) or '(none)'}: {positive.sum():,} of {len(frame):,}"
@@ -145,16 +148,9 @@ def _target_names(names: list[str], target_events: Sequence[str] | None, require
     return wanted
 
 
-def _disliked(ratings: FloatArray, min_rating: float, require_targets: bool) -> BoolArray:
-    rated = ~np.isnan(ratings)
-    if require_targets and not rated.any():
-        raise DataError(f"min_rating is {min_rating:g}, but no event has a rating; leave it out or map a column")
-    if require_targets and min_rating > ratings[rated].max():
-        raise DataError(
-            f"min_rating is {min_rating:g}, but ratings go from {ratings[rated].min():g} to {ratings[rated].max():g}, "
-            "so every rating would be a dislike; choose one inside"
-        )
-    return rated & (ratings < min_rating)
+def _range(ratings: FloatArray) -> str:
+    rated = ratings[~np.isnan(ratings)]
+    return f", rated {rated.min():g} to {rated.max():g}" if len(rated) else ""
 
 
 def _numbers(frame: pd.DataFrame, column: str, report: DataReport) -> FloatArray:

@@ -44,7 +44,7 @@ def to_pandas(table: Any, *, report: DataReport | None = None) -> pd.DataFrame:
     if any(isinstance(kind, pd.ArrowDtype) for kind in frame.dtypes):  # numpy's kinds: one path for what follows
         import pyarrow as pa
 
-        frame = pa.Table.from_pandas(frame, preserve_index=False).to_pandas()
+        frame = pa.Table.from_pandas(frame, preserve_index=False).to_pandas(ignore_metadata=True)
     repeated = frame.columns[frame.columns.duplicated()].unique().tolist()
     if repeated:
         raise DataError(f"a table has the columns {repeated} more than once; rename or remove one of each")

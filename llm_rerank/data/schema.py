@@ -124,10 +124,10 @@ def validate_interactions(
     has_item = item_ids.notna().to_numpy(dtype=bool)
     keep = np.ones(len(frame), dtype=bool)
     for reason, broken in (
-        ("interaction without user_id", user_ids.isna().to_numpy(dtype=bool)),
-        ("interaction without item_id and without query", ~has_item & (queries == "")),
-        ("interaction whose timestamp is missing, unreadable or out of range", ~known_time),
-        ("interaction whose item is absent from items", has_item & (codes == UNKNOWN)),
+        ("interactions: user_id is missing", user_ids.isna().to_numpy(dtype=bool)),
+        ("interactions: item_id is missing, and there is no query", ~has_item & (queries == "")),
+        ("interactions: timestamp is missing, unreadable or out of range", ~known_time),
+        ("interactions: item is absent from items", has_item & (codes == UNKNOWN)),
     ):
         report.drop(reason, int((keep & broken).sum()))
         keep &= ~broken
@@ -169,7 +169,7 @@ def validate_interactions(
         reviews=reviews,
         queries=queries[rows],
     )
-    report.drop("purchase of a quantity of 0 or less (a return)", int(values.returned.sum()))
+    report.drop("interactions: purchase of a quantity of 0 or less (a return)", int(values.returned.sum()))
     return events.take(~values.returned) if values.returned.any() else events
 
 
@@ -190,9 +190,9 @@ def validate_impressions(
     report = DataReport() if report is None else report
     frame = named_columns(table, "impressions", ("user_id", "item_id", "timestamp"), columns, report)
     _require_rows(frame, "impressions")
-    shown = validate_candidates(frame, items, on_unknown="drop", report=report)
+    shown = validate_candidates(frame, items, on_unknown="drop", name="impressions", report=report)
     times, known, _ = parse_times(shown.frame["timestamp"], time_unit=time_unit, name="impressions", report=report)
-    report.drop("impression whose timestamp is missing, unreadable or out of range", int((~known).sum()))
+    report.drop("impressions: timestamp is missing, unreadable or out of range", int((~known).sum()))
     rows = np.flatnonzero(known)
     rows = rows[np.argsort(times[rows], kind="stable")]
     return pd.DataFrame(

@@ -28,6 +28,7 @@ _PRICE = re.compile(
     rf"(?:from |ab )?{_CURRENCY}?\s*({_AMOUNT})\s*{_CURRENCY}?(?:\s*[-–]\s*{_CURRENCY}?\s*{_AMOUNT}\s*{_CURRENCY}?)?"
 )
 _BLOCK = re.compile(r"<(script|style)\b.*?</\1\s*>", re.IGNORECASE | re.DOTALL)
+_INLINE_TAG = re.compile(r"</?(?:a|b|i|u|em|strong|span|font|small|sub|sup|mark)(?:\s[^<>]*)?>", re.IGNORECASE)
 _TAG = re.compile(r"<!--.*?-->|</?[a-zA-Z][^<>]*>", re.DOTALL)
 _SPACES = re.compile(r"\s+")
 
@@ -85,8 +86,12 @@ def clean_text(text: str) -> str:
     """Remove HTML tags, resolve entities (&amp;), and bring white space to single blanks; "a < b" stays."""
     if "<" in text or "&" in text:
         # Entities may hide tags (&lt;br&gt;), tags may hold entities: hence tags, entities, tags again.
-        text = _TAG.sub(" ", html.unescape(_TAG.sub(" ", _BLOCK.sub(" ", text))))
+        text = _without_tags(html.unescape(_without_tags(_BLOCK.sub(" ", text))))
     return _SPACES.sub(" ", text).strip()
+
+
+def _without_tags(text: str) -> str:
+    return _TAG.sub(" ", _INLINE_TAG.sub("", text))  # "H<sub>2</sub>O" is one word, "one<br>two" are two
 
 
 def text_column(values: pd.Series, *, separator: str = " ") -> pd.Series:
@@ -167,6 +172,11 @@ def _specs_text(value: Any) -> str:
     }
     kept = {key: text for key, text in pairs.items() if key and text}
     return json.dumps(kept, ensure_ascii=False) if kept else ""
+
+
+def _tidy(part: Any) -> str:
+    """Clean one key or value; Amazon's end in colons, or in the bracket of a link that was cut."""
+    return clean_text(join_texts(part, ", ")).rstrip(" :(")
 
 
 def _first_image(value: Any) -> str:

@@ -1,0 +1,130 @@
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from llm_rerank.data.events import EVENT_WEIGHTS, read_events
+from llm_rerank.types import DataError, DataReport
+
+
+def read(columns, *, has_item=None, target_events=None, min_rating=None, require_targets=True):
+    frame = pd.DataFrame(columns)
+    report = DataReport()
+    has_item = np.ones(len(frame), dtype=bool) if has_item is None else np.array(has_item)
+    values = read_events(
+        frame,
+        has_item=has_item,
+        target_events=target_events,
+        min_rating=min_rating,
+        require_targets=require_targets,
+        report=report,
+    )
+    for array in (values.weights, values.ratings, values.quantities):
+        assert array.dtype == np.float32 and array.shape == (len(frame),)
+    return values, report.notes
+
+
+def weights_of(*names):
+    return np.array([EVENT_WEIGHTS[name] for name in names], dtype=np.float32).tolist()
+
+
+def test_purchases_are_targets_where_there_are_any():
+    values, notes = read({"event": ["view", "purchase", "cart", "rating"]})
+    assert values.positive.tolist() == [False, True, False, False]
+    assert values.weights.tolist() == weights_of("view", "purchase", "cart", "rating")
+    assert notes == ["targets are events of kind purchase: 1 of 4"]
+
+
+def test_else_every_event_but_views_and_searches():
+    values, _ = read({"event": ["view", "click", "favourite", "search", "rating"]})
+    assert values.positive.tolist() == [False, True, True, False, True]
+
+
+def test_without_a_column_event_every_row_is_a_target_of_weight_one():
+    values, notes = read({"item": [1, 2]})
+    assert values.positive.all() and values.weights.tolist() == [1.0, 1.0] and values.quantities.tolist() == [1.0, 1.0]
+    assert np.isnan(values.ratings).all() and notes == ["targets are events of kind interaction: 2 of 2"]
+
+
+def test_target_events_that_are_named_are_taken():
+    values, _ = read({"event": ["view", "purchase", "cart"]}, target_events=("view", "cart"))
+    assert values.positive.tolist() == [True, False, True]
+
+
+def test_spellings_and_gaps():
+    values, notes = read(
+        {"event": ["Buy", " ORDER ", "addtocart", None, "", None], "rating": [None, None, None, 4, None, None]},
+        has_item=[True, True, True, True, True, False],
+    )
+    assert values.positive.tolist() == [True, True, False, False, False, False]
+    assert values.weights.tolist() == weights_of("purchase", "purchase", "cart", "rating", "interaction", "search")
+    assert notes[0] == "3 events have no kind; taken as rating, search or plain interaction"
+
+
+def test_a_column_event_without_any_value():
+    values, _ = read({"event": [None, None]})
+    assert values.positive.tolist() == [True, True]
+
+
+def test_unknown_kinds_weigh_one_and_are_named():
+    values, notes = read({"event": ["gift", "view"]})
+    assert values.weights.tolist() == [1.0, np.float32(0.2)] and values.positive.tolist() == [True, False]
+    assert notes[0].startswith("events of kind gift are not among search, view")
+
+
+def test_low_ratings_are_dislikes_of_whatever_event():
+    values, notes = read(
+        {"event": ["view", "purchase", "purchase", "rating"], "rating": [2.0, 1.0, 3.0, None]}, min_rating=3
+    )
+    assert values.weights.tolist() == [np.float32(-0.2), -1.0, 1.0, 1.0]
+    assert values.positive.tolist() == [False, False, True, False]
+    assert "2 of 3 rated events are dislikes, below 3" in notes
+
+
+def test_a_rating_at_the_bound_is_no_dislike():
+    values, _ = read({"rating": [2.9, 3.0, None]}, min_rating=3)
+    assert values.positive.tolist() == [False, True, True] and values.weights.tolist() == [-1.0, 1.0, 1.0]
+
+
+def test_own_weights_replace_ours():
+    values, _ = read({"event": ["view", "purchase", "purchase", "purchase"], "weight": [0.5, 2.0, -1.0, None]})
+    assert values.weights.tolist() == [0.5, 2.0, -1.0, 1.0]
+    assert values.positive.tolist() == [False, True, False, True]
+
+
+def test_searches_without_an_item_are_never_targets():
+    values, _ = read({"event": ["search", "purchase"], "weight": [5.0, 1.0]}, has_item=[False, True])
+    assert values.positive.tolist() == [False, True] and values.weights[0] == np.float32(0.1)
+
+
+def test_quantities_and_returns():
+    values, notes = read({"event": ["purchase", "purchase", "purchase", "view"], "quantity": [3, -2, "two", 0]})
+    assert values.quantities.tolist() == [3.0, 1.0, 1.0, 1.0]
+    assert values.returned.tolist() == [False, True, False, False]
+    assert "1 values of quantity are no numbers; taken as unknown" in notes
+
+
+@pytest.mark.parametrize(
+    ("columns", "settings", "message"),
+    [
+        (
+            {"event": ["view", "click"]},
+            {"target_events": ("purchase",)},
+            "target_events names 'purchase', but the data",
+        ),
+        ({"event": ["view"]}, {"target_events": ()}, "target_events names no event, but the data has the events view"),
+        ({"event": ["view", "search"]}, {}, "no event is a target: target_events are none.*name others"),
+        ({"event": ["view"]}, {"min_rating": 3}, "min_rating is 3, but no event has a rating; leave it out or map"),
+        (
+            {"rating": [1.0, 5.0]},
+            {"min_rating": 8},
+            "min_rating is 8; the data has the events rating, rated 1 to 5, so",
+        ),
+    ],
+)
+def test_settings_that_do_not_fit_are_errors_for_a_fit_and_none_for_a_history(columns, settings, message):
+    with pytest.raises(DataError, match=message):
+        read(columns, **settings)
+    values, _ = read(columns, require_targets=False, **settings)
+    assert not values.positive.any()

@@ -1,0 +1,136 @@
+from __future__ import annotations
+
+import uuid
+
+import numpy as np
+import pandas as pd
+import polars as pl
+import pyarrow as pa
+import pytest
+
+from llm_rerank.data.frames import applicable, as_objects, clean_ids, id_codes, like_input, named_columns, to_pandas
+from llm_rerank.types import DataError, DataReport
+
+ROWS = {"user_id": ["u1", "u2"], "price": [1.5, None]}
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        pd.DataFrame,
+        pl.DataFrame,
+        pl.LazyFrame,
+        pa.table,
+        dict,
+        lambda rows: pd.DataFrame(rows, index=[7, 7]),
+        lambda rows: pd.DataFrame(rows).convert_dtypes(dtype_backend="pyarrow"),
+        lambda rows: [{"user_id": "u1", "price": 1.5}, {"user_id": "u2", "price": None}],
+    ],
+)
+def test_any_table_becomes_the_same_pandas_frame(make):
+    frame = to_pandas(make(ROWS))
+    assert frame.index.tolist() == [0, 1] and frame["user_id"].tolist() == ["u1", "u2"]
+    assert frame["price"].dtype == np.float64 and frame["price"].iloc[0] == 1.5 and np.isnan(frame["price"].iloc[1])
+
+
+@pytest.mark.parametrize("make", [pd.DataFrame, pl.DataFrame, pl.LazyFrame, pa.table])
+def test_the_same_kind_comes_out(make):
+    original = make(ROWS)
+    result = like_input(pd.DataFrame({"user_id": ["u1"], "score": [0.5]}), original)
+    assert type(result) is type(original)
+    back = to_pandas(result)
+    assert back["user_id"].tolist() == ["u1"] and back["score"].tolist() == [0.5]
+
+
+def test_a_path_and_a_mapping_give_pandas_out(tmp_path):
+    assert isinstance(like_input(pd.DataFrame(ROWS), str(tmp_path)), pd.DataFrame)
+    assert isinstance(like_input(pd.DataFrame(ROWS), ROWS), pd.DataFrame)
+
+
+@pytest.mark.parametrize("table", [7, [1, 2], None, object()])
+def test_what_is_no_table_is_refused(table):
+    with pytest.raises(DataError, match="table is of type .*; pass a path, or a pandas, polars or Arrow table"):
+        to_pandas(table)
+
+
+def test_repeated_columns_are_refused():
+    with pytest.raises(DataError, match=r"columns \['a'\] more than once; rename"):
+        to_pandas(pd.DataFrame([[1, 2]], columns=["a", "a"]))
+
+
+def test_columns_are_mapped_and_the_input_stays():
+    frame = pd.DataFrame({"customer": [1], "user_id": ["own"], "other": [3]})
+    report = DataReport()
+    named = named_columns(frame, "orders", ("user_id",), {"customer": "user_id"}, report)
+    assert named.columns.tolist() == ["user_id", "other"] and named["user_id"].tolist() == [1]
+    assert report.notes == ["orders: column 'user_id' gives way to the column mapped to it"]
+    assert frame.columns.tolist() == ["customer", "user_id", "other"]
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        (None, r"orders has no column 'user_id'; it has customer, x.*columns=\{'customer': 'user_id'\}"),
+        ({"client": "user_id"}, "orders has no column 'client' to map to 'user_id'; it has customer, x"),
+        ({"customer": "user_id", "x": "user_id"}, "maps more than one column of orders to 'user_id'; map one"),
+    ],
+)
+def test_missing_columns_come_with_a_remedy(columns, message):
+    with pytest.raises(DataError, match=message):
+        named_columns(pd.DataFrame({"customer": [1], "x": [2]}), "orders", ("user_id",), columns, DataReport())
+
+
+def test_one_mapping_serves_several_tables():
+    columns = {"customer": "user_id", "sku": "item_id"}
+    assert applicable(columns, pd.DataFrame({"sku": [1]})) == {"sku": "item_id"}
+    assert applicable(None, pd.DataFrame({"sku": [1]})) == {}
+
+
+def ids_of(values):
+    report = DataReport()
+    cleaned = clean_ids(pd.Series(values), "item_id of items", report)
+    return [None if pd.isna(value) else value for value in cleaned], report.notes
+
+
+def test_ids_stay_as_they_came():
+    one = uuid.uuid4()
+    for values in (["007", "7"], [7, 8], [one], [("a", 1), ("a", 2)], [1.5, 2.5]):
+        series = pd.Series(values, dtype=object)
+        assert ids_of(series) == (values, [])
+
+
+def test_whole_floats_are_whole_again_and_blanks_are_missing():
+    cleaned, _ = ids_of([17850.0, np.nan])
+    assert cleaned == [17850, None] and str(cleaned[0]) == "17850"
+    assert ids_of(["a", "", "  ", None])[0] == ["a", None, None, None]
+    assert ids_of(pd.Series(["b", "b", None]).astype("category"))[0] == ["b", "b", None]
+
+
+def test_mixed_ids_become_text_unless_two_would_merge():
+    cleaned, notes = ids_of(pd.Series([71053, "85123A", 12.0, None], dtype=object))
+    assert cleaned == ["71053", "85123A", "12", None]
+    assert notes == ["item_id of items mixes numbers and texts; all its ids were taken as text"]
+    with pytest.raises(
+        DataError, match="item_id of items mixes numbers and texts, and 1 and '1' would be one id; write"
+    ):
+        ids_of(pd.Series([1, "1"], dtype=object))
+
+
+def test_lists_are_no_ids():
+    with pytest.raises(DataError, match="item_id of items holds lists or mappings; an id must be one number or text"):
+        ids_of(pd.Series([["a"], ["b"]], dtype=object))
+
+
+def test_codes_of_ids():
+    known = as_objects(pd.Series(["a", "b", "c"]))
+    assert id_codes(pd.Series(["c", None, "x", "a", "c"]), known).tolist() == [2, -1, -1, 0, 2]
+    assert id_codes(pd.Series([], dtype=object), known).tolist() == []
+    assert id_codes(as_objects(pd.Series(["a"])), np.empty(0, dtype=object)).tolist() == [-1]
+
+
+def test_numbers_and_texts_meet_as_text():
+    numbers, texts = as_objects(pd.Series([17, 5])), as_objects(pd.Series(["17", "005"]))
+    assert id_codes(pd.Series(["5", "17", "017"]), numbers).tolist() == [1, 0, -1]
+    assert id_codes(pd.Series([17, 5]), texts).tolist() == [0, -1]
+    assert id_codes(pd.Series([17.0, np.nan]), numbers).tolist() == [0, -1]
+    assert as_objects(pd.Series([17, 5]))[0].__class__ is int

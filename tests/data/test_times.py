@@ -1,0 +1,128 @@
+from __future__ import annotations
+
+import datetime
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from llm_rerank.data.times import parse_times
+from llm_rerank.types import DataError, DataReport
+
+# 2024-05-31 18:00:00 UTC, by hand: 19,874 days (54 years of 365, 13 leap days, 151 days) x 86,400 + 64,800
+MOMENT = 19_874 * 86_400 + 18 * 3_600
+
+
+def read(values, **settings):
+    report = DataReport()
+    series = values if isinstance(values, pd.Series) else pd.Series(values)
+    times, known, kind = parse_times(series, report=report, **settings)
+    assert times.dtype == np.int64 and known.dtype == np.bool_
+    return times.tolist(), known.tolist(), kind, report.notes[-1]
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        (MOMENT, "seconds since 1970"),
+        (MOMENT * 1_000 + 999, "milliseconds since 1970"),
+        (MOMENT * 10**6, "microseconds since 1970"),
+        (MOMENT * 10**9 + 1, "nanoseconds since 1970"),
+        (MOMENT + 0.75, "seconds since 1970"),
+        (str(MOMENT), "seconds since 1970"),
+        ("2024-05-31 18:00:00", "dates"),
+        ("2024-05-31T18:00:00Z", "dates"),
+        ("2024-05-31T20:00:00+02:00", "dates"),
+        ("31.05.2024 18:00", "dates"),
+        ("31/05/2024 18:00", "dates"),
+        ("05/31/2024 18:00", "dates"),
+        ("2024/5/31 18:00", "dates"),
+        ("2024年5月31日 18:00", "dates"),
+        ("May 31, 2024 6:00 PM", "dates"),
+        (pd.Timestamp("2024-05-31 18:00"), "dates"),
+        (pd.Timestamp("2024-05-31 20:00", tz="Europe/Berlin"), "dates"),
+        (datetime.datetime(2024, 5, 31, 18, 0), "dates"),
+    ],
+)
+def test_one_moment_however_it_is_written(value, said):
+    times, known, kind, note = read([value, value])
+    assert times == [MOMENT, MOMENT] and known == [True, True] and kind == "time"
+    assert note == f"timestamps of interactions: read as {said}, 2024-05-31 to 2024-05-31 (UTC)"
+
+
+def test_dates_as_numbers_and_plain_dates():
+    midnight = MOMENT - 18 * 3_600
+    assert read([20240531, 20240531])[0] == [midnight, midnight]
+    assert read(pd.Series([datetime.date(2024, 5, 31)]))[0] == [midnight]
+
+
+def test_small_whole_numbers_are_positions():
+    times, known, kind, note = read([3, 0, 17])
+    assert times == [3, 0, 17] and all(known) and kind == "position"
+    assert "plain positions, 0 to 17" in note
+
+
+def test_a_unit_that_is_given_is_taken():
+    assert read([5_000_000_000], time_unit="s")[0] == [5_000_000_000]
+    # 1e8 ms are 100,000 s, a day after 1970: under "auto" these are seconds of 1973, told "ms" they are refused
+    with pytest.raises(DataError, match="read as milliseconds gives 100000 seconds.*pass another time_unit"):
+        read([10**8], time_unit="ms")
+    assert read([20240531, 20240601], time_unit="position")[2] == "position"
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.lists(st.integers(10**8, 7 * 10**9), min_size=1, max_size=20), st.sampled_from([("s", 1), ("ms", 1_000)]))
+def test_numbers_come_back_in_seconds(moments, unit):
+    name, factor = unit
+    assert read([moment * factor for moment in moments], time_unit=name)[0] == moments
+    assert read(pd.to_datetime(pd.Series(moments), unit="s"))[0] == moments
+
+
+def test_unreadable_values_are_unknown_not_zero():
+    _, known, kind, _ = read(["2024-05-31", "soon", None, "", "2024-06-01"])
+    assert known == [True, False, False, False, True] and kind == "time"
+    assert read([MOMENT, np.nan, np.inf])[1] == [True, False, False]
+    assert read([str(MOMENT), "n/a", str(MOMENT + 5)])[1] == [True, False, True]
+    assert read(["2024-05-31", "0024-05-31", "3024-05-31"])[1] == [True, False, False]
+
+
+def test_a_few_values_of_another_size_are_dirt_many_are_an_error():
+    _, known, _, _ = read([MOMENT] * 199 + [0])
+    assert sum(known) == 199 and not known[-1]
+    with pytest.raises(DataError, match=f"mixes units: {MOMENT} beside {MOMENT * 1_000}.*bring all to one unit"):
+        read([MOMENT, MOMENT, MOMENT * 1_000])
+
+
+def test_day_and_month_are_told_apart_by_any_value_that_can_tell():
+    # 03/04 alone may be either; 25/04 beside it says that days come first
+    april_third, april_25th = (datetime.date(2024, 4, day) for day in (3, 25))
+    seconds = [int(np.datetime64(day, "s").astype(np.int64)) for day in (april_third, april_25th)]
+    assert read(["03/04/2024", "25/04/2024"])[0] == seconds
+    with pytest.raises(DataError, match="'03/04/2024'.*day/month or month/day.*write dates as 2024-12-31"):
+        read(["03/04/2024"])
+
+
+@pytest.mark.parametrize(
+    ("values", "settings", "message"),
+    [
+        (["soon", "later"], {}, "no timestamp in interactions can be read .first: 'soon'.*give seconds"),
+        ([None, None], {}, "no timestamp in interactions can be read"),
+        ([0.5, 1.5], {}, "holds fractions.*positions must be whole"),
+        ([True, False], {}, "column of booleans"),
+        ([1, 2], {"time_unit": "hours"}, "time_unit is 'hours'; it must be one of auto, s, ms"),
+        (["2024-05-31"], {"time_unit": "s"}, "'2024-05-31'.*time_unit is 's'; pass time_unit='datetime'"),
+        ([MOMENT], {"time_unit": "datetime"}, "holds numbers.*pass time_unit='s'"),
+    ],
+)
+def test_errors_name_value_rule_and_remedy(values, settings, message):
+    with pytest.raises(DataError, match=message):
+        read(values, **settings)
+
+
+def test_the_input_is_not_changed():
+    values = pd.Series([MOMENT] * 199 + [0])
+    before = values.copy()
+    read(values)
+    pd.testing.assert_series_equal(values, before)
