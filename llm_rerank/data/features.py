@@ -17,6 +17,7 @@ import numpy.typing as npt
 from llm_rerank.data.missing import MissingValues as MissingValues
 from llm_rerank.data.missing import Standardizer as Standardizer
 from llm_rerank.data.splits import Timeline, first_of_pair
+from llm_rerank.data.values import CATEGORY_SEPARATOR
 from llm_rerank.types import Cases, DataError, FloatArray, IntArray, Interactions, Items, Ragged, TimeKind
 
 PAIR_FEATURES: tuple[str, ...] = (
@@ -36,7 +37,6 @@ PAIR_FEATURES: tuple[str, ...] = (
 """Columns of ``pair_features``, in order."""
 
 SALES_DAYS = (7, 28, 90)
-CATEGORY_SEPARATOR = " > "
 PRIOR_OPINIONS = 5.0
 """Opinions that the mean over all items counts for in an item's own mean: one rating is not yet a verdict."""
 

@@ -202,10 +202,11 @@ def cut_to_budget(texts: Sequence[str], max_tokens: int, count_tokens: CountToke
     if max_tokens < 1:
         raise DataError(f"max_tokens is {max_tokens}; a text needs a budget of at least 1 token")
     if count_tokens is None:  # one pass finds where the last token within the budget ends
-        last_within = (next(islice(_TOKEN.finditer(text), max_tokens - 1, None), None) for text in texts)
-        return [text if last is None else text[: last.end()] for text, last in zip(texts, last_within, strict=True)]
+        edges = [list(islice(_TOKEN.finditer(text), max_tokens - 1, max_tokens + 1)) for text in texts]
+        return [text[: edge[0].end()] if len(edge) == 2 else text for text, edge in zip(texts, edges, strict=True)]
     # A first cut by characters spares the tokenizer texts of a hundred pages; no language needs as many a token.
-    cut = [text[: max_tokens * _MOST_CHARACTERS_PER_TOKEN] for text in texts]
+    most = max_tokens * _MOST_CHARACTERS_PER_TOKEN
+    cut = [text if len(text) <= most else text[: _word_end(text, most, 0, len(text))] for text in texts]
     counts = np.asarray(count_tokens(cut), dtype=np.int64)
     over = np.flatnonzero(counts > max_tokens)
     fits, fits_tokens = np.zeros(len(cut), dtype=np.int64), np.zeros(len(cut), dtype=np.int64)
@@ -220,7 +221,8 @@ def cut_to_budget(texts: Sequence[str], max_tokens: int, count_tokens: CountToke
         # Interpolation can creep where a text changes its kind on the way; halving cannot.
         steps = room // 2 if attempt % 3 == 2 else (room * share).astype(np.int64)
         guesses = fits[active] + np.clip(steps, 1, room - 1)
-        ends = np.array([_word_end(cut[i], g, fits[i]) for i, g in zip(active, guesses, strict=True)], dtype=np.int64)
+        spans = zip(active, guesses, fits[active], too_long[active], strict=True)
+        ends = np.array([_word_end(cut[i], *span) for i, *span in spans], dtype=np.int64)
         tokens = np.asarray(count_tokens([cut[i][:end] for i, end in zip(active, ends, strict=True)]), dtype=np.int64)
         good = tokens <= max_tokens
         fits[active[good]], fits_tokens[active[good]] = ends[good], tokens[good]
@@ -230,12 +232,14 @@ def cut_to_budget(texts: Sequence[str], max_tokens: int, count_tokens: CountToke
     return cut
 
 
-def _word_end(text: str, end: int, least: int) -> int:
-    """Largest end of a word in (least, end]; ``end`` itself where there is no blank between, as in Chinese."""
-    if end >= len(text) or text[end].isspace():
+def _word_end(text: str, end: int, least: int, most: int) -> int:
+    """Find a word's end in (least, most): the last up to ``end``, else the next, else (Chinese) ``end`` itself."""
+    if text[end].isspace():
         return end
     blank = text.rfind(" ", least + 1, end)
-    return blank if blank > least else end
+    if blank < 0:
+        blank = text.find(" ", end, most)
+    return end if blank < 0 else blank
 
 
 def _newest_within(rows: Ragged, tokens: IntArray, budgets: npt.NDArray[Any]) -> BoolArray:
