@@ -56,6 +56,9 @@ def bootstrap_interval(
 
 def _resampled_means(numbers: Float64Array, n_resamples: int, rng: np.random.Generator) -> Float64Array:
     n = len(numbers)
+    levels, counts = np.unique(numbers, return_counts=True)
+    if len(levels) < n // 8:  # few distinct values (ranks of one target): how often each is drawn is multinomial
+        return rng.multinomial(n, counts / n, size=n_resamples) @ levels / n
     means = np.empty(n_resamples)
     block = max(1, BLOCK_CELLS // n)
     for start in range(0, n_resamples, block):

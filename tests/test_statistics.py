@@ -92,6 +92,18 @@ def test_bootstrap_interval_has_the_width_of_the_normal_one_on_many_cases() -> N
     assert narrower.high - narrower.low == pytest.approx(2 * half * 0.67449 / 1.959964, rel=0.1)
 
 
+def test_bootstrap_of_few_distinct_values_is_the_bootstrap_of_a_share() -> None:
+    # 30 % ones among 2,000: resampled means are Binomial(2000, .3) / 2000, sd sqrt(.21 / 2000) = .010247
+    values = np.repeat([0.0, 1.0], [1_400, 600])
+    interval = statistics.bootstrap_interval(values, n_resamples=20_000)
+    assert interval.mean == pytest.approx(0.3)
+    assert interval.low == pytest.approx(0.3 - 1.96 * 0.010247, abs=0.0008)
+    assert interval.high == pytest.approx(0.3 + 1.96 * 0.010247, abs=0.0008)
+    # shaken a little all values are distinct, and single cases are drawn: the same interval
+    shaken = statistics.bootstrap_interval(values + np.linspace(0, 1e-9, 2_000), n_resamples=20_000, seed=1)
+    assert (shaken.low, shaken.high) == pytest.approx((interval.low, interval.high), abs=0.0008)
+
+
 def test_the_same_seed_gives_the_same_interval() -> None:
     values = np.random.default_rng(0).random(100)
     assert statistics.bootstrap_interval(values, seed=4) == statistics.bootstrap_interval(values, seed=4)
