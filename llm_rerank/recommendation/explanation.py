@@ -61,8 +61,8 @@ class Explanation:
         return sums
 
     def strongest(self, n: int = 5) -> list[Contribution]:
-        """Pick the n contributions of greatest size."""
-        return sorted(self.contributions, key=lambda c: -abs(c.value))[:n]
+        """Pick the n contributions of greatest size, zeros left out."""
+        return sorted((c for c in self.contributions if c.value), key=lambda c: -abs(c.value))[:n]
 
     def __str__(self) -> str:
         lines = [f"{self.title or self.item_id} for {self.user_id}: score {self.score:+.3f}" + self._chance()]

@@ -1,14 +1,17 @@
 """The blend of component scores and pair features, and the guard that falls back to the best single component.
 
 A conditional logit: within a case's list, P(target = i) = softmax_i(x_i · w). Linear, so a score splits exactly into
-contributions. The weights are shrunk toward a prior (the default component alone, or another shop's blend), and how
-far is chosen by cross-validation over cases.
+contributions. The weights are shrunk toward a prior (the default component alone, or another shop's blend).
+
+How far they are shrunk, and which kinds of columns join at all (``RUNGS``), is chosen by cross-validation over cases:
+the simplest rung whose NDCG@10 is within one standard error of the best. Few cases and many columns otherwise gain
+likelihood in the tail of the list and lose its top.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,17 +19,19 @@ import numpy.typing as npt
 
 from llm_rerank.metrics import hit_matrix, ndcg_at_k
 from llm_rerank.recommendation.candidates import ranked
-from llm_rerank.statistics import Difference, non_inferior, paired_difference
+from llm_rerank.recommendation.conditional_logit import (
+    Float64Array,
+    conditional_log_likelihood,
+    fit_conditional_logit,
+    informative,
+)
+from llm_rerank.recommendation.guard import LEAST_CASES_FOR_BLEND, RUNGS, GuardVerdict, judge
 from llm_rerank.types import FloatArray, IntArray, Ragged
 
 if TYPE_CHECKING:
     from llm_rerank.types import BoolArray
 
-Float64Array = npt.NDArray[np.float64]
-
-PENALTIES = (1.0, 3.0, 10.0, 30.0, 100.0)
-LEAST_CASES_FOR_BLEND = 50
-GUARD_MARGIN = 0.02
+PENALTIES = (3.0, 30.0, 300.0)
 SUPPORT_CAP = np.log1p(40.0)
 """Log support beyond which more behaviour changes nothing: findings put the turn near 40 interactions."""
 
@@ -70,56 +75,6 @@ class Blend:
         return cls(tuple(values["names"]), weights, values["default"], values["penalty"])
 
 
-@dataclass(frozen=True)
-class GuardVerdict:
-    """What the guard decided, and what can be said: never "never".
-
-    difference: NDCG@10 of blend − default over out-of-fold cases, with its 95 % interval.
-    margin: loss that counts as harmless, in NDCG (2 % of the default's mean).
-    kept_blend: False where the point estimate lies below −margin. non_inferior: whether the one-sided 95 % bound
-    lies above −margin.
-    """
-
-    default: str
-    default_ndcg: float
-    blend_ndcg: float
-    difference: Difference | None
-    margin: float
-    n_cases: int
-    kept_blend: bool
-    non_inferior: bool
-
-    def sentence(self) -> str:
-        """Say the verdict in one sentence with its interval and n."""
-        if self.difference is None:
-            return (
-                f"guard: {self.n_cases} cases with a retrieved target are too few to fit a blend "
-                f"(at least {LEAST_CASES_FOR_BLEND}); {self.default} or the given start ranks"
-            )
-        low, high = self.difference.low, self.difference.high
-        head = (
-            f"guard: blend NDCG@10 {self.blend_ndcg:.4f}, {self.default} alone {self.default_ndcg:.4f}, difference "
-            f"{self.difference.mean:+.4f} [{low:+.4f}, {high:+.4f}], n = {self.n_cases:,} held-out cases"
-        )
-        if not self.kept_blend:
-            return f"{head}: worse by more than {GUARD_MARGIN:.0%}, so {self.default} alone ranks"
-        if self.non_inferior:
-            return f"{head}: non-inferior by margin {self.margin:.4f} at confidence 95 %, the blend ranks"
-        return f"{head}: n is too small to tell at confidence 95 %, the blend ranks on its point estimate"
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return JSON-ready values."""
-        values = {key: getattr(self, key) for key in self.__dataclass_fields__ if key != "difference"}
-        d = self.difference
-        return {**values, "difference": None if d is None else {f: getattr(d, f) for f in d.__dataclass_fields__}}
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> GuardVerdict:
-        """Rebuild from ``to_dict``'s values."""
-        d = values["difference"]
-        return cls(**{**values, "difference": None if d is None else Difference(**d)})
-
-
 def design_columns(
     scores: FloatArray,
     component_names: Sequence[str],
@@ -130,11 +85,13 @@ def design_columns(
 ) -> tuple[FloatArray, tuple[str, ...]]:
     """Lay out the columns of the blend: components, components × support, pair features.
 
-    scores: float32, shape (n_candidates, n_components), NaN becomes 0, the component's mean over reference items.
+    scores: float32, shape (n_candidates, n_components), standardised; each enters as its signed square root, because
+    their tails are long and a fivefold score is not five times the log-odds. NaN becomes 0, the component's mean over
+    reference items.
     features: float32, shape (n_candidates, n_features), complete and standardised.
     user_support, item_support: log1p counts, shape (n_candidates,), capped; item_support None leaves its columns out.
     """
-    known = np.nan_to_num(scores, nan=0.0)
+    known = np.nan_to_num(np.sign(scores) * np.sqrt(np.abs(scores)), nan=0.0)
     blocks, names = [known], list(component_names)
     for label, support in ((USER_SUPPORT, user_support), (ITEM_SUPPORT, item_support)):
         if support is not None:
@@ -144,77 +101,6 @@ def design_columns(
             names += [f"{name} × {label}" for name in component_names]
     blocks.append(features)
     return np.concatenate(blocks, axis=1, dtype=np.float32), (*names, *feature_names)
-
-
-def conditional_log_likelihood(
-    weights: Float64Array, design: Float64Array, rows: Ragged, positive: BoolArray
-) -> tuple[float, Float64Array, Float64Array]:
-    """Log-likelihood, gradient and Hessian of the conditional logit.
-
-    Each case adds the mean over its positives of log softmax. design: shape (n_candidates, n_columns). rows: one row
-    a case, none empty, each with a positive. positive: bool, shape (n_candidates,).
-    """
-    starts, case = rows.offsets[:-1], rows.row_of_value
-    logits = design @ weights
-    logits -= np.maximum.reduceat(logits, starts)[case]
-    exponentials = np.exp(logits)
-    totals = np.add.reduceat(exponentials, starts)
-    probabilities = exponentials / totals[case]
-    share = positive / np.add.reduceat(positive.astype(np.float64), starts)[case]
-    value = float(share @ (logits - np.log(totals)[case]))
-    gradient = design.T @ (share - probabilities)
-    weighted = design * probabilities[:, None]
-    means = np.add.reduceat(weighted, starts, axis=0)
-    hessian = -(weighted.T @ design - means.T @ means)
-    return value, gradient, hessian
-
-
-def fit_conditional_logit(
-    design: FloatArray,
-    rows: Ragged,
-    positive: BoolArray,
-    *,
-    prior: Float64Array,
-    penalty: float,
-) -> Float64Array:
-    """Maximise the penalised conditional log-likelihood; returns weights: float64, shape (n_columns,).
-
-    Penalty: penalty / 2 × Σ (sd_j (w_j − prior_j))², with sd_j the column's standard deviation, summed against the
-    sum over cases. Cases without a positive, or with nothing but positives, say nothing and are left out.
-
-    Raises RuntimeError where the optimiser does not converge (it did so silently in a prototype).
-    """
-    from scipy.optimize import minimize
-
-    design64, rows, positive = _informative(design, rows, positive)
-    if not len(rows):
-        return prior.copy()
-    scale = design64.std(axis=0)
-    stiffness = penalty * np.where(scale > 0, scale, 1.0) ** 2
-
-    def objective(weights: Float64Array) -> tuple[float, Float64Array]:
-        value, gradient, _ = conditional_log_likelihood(weights, design64, rows, positive)
-        away = weights - prior
-        return -value + 0.5 * float(stiffness @ away**2), -gradient + stiffness * away
-
-    def hessian(weights: Float64Array) -> Float64Array:
-        return -conditional_log_likelihood(weights, design64, rows, positive)[2] + np.diag(stiffness)
-
-    found = minimize(
-        objective, prior, jac=True, hess=hessian, method="trust-exact", options={"gtol": 1e-4, "maxiter": 200}
-    )
-    gradient_norm = float(np.linalg.norm(found.jac))
-    # the optimiser stops on rounding when the objective is large; what counts is the gradient beside the data's size
-    if gradient_norm > 1e-3 * max(1.0, float(len(rows))):
-        raise RuntimeError(f"the blend did not converge: gradient {gradient_norm:.3g} after {found.nit} steps")
-    return np.asarray(found.x, dtype=np.float64)
-
-
-def _informative(design: FloatArray, rows: Ragged, positive: BoolArray) -> tuple[Float64Array, Ragged, BoolArray]:
-    counts = np.bincount(rows.row_of_value, weights=positive, minlength=len(rows))
-    useful = np.flatnonzero((counts > 0) & (counts < rows.lengths)).astype(np.int64)
-    positions = rows.value_positions(useful)
-    return design[positions].astype(np.float64), rows.take(useful), positive[positions]
 
 
 def fold_of_case(n_cases: int, n_folds: int, seed: int) -> IntArray:
@@ -259,51 +145,98 @@ def fit_fusion(
     by_component = np.stack([ndcg_of(design[:, names.index(name)], rows, targets) for name in component_names])
     judged = targets.lengths > 0  # a shown list from which nothing was taken has no NDCG
     overall = default or component_names[int(by_component[:, judged].sum(axis=1).argmax())]
+    default_row = by_component[component_names.index(overall)]
+    prior = _prior(design, names, rows, positive, overall, start)
     n_informative = int((np.bincount(rows.row_of_value, weights=positive, minlength=len(rows)) > 0).sum())
     if n_informative < LEAST_CASES_FOR_BLEND:
-        blend = Blend(names, _prior(design, names, rows, positive, overall, start), overall, None)
-        in_sample = blend.score(design)
+        blend = Blend(names, prior, overall, None)
+        scores = blend.score(design)
         verdict = GuardVerdict(
             default=overall,
-            default_ndcg=_mean(by_component[component_names.index(overall), judged]),
-            blend_ndcg=_mean(ndcg_of(in_sample, rows, targets)[judged]),
+            default_ndcg=_mean(default_row[judged]),
+            blend_ndcg=_mean(ndcg_of(scores, rows, targets)[judged]),
             difference=None,
             margin=0.0,
             n_cases=n_informative,
             kept_blend=start is not None,
             non_inferior=False,
+            rung=RUNGS[0],
+            rungs={},
         )
-        return FusionFit(blend, verdict, in_sample)
+        return FusionFit(blend, verdict, scores)
 
     folds = fold_of_case(len(rows), n_folds, seed)
-    out_of_fold_by_penalty = np.empty((len(PENALTIES), len(design)))
-    log_likelihoods = np.zeros(len(PENALTIES))
+    columns = columns_of_rungs(names, len(component_names))
+    out_of_fold = np.empty((len(RUNGS), len(PENALTIES), len(design)))
+    log_likelihoods = np.zeros((len(RUNGS), len(PENALTIES)))
     default_ndcg = np.empty(len(rows), dtype=np.float64)
     for fold in range(n_folds):
         inside, outside = np.flatnonzero(folds != fold), np.flatnonzero(folds == fold)
-        chosen = default or component_names[int(by_component[:, inside[judged[inside]]].sum(axis=1).argmax())]
+        inside_judged = inside[judged[inside]]
+        chosen = default or component_names[int(by_component[:, inside_judged].sum(axis=1).argmax())]
         default_ndcg[outside] = by_component[component_names.index(chosen), outside]
         train, test = rows.value_positions(inside), rows.value_positions(outside)
-        prior = _prior(design[train], names, rows.take(inside), positive[train], chosen, start)
-        for place, penalty in enumerate(PENALTIES):
-            weights = fit_conditional_logit(
-                design[train], rows.take(inside), positive[train], prior=prior, penalty=penalty
+        train_rows, test_rows = rows.take(inside), rows.take(outside)
+        fold_prior = _prior(design[train], names, train_rows, positive[train], chosen, start)
+        held_out, held_rows, held_positive = informative(design[test], test_rows, positive[test])
+        for rung, penalty in np.ndindex(len(RUNGS), len(PENALTIES)):
+            weights = _fit_columns(
+                design[train], train_rows, positive[train], columns[rung], fold_prior, PENALTIES[penalty]
             )
-            out_of_fold_by_penalty[place, test] = design[test].astype(np.float64) @ weights
-            held_out, held_rows, held_positive = _informative(design[test], rows.take(outside), positive[test])
+            out_of_fold[rung, penalty, test] = design[test].astype(np.float64) @ weights
             if len(held_rows):
-                log_likelihoods[place] += conditional_log_likelihood(weights, held_out, held_rows, held_positive)[0]
-    best = int(log_likelihoods.argmax())
-    prior = _prior(design, names, rows, positive, overall, start)
-    weights = fit_conditional_logit(design, rows, positive, prior=prior, penalty=PENALTIES[best])
-    blend = Blend(names, weights, overall, PENALTIES[best])
-    blend_ndcg = ndcg_of(out_of_fold_by_penalty[best], rows, targets)
-    verdict = judge(blend_ndcg[judged], default_ndcg[judged], overall, seed)
+                value = conditional_log_likelihood(weights, held_out, held_rows, held_positive)[0]
+                log_likelihoods[rung, penalty] += value
+    penalties = log_likelihoods.argmax(axis=1)
+    by_rung = np.stack([ndcg_of(out_of_fold[r, penalties[r]], rows, targets)[judged] for r in range(len(RUNGS))])
+    if start is None:
+        by_rung[0] = default_ndcg[judged]
+    rung = simplest_within_one_error(by_rung)
+    verdict = judge(by_rung, rung, default_ndcg[judged], overall, seed)
+    penalty = PENALTIES[penalties[rung]]
     if not verdict.kept_blend:
-        fallback = _prior(design, names, rows, positive, overall, None)
-        blend = replace(blend, weights=fallback, penalty=None)
+        blend = Blend(names, _prior(design, names, rows, positive, overall, None), overall, None)
         return FusionFit(blend, verdict, blend.score(design))
-    return FusionFit(blend, verdict, out_of_fold_by_penalty[best])
+    weights = _fit_columns(design, rows, positive, columns[rung], prior, penalty)
+    return FusionFit(Blend(names, weights, overall, penalty), verdict, out_of_fold[rung, penalties[rung]])
+
+
+def columns_of_rungs(names: Sequence[str], n_components: int) -> list[IntArray]:
+    """Columns that each rung may fit: int64 positions in ``names``, one array a rung of ``RUNGS``."""
+    support = np.array(["×" in name for name in names], dtype=bool)
+    component = np.arange(len(names)) < n_components
+    kinds = (np.zeros(len(names), dtype=bool), component, ~support, np.ones(len(names), dtype=bool))
+    return [np.flatnonzero(kind) for kind in kinds]
+
+
+def simplest_within_one_error(by_rung: Float64Array) -> int:
+    """First row whose mean is within one standard error of the best row's (by_rung: shape (n_rungs, n_cases)).
+
+    The error is that of the paired difference: cases differ far more than rungs do.
+    """
+    best = int(by_rung.mean(axis=1).argmax())
+    for rung, values in enumerate(by_rung[:best]):
+        difference = by_rung[best] - values
+        if difference.mean() <= difference.std(ddof=1) / np.sqrt(len(difference)):
+            return rung
+    return best
+
+
+def _fit_columns(
+    design: FloatArray,
+    rows: Ragged,
+    positive: BoolArray,
+    columns: IntArray,
+    prior: Float64Array,
+    penalty: float,
+) -> Float64Array:
+    """Fit some columns, the prior's own always among them; the others keep the prior's weight."""
+    weights = prior.copy()
+    if not len(columns):
+        return weights
+    free = np.union1d(columns, np.flatnonzero(prior))
+    weights[free] = fit_conditional_logit(design[:, free], rows, positive, prior=prior[free], penalty=penalty)
+    return weights
 
 
 def _mean(values: npt.NDArray[np.floating[Any]]) -> float:
@@ -328,19 +261,3 @@ def _prior(
     # a default that ranks against the data would turn its own list over; it then keeps its order at a small scale
     prior[column] = max(float(scale[0]), 1e-3)
     return prior
-
-
-def judge(blend_ndcg: Float64Array, default_ndcg: Float64Array, default: str, seed: int) -> GuardVerdict:
-    """Compare blend and default a case (NDCG@10, shape (n_cases,)) and decide which of them ranks."""
-    margin = GUARD_MARGIN * float(default_ndcg.mean())
-    difference = paired_difference(blend_ndcg, default_ndcg, seed=seed)
-    return GuardVerdict(
-        default=default,
-        default_ndcg=float(default_ndcg.mean()),
-        blend_ndcg=float(np.mean(blend_ndcg)),
-        difference=difference,
-        margin=margin,
-        n_cases=len(default_ndcg),
-        kept_blend=difference.mean >= -margin,
-        non_inferior=non_inferior(blend_ndcg - default_ndcg, margin=margin, confidence=0.95),
-    )

@@ -10,7 +10,8 @@ import numpy as np
 from llm_rerank.config import RerankerConfig
 from llm_rerank.metrics import brier_skill, calibration_line, expected_calibration_error
 from llm_rerank.recommendation.candidates import is_member, ranks_in_row
-from llm_rerank.recommendation.fusion import Float64Array, ndcg_of
+from llm_rerank.recommendation.conditional_logit import Float64Array
+from llm_rerank.recommendation.fusion import ndcg_of
 from llm_rerank.recommendation.inputs import Fold
 from llm_rerank.recommendation.log import FitLog
 from llm_rerank.recommendation.stage import Stage

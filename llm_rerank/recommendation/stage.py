@@ -21,10 +21,10 @@ from llm_rerank.recommendation.fusion import (
     USER_SUPPORT,
     Blend,
     FusionFit,
-    GuardVerdict,
     design_columns,
     fit_fusion,
 )
+from llm_rerank.recommendation.guard import GuardVerdict
 from llm_rerank.recommendation.inputs import Fold
 from llm_rerank.recommendation.thresholds import Cut
 from llm_rerank.types import FloatArray, Ragged

@@ -7,17 +7,16 @@ from hypothesis import strategies as st
 from scipy.optimize import check_grad
 
 from llm_rerank.recommendation.candidates import is_member
+from llm_rerank.recommendation.conditional_logit import conditional_log_likelihood, fit_conditional_logit
 from llm_rerank.recommendation.fusion import (
-    LEAST_CASES_FOR_BLEND,
     Blend,
-    GuardVerdict,
-    conditional_log_likelihood,
+    columns_of_rungs,
     design_columns,
-    fit_conditional_logit,
     fit_fusion,
-    judge,
     ndcg_of,
+    simplest_within_one_error,
 )
+from llm_rerank.recommendation.guard import LEAST_CASES_FOR_BLEND, RUNGS, GuardVerdict, judge
 from llm_rerank.types import Ragged
 
 
@@ -102,17 +101,16 @@ def test_contributions_add_up_to_the_score_and_survive_json():
 
 
 def test_design_fills_unknown_scores_and_centres_supports():
-    scores = np.array([[2.0], [np.nan]], dtype=np.float32)
+    scores = np.array([[4.0], [np.nan], [-9.0]], dtype=np.float32)
     cap = np.log1p(40.0)
-    design, names = design_columns(
-        scores, ["a"], np.empty((2, 0), np.float32), (), np.array([0.0, cap]), np.array([2 * cap, cap])
-    )
+    user, item = np.array([0.0, cap, cap]), np.array([2 * cap, cap, cap / 2])
+    design, names = design_columns(scores, ["a"], np.empty((3, 0), np.float32), (), user, item)
     assert names == ("a", "a × user_support", "a × item_support")
-    # support 0 is −0.5, the cap and everything above it +0.5; the unknown score is 0 throughout
-    np.testing.assert_allclose(design, [[2.0, -1.0, 1.0], [0.0, 0.0, 0.0]], atol=1e-6)
-    without, names = design_columns(scores, ["a"], np.empty((2, 0), np.float32), (), np.zeros(2), None)
+    # √4 = 2, −√9 = −3; support 0 is −0.5, half the cap 0, the cap and all above +0.5; unknown is 0 throughout
+    np.testing.assert_allclose(design, [[2.0, -1.0, 1.0], [0.0, 0.0, 0.0], [-3.0, -1.5, 0.0]], atol=1e-6)
+    without, names = design_columns(scores, ["a"], np.empty((3, 0), np.float32), (), np.zeros(3), None)
     assert names == ("a", "a × user_support")
-    assert without.shape == (2, 2)
+    assert without.shape == (3, 2)
 
 
 def run(design, rows, targets, names=("good", "noise"), **options):
@@ -125,6 +123,7 @@ def test_blend_of_two_halves_of_the_truth_beats_the_better_half():
     design, rows, targets = planted(800, [1.5, 1.2], seed=1)
     fit = run(design, rows, targets, names=("first", "second"))
     assert fit.blend.default == "first"
+    assert fit.verdict.rung == "components"
     assert fit.verdict.kept_blend
     assert fit.verdict.difference.low > 0.05  # two sources of equal worth: the gain is large and certain
     assert fit.verdict.non_inferior
@@ -135,23 +134,59 @@ def test_noise_beside_the_truth_does_no_harm():
     design, rows, targets = planted(400, [2.0, 0.0], seed=2)
     fit = run(design, rows, targets)
     assert fit.blend.default == "good"
-    assert abs(fit.blend.weights[1]) < 0.15
-    assert fit.verdict.difference.mean > -fit.verdict.margin
+    assert fit.verdict.rung == "prior"
+    assert fit.blend.weights[1] == 0.0
+    assert fit.blend.weights[0] == pytest.approx(2.0, abs=0.3)
+
+
+def judged(blend, default):
+    return judge(np.stack([default, blend, blend, blend]), 1, default, "als", seed=0)
 
 
 def test_guard_falls_back_where_the_blend_loses():
-    blend, default = np.full(500, 0.20), np.full(500, 0.21)
-    verdict = judge(blend, default, "als", seed=0)  # −0.01 is −4.8 % of .21, margin 2 %
+    default = np.full(500, 0.21)
+    verdict = judged(np.full(500, 0.20), default)  # −0.01 is −4.8 % of .21, margin 2 %
     assert not verdict.kept_blend
     assert "als alone ranks" in verdict.sentence()
-    kept = judge(np.full(500, 0.209), default, "als", seed=0)  # −0.5 %: within the margin
+    kept = judged(np.full(500, 0.209), default)  # −0.5 %: within the margin
     assert kept.kept_blend
-    rng = np.random.default_rng(0)
-    noisy = judge(default[:60] + rng.normal(0, 0.2, 60), default[:60], "als", seed=0)
-    assert noisy.kept_blend == (noisy.difference.mean >= -noisy.margin)
-    assert not noisy.non_inferior
-    assert "n = 60" in noisy.sentence()
     assert GuardVerdict.from_dict(kept.to_dict()) == kept
+
+
+def test_guard_says_that_n_is_too_small():
+    rng = np.random.default_rng(0)
+    default = rng.random(60)
+    verdict = judged(default + rng.normal(0.01, 0.2, 60), default)
+    assert verdict.kept_blend
+    assert not verdict.non_inferior
+    assert "n is too small to tell" in verdict.sentence()
+    assert "n = 60" in verdict.sentence()
+
+
+def test_the_prior_rung_is_the_default_alone():
+    default = np.random.default_rng(0).random(500)
+    verdict = judge(np.stack([default] * 4), 0, default, "als", seed=0)
+    assert not verdict.kept_blend
+    assert "no blend is better than als alone" in verdict.sentence()
+
+
+def test_rungs_hold_their_kinds_of_columns():
+    names = ("a", "b", "a × user_support", "b × user_support", "sales_7d")
+    assert [list(columns) for columns in columns_of_rungs(names, 2)] == [[], [0, 1], [0, 1, 4], [0, 1, 2, 3, 4]]
+    assert len(RUNGS) == 4
+
+
+def test_the_simplest_rung_within_one_error_is_taken():
+    rng = np.random.default_rng(1)
+    base = rng.random(400)
+    noise = rng.normal(0, 1, 400)
+    noise = (noise - noise.mean()) / noise.std(ddof=1)
+    # paired difference of mean m and deviation .2: its standard error is .2 / √400 = .01
+    slightly = base + 0.009 + 0.2 * noise
+    clearly = base + 0.011 + 0.2 * noise
+    assert simplest_within_one_error(np.stack([base, slightly])) == 0
+    assert simplest_within_one_error(np.stack([base, clearly])) == 1
+    assert simplest_within_one_error(np.stack([base, base, base - 0.1])) == 0
 
 
 def test_out_of_fold_scores_do_not_know_their_own_targets():

@@ -21,11 +21,21 @@ def test_fixed_probability_by_hand():
     assert (cut.precision, cut.recall, cut.mean_kept) == (pytest.approx(2 / 3), pytest.approx(2 / 3), 1.5)
 
 
+def recall_cut(share):
+    return choose_cut(ThresholdConfig("recall", share), PROBABILITIES, POSITIVE, ROWS).least_probability
+
+
 def test_target_recall_takes_the_highest_cut_that_reaches_it():
     # recall 1/3 at .9, 2/3 at .8, 1 at .1
-    assert choose_cut(ThresholdConfig("recall", 0.3), PROBABILITIES, POSITIVE, ROWS).least_probability == np.float32(0.9)
-    assert choose_cut(ThresholdConfig("recall", 0.5), PROBABILITIES, POSITIVE, ROWS).least_probability == np.float32(0.8)
-    assert choose_cut(ThresholdConfig("recall", 1.0), PROBABILITIES, POSITIVE, ROWS).least_probability == np.float32(0.1)
+    assert choose_cut(ThresholdConfig("recall", 0.3), PROBABILITIES, POSITIVE, ROWS).least_probability == np.float32(
+        0.9
+    )
+    assert choose_cut(ThresholdConfig("recall", 0.5), PROBABILITIES, POSITIVE, ROWS).least_probability == np.float32(
+        0.8
+    )
+    assert choose_cut(ThresholdConfig("recall", 1.0), PROBABILITIES, POSITIVE, ROWS).least_probability == np.float32(
+        0.1
+    )
 
 
 @given(
