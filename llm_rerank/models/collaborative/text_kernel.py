@@ -1,7 +1,7 @@
 """How alike items' texts are, as one dense matrix: the mean of several kernels of cosine similarities.
 
-Word TF-IDF sees what a title says; character n-grams see part numbers, inflections, and languages without spaces;
-whitened encoder vectors see meaning. Memoised, so that scorers with other settings share the work.
+Word TF-IDF of the whole text sees what an item is about; character n-grams of the title see part numbers, inflections,
+and languages without spaces; whitened encoder vectors see meaning. Memoised: scorers with other settings share it.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class TextKernel:
             raise DataError(
                 "no item has text; render the items first (Renderer.render_items), or use EASE, which reads none"
             )
-        titles = [str(title) for title in items.frame["title"]] if "title" in items.frame else texts
+        titles = _titles(items, texts)
         key = _fingerprint([texts, titles], "" if self.encoder is None else self.encoder.fingerprint)
         if self._matrix is None or key != self._key:
             self._matrix = None  # free the old one before the new one grows
@@ -55,7 +55,8 @@ class TextKernel:
     def _compute(self, texts: Sequence[str], titles: Sequence[str]) -> FloatArray:
         total = np.zeros((len(texts), len(texts)), dtype=np.float32)
         add_similarities(total, word_vectors(texts))
-        add_similarities(total, character_vectors(texts))
+        # titles: of whole texts the n-grams cost eight times as much and rank no better (docs/lab-notebook.md)
+        add_similarities(total, character_vectors(titles))
         n_kernels = 2
         if self.encoder is not None:
             add_similarities(total, whitened(self.encoder.encode(texts)))
@@ -66,6 +67,13 @@ class TextKernel:
         total[unknown] = 0
         total[:, unknown] = 0
         return total
+
+
+def _titles(items: Items, texts: Sequence[str]) -> list[str]:
+    """Titles, or an item's whole text where it has none."""
+    if "title" not in items.frame:
+        return list(texts)
+    return [str(title) if str(title).strip() else text for title, text in zip(items.frame["title"], texts, strict=True)]
 
 
 def has_text(texts: Iterable[str]) -> BoolArray:

@@ -1,0 +1,61 @@
+"""User-kNN against a slow twin."""
+
+import numpy as np
+import pytest
+
+from llm_rerank.models.collaborative.neighbours import UserKNN
+from llm_rerank.types import DataError, NotFittedError
+from tests.models.test_item_item import random_events
+from tests.planted import cases_of, events_of, items_of
+from tests.scorer_suite import check_scorer
+
+
+def test_suite(tmp_path):
+    check_scorer(UserKNN, tmp_path, quality_floor=0.85)
+
+
+def slow_scores(past, history, n_neighbours, decay, exponent):
+    """Scores of one history (one event a visit) by loops over users."""
+    taken = np.zeros((past.n_users, past.n_items))
+    for user, item, weight in zip(past.users, past.items, past.weights, strict=True):
+        taken[user, item] = max(taken[user, item], weight)
+    taken = taken[taken.any(axis=1)]
+    n_takers = (taken > 0).sum(axis=0)
+    rarity = np.where(n_takers > 0, np.log((1 + len(taken)) / np.maximum(n_takers, 1)), 0)
+    own = np.zeros(past.n_items)
+    for age, item in enumerate(reversed(history)):
+        own[item] = max(own[item], np.exp(-decay * age))
+    own = own * rarity
+    cosines = [row * rarity @ own / np.linalg.norm(row * rarity) / np.linalg.norm(own) for row in taken]
+    nearest = np.argsort(-np.array(cosines), kind="stable")[:n_neighbours]
+    return sum(cosines[user] * taken[user] for user in nearest) * (n_takers + 3.0) ** -exponent
+
+
+@pytest.mark.parametrize("n_neighbours", [1, 5, 100])
+def test_scores_equal_a_slow_twin(n_neighbours):
+    past = random_events(3, n_users=30, n_events=150)
+    scorer = UserKNN(n_neighbours=n_neighbours, decay=0.3, candidate_exponent=0.2).fit(past, items_of("x" * 12))
+    history = [4, 7, 1, 4]
+    scores = scorer.score_catalogue(cases_of([history], [[]]))[0]
+    np.testing.assert_allclose(scores, slow_scores(past, history, n_neighbours, 0.3, 0.2), rtol=1e-5, atol=1e-7)
+
+
+def test_an_item_that_all_users_took_is_still_known():
+    past = events_of([(0, 0, 0), (1, 0, 0), (1, 1, 1)], 3)
+    scores = UserKNN(candidate_exponent=0).fit(past, items_of("abc")).score(cases_of([[0]], [[1, 2]]))
+    assert scores[0] > 0
+    assert np.isnan(scores[1])
+
+
+def test_saved_file_has_no_user_ids(tmp_path):
+    past = random_events(4)
+    UserKNN().fit(past, items_of("x" * 12)).save(tmp_path)
+    content = b"".join(path.read_bytes() for path in tmp_path.iterdir())
+    assert not any(user.encode() in content for user in past.user_ids if len(user) > 2)
+
+
+def test_errors():
+    with pytest.raises(DataError, match="n_neighbours is 0"):
+        UserKNN(n_neighbours=0)
+    with pytest.raises(NotFittedError):
+        UserKNN().score_catalogue(cases_of([[0]], [[]]))

@@ -1,0 +1,134 @@
+"""History matrices, the best k, retrieval: by hand arithmetic and against slow twins."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from llm_rerank.models.scoring import (
+    histories_of,
+    history_matrix,
+    interaction_matrix,
+    retrieve,
+    score_candidates,
+    top_k,
+    visit_numbers,
+)
+from llm_rerank.types import DataError, Ragged
+from tests.planted import cases_of, events_of
+
+
+def test_age_counts_visits_back_from_the_newest():
+    # visits at times 5, 8, 8, 30: ages 2, 1, 1, 0
+    cases = cases_of([[0, 1, 2, 3]], [[]], times=[[5, 8, 8, 30]])
+    entries = history_matrix(cases, 4, decay=0.5).toarray()[0]
+    np.testing.assert_allclose(entries, np.exp([-1.0, -0.5, -0.5, 0.0]), rtol=1e-6)
+
+
+def test_weights_multiply_and_the_strongest_repeat_stands():
+    cases = cases_of([[0, 1, 0]], [[]])
+    weighty = cases.__class__(**{**vars(cases), "history_weights": np.array([3.0, 1.0, 1.0], dtype=np.float32)})
+    # item 0: max(3 e^-1, 1 e^0) = 1.104; with decay 2: max(3 e^-4, 1) = 1
+    assert history_matrix(weighty, 2, decay=0.5)[0, 0] == pytest.approx(3 * np.exp(-1.0))
+    assert history_matrix(weighty, 2, decay=2.0)[0, 0] == pytest.approx(1.0)
+
+
+def test_dislikes_are_left_out_or_kept_but_their_visits_count():
+    cases = cases_of([[0, 1, 0]], [[]])
+    mixed = cases.__class__(**{**vars(cases), "history_weights": np.array([1.0, 1.0, -2.0], dtype=np.float32)})
+    np.testing.assert_allclose(history_matrix(mixed, 2, decay=0.1).toarray(), np.exp([[-0.2, -0.1]]), rtol=1e-6)
+    everything = history_matrix(mixed, 2, decay=0.1, positive_only=False).toarray()
+    np.testing.assert_allclose(everything, [[-2.0, np.exp(-0.1)]], rtol=1e-6)
+
+
+def test_items_outside_the_catalogue_are_left_out_but_their_visits_count():
+    cases = cases_of([[0, 9, -1]], [[]])
+    np.testing.assert_allclose(history_matrix(cases, 2, decay=0.1).toarray(), [[np.exp(-0.2), 0]], rtol=1e-6)
+
+
+def test_negative_decay_is_refused():
+    with pytest.raises(DataError, match="decay is -0.1"):
+        history_matrix(cases_of([[0]], [[]]), 1, decay=-0.1)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 4)), max_size=8), min_size=1, max_size=6))
+def test_history_matrix_equals_its_slow_twin(rows):
+    rows = [sorted(row, key=lambda event: event[1]) for row in rows]
+    cases = cases_of(
+        [[item for item, _ in row] for row in rows], [[]] * len(rows), times=[[t for _, t in r] for r in rows]
+    )
+    expected = np.zeros((len(rows), 6))
+    for row, events in enumerate(rows):
+        visits = sorted({time for _, time in events})
+        for item, time in events:
+            age = len(visits) - 1 - visits.index(time)
+            expected[row, item] = max(expected[row, item], np.exp(-0.3 * age))
+    matrix = history_matrix(cases, 6, decay=0.3)
+    np.testing.assert_allclose(matrix.toarray(), expected, rtol=1e-6)
+    assert matrix.has_canonical_format
+    assert matrix.dtype == np.float32
+
+
+def test_visit_numbers_skip_empty_rows():
+    history = Ragged.from_lists([[], [4, 5, 6], [], [7], []])
+    assert visit_numbers(history, np.array([3, 3, 9, 3])).tolist() == [0, 0, 1, 0]
+
+
+def test_interaction_matrix_reads_users_as_histories():
+    past = events_of([(1, 0, 4), (0, 2, 1), (1, 2, 7), (0, -1, 3), (1, 1, 9, -1.0)], 3)
+    assert interaction_matrix(past).toarray().tolist() == [[0, 0, 1], [1, 0, 1]]
+    history, weights, times = histories_of(past)
+    assert [row.tolist() for row in (history[0], history[1])] == [[2], [0, 2, 1]]
+    assert weights.tolist() == [1, 1, 1, -1]
+    assert times.tolist() == [1, 4, 7, 9]
+
+
+def test_top_k_by_hand():
+    scores = np.array([[1, 3, 3, np.nan, 2], [np.nan] * 5, [-np.inf, 0, 0, 0, 0]], dtype=np.float32)
+    best = top_k(scores, 2)
+    assert [best[row].tolist() for row in range(3)] == [[1, 2], [], [1, 2]]
+    best = top_k(scores, 9, exclude=Ragged.from_lists([[1, -1, 77], [0], [2]]))
+    assert [best[row].tolist() for row in range(3)] == [[2, 4, 0], [], [1, 3, 4]]
+    assert np.isnan(scores[0, 3]) and scores[0, 1] == 3, "the scores given must stay as they are"
+
+
+def test_top_k_refuses_zero():
+    with pytest.raises(DataError, match="k is 0"):
+        top_k(np.zeros((1, 1), dtype=np.float32), 0)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.integers(1, 12))
+def test_top_k_equals_a_stable_sort(seed, k):
+    rng = np.random.default_rng(seed)
+    scores = rng.integers(0, 4, (5, 9)).astype(np.float32)  # few values: many ties
+    scores[rng.random((5, 9)) < 0.2] = np.nan
+    best = top_k(scores, k)
+    for row in range(5):
+        expected = [code for code in np.argsort(-scores[row], kind="stable") if not np.isnan(scores[row, code])][:k]
+        assert best[row].tolist() == expected
+
+
+class _Sums:
+    """Score of an item = its code × the sum of the history."""
+
+    def score_catalogue(self, cases):
+        sums = history_matrix(cases, 7).toarray() @ np.arange(7, dtype=np.float32)
+        return np.outer(sums, np.arange(7, dtype=np.float32)).astype(np.float32)
+
+
+@pytest.mark.parametrize("block_size", [1, 2, 100])
+def test_blocks_change_nothing(block_size):
+    cases = cases_of([[1, 2], [], [6]], [[6, -1, 0, 7], [3], []])
+    scores = score_candidates(_Sums(), cases, block_size=block_size)
+    np.testing.assert_array_equal(scores, np.array([18, np.nan, 0, np.nan, 0], dtype=np.float32))
+    best = retrieve(_Sums(), cases, 2, exclude=Ragged.from_lists([[6], [], [5, 4]]), block_size=block_size)
+    assert [best[row].tolist() for row in range(3)] == [[5, 4], [0, 1], [6, 3]]
+
+
+def test_no_case_at_all():
+    nobody = cases_of([], [])
+    assert history_matrix(nobody, 3).shape == (0, 3)
+    assert score_candidates(_Sums(), nobody).shape == (0,)
+    assert len(retrieve(_Sums(), nobody, 3)) == 0
