@@ -92,8 +92,9 @@ def read_events(
         report.notes.append(f"{disliked.sum():,} of {rated.sum():,} rated events are dislikes, below {min_rating:g}")
     if require_targets and not positive.any():
         raise DataError(
-            f"no event is a target: target_events are {', '.join(targets) or 'none'}, min_rating is {min_rating}; the "
-            f"data has the events {', '.join(names)}{_range(ratings)}, so name others in target_events or lower min_rating"
+            f"no event is a target: target_events are {', '.join(targets) or 'none'}, min_rating is {min_rating}; "
+            f"the data has the events {', '.join(names)}{_range(ratings)}, so name others in target_events or lower "
+            "min_rating"
         )
     report.notes.append(
         f"targets are events of kind {', '.join(targets) or '(none)'}: {positive.sum():,} of {len(frame):,}"

@@ -221,21 +221,31 @@ def _is_number(text: str) -> bool:
 
 def _typed(values: pd.Series, comma_columns: list[str]) -> pd.Series:
     """Give a column of texts as whole numbers or floats where nothing is lost by it, else as texts."""
-    empty = values.isna() | values.isin(EMPTY_NUMBERS)
-    texts = values[~empty].astype(str).str.strip()
-    if texts.empty or not texts.iloc[0][-1:].isdigit() and not texts.iloc[0].endswith("."):
-        return values  # the common column of texts: no need to look at every value
-    whole = texts.str.fullmatch(_WHOLE)
+    codes, distinct = pd.factorize(values)  # each distinct text is looked at once
+    known = pd.Series(distinct, dtype=object)
+    known = known[~known.isin(EMPTY_NUMBERS)].str.strip()
+    if known.empty or not known.iloc[0][-1:].isdigit() and not known.iloc[0].endswith("."):
+        return values  # the common column of texts
+    whole = known.str.fullmatch(_WHOLE)
     if whole.all():
-        return texts.astype("int64") if not empty.any() else texts.astype("int64").astype("Int64").reindex(values.index)
-    if (whole | texts.str.fullmatch(_POINT)).all():
-        decimal_texts = texts
-    elif (whole | texts.str.fullmatch(_COMMA)).all() and _commas_are_decimal(texts):
-        decimal_texts = texts.str.replace(".", "", regex=False).str.replace(",", ".", regex=False)
+        numbers = known.astype(np.int64)
+        return _spread(
+            numbers if len(known) == len(distinct) and (codes >= 0).all() else numbers.astype("Int64"), codes
+        )
+    if (whole | known.str.fullmatch(_POINT)).all():
+        return _spread(known.astype(np.float64), codes)
+    if (whole | known.str.fullmatch(_COMMA)).all() and _commas_are_decimal(known):
         comma_columns.append(str(values.name))
-    else:
-        return values
-    return decimal_texts.astype(np.float64).reindex(values.index)
+        points = known.str.replace(".", "", regex=False).str.replace(",", ".", regex=False)
+        return _spread(points.astype(np.float64), codes)
+    return values
+
+
+def _spread(numbers: pd.Series, codes: np.ndarray) -> pd.Series:
+    """Give each row the number of its code; codes that ``numbers`` lacks are missing values."""
+    if numbers.dtype == np.int64:
+        return pd.Series(numbers.to_numpy()[codes])
+    return numbers.reindex(codes).reset_index(drop=True)
 
 
 def _commas_are_decimal(texts: pd.Series) -> bool:

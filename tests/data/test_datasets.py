@@ -71,7 +71,7 @@ def test_texts_of_published_sets():
     scientific = validate_items(load_dataset("amazon_scientific", DATA).items).frame
     assert (scientific["categories"].str.startswith("Industrial & Scientific > ")).mean() > 0.95
     gifts = validate_items(load_dataset("amazon_gift_cards", DATA).items).frame
-    assert gifts["price"].notna().sum() > 30 and gifts["price"].max() == 500
+    assert gifts["price"].notna().sum() == 107 and gifts["price"].min() > 0
     assert not gifts["description"].str.contains("<[a-z]").any()
     assert checked(load_dataset("amazon_musical_instruments", DATA))[0].reviews[0] != ""
     lastfm = load_dataset("lastfm_friends", DATA)
