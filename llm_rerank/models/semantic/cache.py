@@ -1,0 +1,102 @@
+"""A memory around any encoder: a text that was encoded once is not encoded again, in this process or in the next."""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from llm_rerank.storage import read_arrays, write_arrays
+from llm_rerank.types import Encoder, FloatArray, IntArray, StorageError
+
+_DIGEST_SIZE = 16  # bytes: two of 10^9 texts collide with probability 10^-21
+
+
+class CachedEncoder:
+    """An encoder that remembers vectors by the hash of their text; whatever else it offers is the encoder's own.
+
+    encoder: any encoder of texts. folder: where the vectors are kept too, None: in memory only. One file an encoder,
+    named by its fingerprint; a file that is damaged or of another encoder is reported, not used, and written anew.
+    Small additions are written when they amount to 5 % of the file, or on ``flush``. The memory only grows.
+    """
+
+    def __init__(self, encoder: Encoder, folder: Path | str | None = None) -> None:
+        self._encoder = encoder
+        self.embedding_size = encoder.embedding_size
+        self.fingerprint = encoder.fingerprint
+        self._rows: dict[bytes, int] = {}
+        self._vectors = np.empty((0, self.embedding_size), dtype=np.float32)  # spare rows at the end
+        self._n_written = 0
+        self.path = None if folder is None else Path(folder) / f"{self.fingerprint[:32]}.safetensors"
+        if self.path is not None and self.path.exists():
+            self._read(self.path)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "_encoder":  # not there yet: an object being copied
+            raise AttributeError(name)
+        return getattr(self._encoder, name)
+
+    def encode(self, inputs: Sequence[Any]) -> FloatArray:
+        """Vectors of the inputs: float32, shape (n_inputs, embedding_size); only new texts reach the encoder."""
+        keys = [_key(text) for text in inputs]
+        new = {key: text for key, text in zip(keys, inputs, strict=True) if key not in self._rows}
+        if new:
+            self._add(list(new), self._encoder.encode(list(new.values())))
+            if len(self) - self._n_written > self._n_written // 20:
+                self.flush()
+        rows: IntArray = np.array([self._rows[key] for key in keys], dtype=np.int64)
+        return self._vectors[rows]
+
+    def flush(self) -> None:
+        """Write what is not on disk yet; nothing happens without a folder."""
+        if self.path is None or self._n_written == len(self):
+            return
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        keys = np.frombuffer(b"".join(self._rows), dtype=np.uint8).reshape(len(self), _DIGEST_SIZE)
+        vectors = self._vectors[: len(self)]
+        metadata = {"fingerprint": self.fingerprint, "sha256": _checksum(keys, vectors)}
+        write_arrays(self.path, {"keys": keys, "vectors": vectors}, metadata)
+        self._n_written = len(self)
+
+    def _add(self, keys: list[bytes], vectors: FloatArray) -> None:
+        first, last = len(self), len(self) + len(keys)
+        if last > len(self._vectors):  # doubled, so that many small additions copy little
+            grown = np.empty((max(last, 2 * len(self._vectors)), self.embedding_size), dtype=np.float32)
+            grown[:first] = self._vectors[:first]
+            self._vectors = grown
+        self._vectors[first:last] = vectors
+        self._rows.update(zip(keys, range(first, last), strict=True))
+
+    def _read(self, path: Path) -> None:
+        try:
+            arrays, metadata = read_arrays(path)
+            keys, vectors = arrays["keys"], arrays["vectors"]
+            sound = (
+                metadata["fingerprint"] == self.fingerprint
+                and metadata["sha256"] == _checksum(keys, vectors)
+                and vectors.shape == (len(keys), self.embedding_size)
+            )
+        except (StorageError, KeyError):
+            sound = False
+        if not sound:
+            warnings.warn(f"{path} is damaged or of another encoder; it is not used and will be rebuilt", stacklevel=3)
+            return
+        self._add([key.tobytes() for key in keys], vectors)
+        self._n_written = len(self)
+
+
+def _key(text: str) -> bytes:
+    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=_DIGEST_SIZE).digest()
+
+
+def _checksum(keys: np.ndarray, vectors: np.ndarray) -> str:
+    digest = hashlib.sha256(keys.tobytes())
+    digest.update(vectors.tobytes())
+    return digest.hexdigest()

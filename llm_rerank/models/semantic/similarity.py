@@ -1,0 +1,255 @@
+"""Scores by what the items say: the similarity of each candidate's text to the texts of the user's history.
+
+The encoder and the index live next door; how an item becomes text is said in ``data/rendering.py``.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+from scipy.sparse import csr_matrix
+
+from llm_rerank.data.cases import QUERY_SEPARATOR
+from llm_rerank.models.scoring import history_matrix
+from llm_rerank.models.semantic.index import ItemIndex
+from llm_rerank.models.semantic.whitening import Whitening
+from llm_rerank.storage import read_arrays, read_json, write_arrays, write_json
+from llm_rerank.types import (
+    Cases,
+    DataError,
+    Encoder,
+    FloatArray,
+    IntArray,
+    Interactions,
+    Items,
+    NotFittedError,
+    Ragged,
+)
+
+BLOCK_SIZE = 256
+"""Cases scored at once."""
+
+COLUMN_CELLS = 2**24
+"""Cells of the table of similarities (history items × candidates) held at once: 64 MB."""
+
+
+class SemanticScorer:
+    """Similarity of a candidate to the user's history, in text.
+
+    With v the vectors (whitened, unit length), w_j = weight × exp(−decay × age in visits) for each history item j,
+    q the searches newest first and u() scaling to unit length:
+
+        user  = u( u(Σ_j w_j v_j) + query_weight × u(Σ_r exp(−decay × r) v(q_r)) )
+        score = ( user · v_i + greatest_weight × max_j (w_j / max w) (v_j · v_i) ) / (1 + greatest_weight)
+
+    Disliked items (negative weight) are subtracted in the sum and left out of the maximum, which is 0 where nothing is
+    liked. A great decay makes it the similarity to the last item; a great ``greatest_weight``, to the nearest one.
+    NaN where the candidate has no text or where the case has neither a history with text nor a search.
+
+    encoder: None is the embedded default. decay: 0 or more, a visit. greatest_weight, query_weight: 0 or more.
+    whiten: take out what all texts of the shop have in common (``whitening.py``).
+    Defaults of decay and greatest_weight come from the validation split of Amazon Scientific.
+    """
+
+    name = "semantic"
+    depends_on_list = False
+
+    def __init__(
+        self,
+        encoder: Encoder | None = None,
+        *,
+        decay: float = 0.35,
+        greatest_weight: float = 0.25,
+        query_weight: float = 1.0,
+        whiten: bool = True,
+    ) -> None:
+        for name, value in (("decay", decay), ("greatest_weight", greatest_weight), ("query_weight", query_weight)):
+            if not value >= 0:
+                raise DataError(f"{name} is {value}; it must be 0 or more")
+        self.encoder = encoder
+        self.decay = decay
+        self.greatest_weight = greatest_weight
+        self.query_weight = query_weight
+        self.whiten = whiten
+        self._reference: dict[str, Any] = {}
+        self._whitening: Whitening | None = None
+        self._vectors: FloatArray | None = None
+        self._index: ItemIndex | None = None
+
+    def fit(self, past: Interactions, items: Items, *, seed: int) -> Self:
+        """Encode the items' texts; the events are not read, nothing is drawn at random.
+
+        Raises DataError where no item has a text.
+        """
+        from llm_rerank.models.semantic.encoder import SentenceEncoder, encoder_reference
+
+        if len(items) and not any(text.strip() for text in items.texts):
+            raise DataError(
+                f"none of the {len(items)} items has a text; render them first (data/rendering.py, render_items), or "
+                "leave the semantic scorer out"
+            )
+        self.encoder = SentenceEncoder() if self.encoder is None else self.encoder
+        self._reference = encoder_reference(self.encoder)
+        vectors = self.encoder.encode(list(items.texts))
+        self._whitening = Whitening.fit(vectors) if self.whiten else Whitening.identity(self.encoder.embedding_size)
+        self._vectors = self._whitening.apply(vectors)
+        self._index = None
+        return self
+
+    def score(self, cases: Cases) -> FloatArray:
+        """Scores: float32, shape (n_candidates,); NaN: no text, no history, or unknown to the catalogue."""
+        n_items = len(self._fitted())
+        scores = np.full(len(cases.candidates.values), np.nan, dtype=np.float32)
+        for start in range(0, len(cases), BLOCK_SIZE):
+            stop = min(start + BLOCK_SIZE, len(cases))
+            first, last = cases.candidates.offsets[start], cases.candidates.offsets[stop]
+            codes = cases.candidates.values[first:last]
+            known = (codes >= 0) & (codes < n_items)
+            if not known.any():
+                continue
+            # only the candidates of the block, each once: a catalogue of a million is never scored whole
+            columns, column_of_candidate = np.unique(codes[known], return_inverse=True)
+            table = self._table(cases.take(np.arange(start, stop, dtype=np.int64)), columns)
+            rows = np.repeat(np.arange(stop - start), cases.candidates.lengths[start:stop])
+            scores[first:last][known] = table[rows[known], column_of_candidate]
+        return scores
+
+    def score_catalogue(self, cases: Cases) -> FloatArray:
+        """Scores of all items: float32, shape (n_cases, n_items). The caller cuts cases into blocks."""
+        return self._table(cases, np.arange(len(self._fitted()), dtype=np.int64))
+
+    def retrieve(self, cases: Cases, k: int) -> Ragged:
+        """Find at most k items a case through the index, best first; none where the case says nothing.
+
+        The index finds the 4k items nearest to the user's vector; the whole score orders them.
+        """
+        if k < 1:
+            raise DataError(f"k is {k}; it must be at least 1")
+        users, _ = self._users(cases)
+        asked = np.flatnonzero(users.any(axis=1))
+        index, codes = self._searchable()
+        if not len(asked) or not len(codes):
+            return Ragged.empty(len(cases))
+        depth = min(4 * k if self.greatest_weight else k, len(codes))
+        _, rows = index.search(users[asked], depth)
+        found = rows >= 0
+        lengths = np.zeros(len(cases), dtype=np.int64)
+        lengths[asked] = found.sum(axis=1)
+        near = Ragged.from_lengths(codes[rows[found]], lengths)
+        scores = self.score(cases.with_candidates(near))
+        order = np.lexsort((near.values, -scores, near.row_of_value))
+        place = np.arange(len(order)) - np.repeat(near.offsets[:-1], near.lengths)
+        return Ragged.from_lengths(near.values[order][place < k], np.minimum(near.lengths, k))
+
+    def save(self, folder: Path) -> None:
+        """Write settings, whitening, the index with the vectors, and the encoder's name and fingerprint."""
+        vectors = self._fitted()
+        index, codes = self._searchable()
+        index.save(folder / "index.faiss")
+        assert self._whitening is not None
+        arrays = {"codes": codes, "mean": self._whitening.mean, "matrix": self._whitening.matrix}
+        write_arrays(folder / "whitening.safetensors", arrays, {"n_items": len(vectors)})
+        settings = {name: getattr(self, name) for name in ("decay", "greatest_weight", "query_weight", "whiten")}
+        write_json(folder / "semantic.json", {"settings": settings, "encoder": self._reference})
+
+    @classmethod
+    def load(cls, folder: Path) -> Self:
+        """Read what ``save`` wrote. The encoder is not loaded before a case with a search comes."""
+        stored = read_json(folder / "semantic.json")
+        arrays, metadata = read_arrays(folder / "whitening.safetensors")
+        index = ItemIndex.load(folder / "index.faiss")
+        scorer = cls(None, **stored["settings"])
+        scorer._reference = stored["encoder"]
+        scorer._whitening = Whitening(arrays["mean"], arrays["matrix"])
+        # the index is the only copy of the vectors on disk
+        scorer._vectors = np.zeros((metadata["n_items"], index.embedding_size), dtype=np.float32)
+        scorer._vectors[arrays["codes"]] = index.vectors()
+        scorer._index = index
+        return scorer
+
+    def _fitted(self) -> FloatArray:
+        if self._vectors is None:
+            raise NotFittedError("SemanticScorer has no item vectors; call fit or load first")
+        return self._vectors
+
+    def _searchable(self) -> tuple[ItemIndex, IntArray]:
+        """Build the index on first use. Row r of it is item ``codes[r]``; items without text are not in it."""
+        vectors = self._fitted()
+        codes = np.flatnonzero(vectors.any(axis=1)).astype(np.int64)
+        if self._index is None:
+            self._index = ItemIndex(vectors.shape[1]).add(vectors[codes])
+        return self._index, codes
+
+    def _users(self, cases: Cases) -> tuple[FloatArray, csr_matrix]:
+        """Vector of each case, float32 (n_cases, size), zero where it says nothing; and its decayed history."""
+        vectors = self._fitted()
+        history = history_matrix(cases, len(vectors), decay=self.decay, positive_only=False)
+        users = unit_rows(history @ vectors)
+        searched = [case for case, query in enumerate(cases.queries) if query]
+        if searched and self.query_weight:
+            users[searched] += self.query_weight * self._searches([cases.queries[case] for case in searched])
+            users = unit_rows(users)
+        return users, history
+
+    def _searches(self, queries: list[str]) -> FloatArray:
+        """Vector of each string of searches (newest last): float32, shape (n_queries, size), unit length."""
+        from llm_rerank.models.semantic.encoder import check_same_encoder, load_encoder
+
+        assert self._whitening is not None
+        if self.encoder is None:
+            self.encoder = load_encoder(self._reference)
+        check_same_encoder(self.encoder, self._reference)
+        searches = [query.split(QUERY_SEPARATOR) for query in queries]
+        lengths = np.array([len(words) for words in searches], dtype=np.int64)
+        vectors = self._whitening.apply(self.encoder.encode([text for words in searches for text in words]))
+        rows = np.repeat(np.arange(len(searches)), lengths)
+        age = np.repeat(np.cumsum(lengths), lengths) - 1 - np.arange(len(vectors))
+        weights = np.exp(-self.decay * age).astype(np.float32)
+        return unit_rows(csr_matrix((weights, (rows, np.arange(len(vectors))))) @ vectors)
+
+    def _table(self, cases: Cases, columns: IntArray) -> FloatArray:
+        """Scores of the items ``columns`` (int64 codes) for each case: float32, shape (n_cases, n_columns)."""
+        vectors = self._fitted()
+        users, history = self._users(cases)
+        table = users @ vectors[columns].T
+        if self.greatest_weight:
+            table += self.greatest_weight * greatest_similarity(history, vectors, columns)
+            table /= 1 + self.greatest_weight
+        table[~users.any(axis=1)] = np.nan
+        table[:, ~vectors[columns].any(axis=1)] = np.nan
+        return table
+
+
+def greatest_similarity(history: csr_matrix, vectors: FloatArray, columns: IntArray) -> FloatArray:
+    """Greatest similarity of each item to a liked item of the history, each liked item scaled by its share of weight.
+
+    history: weights, shape (n_cases, n_items); entries of 0 and below are left out, a row's greatest entry counts 1.
+    vectors: float32, shape (n_items, size). columns: codes of the items asked for.
+    Returns float32, shape (n_cases, n_columns); 0 where a row has no positive entry.
+    """
+    liked = history.copy()
+    liked.data = np.where(vectors.any(axis=1)[liked.indices], np.maximum(liked.data, 0), 0)
+    liked.eliminate_zeros()
+    lengths = np.diff(liked.indptr)
+    share = liked.data / np.repeat(liked.max(axis=1).toarray().ravel(), lengths)
+    used, row_of_entry = np.unique(liked.indices, return_inverse=True)
+    greatest = np.zeros((liked.shape[0], len(columns)), dtype=np.float32)
+    width = max(1, COLUMN_CELLS // max(len(used), 1))
+    for start in range(0, len(columns) if len(used) else 0, width):
+        similarities = vectors[used] @ vectors[columns[start : start + width]].T
+        block = greatest[:, start : start + width]
+        block[lengths > 0] = -np.inf
+        for place in range(lengths.max()):  # as many steps as the longest history has items
+            rows = np.flatnonzero(lengths > place)
+            entries = liked.indptr[rows] + place
+            block[rows] = np.maximum(block[rows], share[entries, None] * similarities[row_of_entry[entries]])
+    return greatest
+
+
+def unit_rows(rows: FloatArray) -> FloatArray:
+    """Scale rows to unit length: float32, shape as given; rows of (nearly) nothing become zero."""
+    rows = np.asarray(rows, dtype=np.float32)
+    norms = np.linalg.norm(rows, axis=1, keepdims=True)
+    return np.where(norms > 1e-6, rows / np.maximum(norms, 1e-6), np.float32(0))

@@ -1,0 +1,60 @@
+"""Whitening: what all texts of a shop share is taken out, so that differences count whatever direction they lie in.
+
+A sentence encoder spends much of a vector on the subject, which within one shop is always the same.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Self
+
+import numpy as np
+
+from llm_rerank.types import FloatArray
+
+LEAST_VARIANCE = 1e-8
+"""Below this the texts do not differ, and there is nothing to whiten."""
+
+
+@dataclass(frozen=True)
+class Whitening:
+    """The map v → u((v − mean) · matrix), u scaling to unit length; a zero vector (no text) stays zero.
+
+    mean: float32, shape (size,). matrix: float32, shape (size, size).
+    """
+
+    mean: FloatArray
+    matrix: FloatArray
+
+    @classmethod
+    def identity(cls, size: int) -> Self:
+        """Leave vectors as they are, but for the scaling."""
+        return cls(np.zeros(size, dtype=np.float32), np.eye(size, dtype=np.float32))
+
+    @classmethod
+    def fit(cls, vectors: FloatArray) -> Self:
+        """Learn from vectors of unit length, shape (n_vectors, size); zero rows are left out.
+
+        matrix = E diag((1 − s) λ + s mean(λ))^(−½), with λ, E the eigenvalues and eigenvectors of the covariance and
+        s = size / (size + 4 n): the fewer texts, the less their covariance is believed (Ledoit and Wolf, 2004, have
+        the same form). Where the texts do not differ it is the identity.
+        """
+        known = vectors[vectors.any(axis=1)].astype(np.float64)
+        n, size = known.shape
+        if n < 2:
+            return cls.identity(size)
+        mean = known.mean(axis=0)
+        centred = known - mean
+        values, directions = np.linalg.eigh(centred.T @ centred / n)
+        if values.sum() < LEAST_VARIANCE:
+            return cls.identity(size)
+        shrinkage = size / (size + 4 * n)
+        values = (1 - shrinkage) * np.maximum(values, 0) + shrinkage * values.mean()
+        return cls(mean.astype(np.float32), (directions / np.sqrt(values)).astype(np.float32))
+
+    def apply(self, vectors: FloatArray) -> FloatArray:
+        """Whiten: float32, shape (n_vectors, size), unit length; zero rows, and rows equal to the mean, are zero."""
+        whitened = (vectors - self.mean) @ self.matrix
+        norms = np.linalg.norm(whitened, axis=1, keepdims=True)
+        says_something = vectors.any(axis=1, keepdims=True) & (norms > 1e-6)
+        return np.where(says_something, whitened / np.maximum(norms, 1e-6), 0).astype(np.float32)
