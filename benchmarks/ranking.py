@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import numpy as np
 
@@ -35,7 +35,9 @@ from llm_rerank.evaluation.protocols import (
 )
 from llm_rerank.metrics import hit_matrix, ndcg_at_k
 from llm_rerank.storage import read_json
-from llm_rerank.types import CatalogueScorer, DataError
+from llm_rerank.types import CatalogueScorer, DataError, Ragged
+
+Model = TypeVar("Model")
 
 METRIC = "ndcg@10"
 DEPTH = 100
@@ -68,7 +70,8 @@ def tune(single: Single, trial: Trial, tools: Tools, seed: int) -> tuple[Setting
 
     A scorer is fitted once for all settings that it reads only when scoring.
     """
-    tried, fitted, fitted_settings = [], None, None
+    tried: list[dict[str, Any]] = []
+    fitted, fitted_settings = None, None
     for settings in single.grid:
         inside = {name: value for name, value in settings.items() if name not in single.read_when_scoring}
         if fitted is None or inside != fitted_settings:
@@ -76,10 +79,14 @@ def tune(single: Single, trial: Trial, tools: Tools, seed: int) -> tuple[Setting
             fitted_settings = inside
         for name in single.read_when_scoring:
             setattr(fitted, name, settings[name])
-        hits = hit_matrix(rank_catalogue(fitted, trial, 10), trial.cases.targets, 10)
-        tried.append({"settings": settings, METRIC: float(ndcg_at_k(hits, trial.cases.targets.lengths, 10).mean())})
+        tried.append({"settings": settings, METRIC: _mean_ndcg(rank_catalogue(fitted, trial, 10), trial)})
     best = int(np.argmax([entry[METRIC] for entry in tried]))
     return single.grid[best], tried
+
+
+def _mean_ndcg(ranked: Ragged, trial: Trial) -> float:
+    hits = hit_matrix(ranked, trial.cases.targets, 10)
+    return float(ndcg_at_k(hits, trial.cases.targets.lengths, 10).mean())
 
 
 class Benchmark:
@@ -150,57 +157,52 @@ class Benchmark:
         single = SINGLES[name]
         settings, tried = self._settings(name)
         self._encode(single, self.trial)
-        by_seed, outcome = [], None
-        for seed in self._seeds(drawn=single.drawn):
+
+        def fit(seed: int) -> CatalogueScorer:
             self.tools.forget_kernel()
-            began = time.perf_counter()
-            scorer = single.make(self.tools, settings).fit(self.trial.past, self.trial.items, seed=seed)
-            fitted = time.perf_counter()
-            ranked = rank_catalogue(scorer, self.trial, DEPTH)
-            scored = time.perf_counter()
-            result = evaluate_ranking(ranked, self.trial, depth=DEPTH, seed=self.seed)
-            by_seed.append(result.intervals[METRIC].mean)
-            if outcome is None:
-                self._scorers[name] = scorer
-                outcome = Outcome(result, fitted - began, scored - fitted, settings)
-        assert outcome is not None
-        extra: dict[str, Any] = {"tuning": tried}
-        if len(by_seed) > 1:
-            extra[f"{METRIC}_by_seed"] = by_seed
-        return Outcome(outcome.result, outcome.seconds_fit, outcome.seconds_score, settings, extra)
+            return single.make(self.tools, settings).fit(self.trial.past, self.trial.items, seed=seed)
+
+        outcome, scorer, _ = self._measure(fit, lambda s: rank_catalogue(s, self.trial, DEPTH), drawn=single.drawn)
+        self._scorers[name] = scorer
+        return replace(outcome, settings=settings, extra={**outcome.extra, "tuning": tried})
 
     def _z_sum(self) -> Outcome:
         for name in Z_SUM_PARTS:
             if name not in self._scorers:
                 self._single(name)
-        began = time.perf_counter()
-        ranked = rank_catalogue(ZSum([self._scorers[name] for name in Z_SUM_PARTS]), self.trial, DEPTH)
-        seconds = time.perf_counter() - began
-        result = evaluate_ranking(ranked, self.trial, depth=DEPTH, seed=self.seed)
-        return Outcome(result, 0.0, seconds, f"sum of z-scores of {', '.join(Z_SUM_PARTS)}, as tuned above")
+        # only score_catalogue is asked of a scorer when it ranks
+        sum_of_parts = cast(CatalogueScorer, ZSum([self._scorers[name] for name in Z_SUM_PARTS]))
+        outcome, _, _ = self._measure(
+            lambda seed: sum_of_parts, lambda s: rank_catalogue(s, self.trial, DEPTH), drawn=False
+        )
+        return replace(outcome, settings=f"z-scores of {', '.join(Z_SUM_PARTS)} as tuned for themselves, summed")
 
     def _fused(self, name: str) -> Outcome:
-        by_seed, outcome = [], None
-        for seed in self._seeds(drawn=True):
-            trial = self.trial
-            began = time.perf_counter()
-            reranker = FUSED[name](trial, seed).fit(trial.interactions, trial.item_frame, users=trial.user_frame)
-            fitted = time.perf_counter()
-            ranked = ranking_from_frame(reranker.recommend(list(trial.user_ids), k=DEPTH, at=trial.at), trial)
-            scored = time.perf_counter()
-            result = evaluate_ranking(ranked, trial, depth=DEPTH, seed=self.seed)
-            by_seed.append(result.intervals[METRIC].mean)
-            if outcome is None:
-                extra = {"ceiling": ceiling(ranked, trial), "fit_said": reranker.report().values["lines"]}
-                outcome = Outcome(result, fitted - began, scored - fitted, "chosen inside its own fit", extra)
-        assert outcome is not None
-        if len(by_seed) == 1:
-            return outcome
-        extra = {**outcome.extra, f"{METRIC}_by_seed": by_seed}
-        return Outcome(outcome.result, outcome.seconds_fit, outcome.seconds_score, outcome.settings, extra)
+        trial = self.trial
+        outcome, reranker, ranked = self._measure(
+            lambda seed: FUSED[name](trial, seed).fit(trial.interactions, trial.item_frame, users=trial.user_frame),
+            lambda r: ranking_from_frame(r.recommend(list(trial.user_ids), k=DEPTH, at=trial.at), trial),
+            drawn=True,
+        )
+        extra = {**outcome.extra, "ceiling": ceiling(ranked, trial), "fit_said": reranker.report().values["lines"]}
+        return replace(outcome, settings="chosen inside its own fit", extra=extra)
 
-    def _seeds(self, *, drawn: bool) -> range:
-        return range(self.seed, self.seed + (self.n_seeds if drawn else 1))
+    def _measure(
+        self, fit: Callable[[int], Model], rank: Callable[[Model], Ragged], *, drawn: bool
+    ) -> tuple[Outcome, Model, Ragged]:
+        """Fit, rank and judge with the first seed; with further ones, where a fit draws at random, only the mean."""
+        began = time.perf_counter()
+        model = fit(self.seed)
+        fitted = time.perf_counter()
+        ranked = rank(model)
+        scored = time.perf_counter()
+        result = evaluate_ranking(ranked, self.trial, depth=DEPTH, seed=self.seed)
+        extra = {}
+        if drawn and self.n_seeds > 1:
+            further = (rank(fit(seed)) for seed in range(self.seed + 1, self.seed + self.n_seeds))
+            means = [_mean_ndcg(other, self.trial) for other in further]
+            extra[f"{METRIC}_by_seed"] = [result.intervals[METRIC].mean, *means]
+        return Outcome(result, fitted - began, scored - fitted, {}, extra), model, ranked
 
     def report(self, *, complete: bool) -> dict[str, Any]:
         """Lay out what is known so far."""
@@ -222,7 +224,7 @@ class Benchmark:
 NOTES = (
     "All items ranked, items the user has seen removed, a target that is not retrieved scores 0.",
     "map@10 divides by min(10, number of targets); mrr and recall@100 read the first 100.",
-    "seconds_fit of a single system leaves out the encoding of texts (seconds_encode, once for all); a fused one has it.",
+    "seconds_fit of single systems is without the encoding of texts (seconds_encode), of fused ones with it.",
     "Validation figures of single systems are those of the best of their settings on the same users: optimistic.",
     "ceiling: what the best order of the 100 items that were returned would reach.",
 )
