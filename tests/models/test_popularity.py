@@ -33,7 +33,8 @@ def test_users_count_once_and_only_positive_events():
 
 
 def test_half_life_fades_the_newest_event_of_each_user():
-    # newest event of all: day 20. item 0: user 0 on days 0 and 10 -> age 10; item 1: user 1 on day 20 and user 0 on day 0
+    # newest event of all: day 20. item 0: user 0 on days 0 and 10 -> age 10
+    # item 1: user 1 on day 20 -> age 0, user 0 on day 0 -> age 20
     past = events_of([(0, 0, 0), (0, 0, 10 * DAY), (1, 1, 20 * DAY), (0, 1, 0)], 4, time_kind="time")
     scores = RecentPopularity(half_life_days=10).fit(past, ITEMS).score(ONE_CASE)
     np.testing.assert_allclose(scores, np.log1p([0.5, 1 + 0.25, 0, 0]), rtol=1e-6)

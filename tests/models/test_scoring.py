@@ -55,9 +55,8 @@ def test_negative_decay_is_refused():
 @given(st.lists(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 4)), max_size=8), min_size=1, max_size=6))
 def test_history_matrix_equals_its_slow_twin(rows):
     rows = [sorted(row, key=lambda event: event[1]) for row in rows]
-    cases = cases_of(
-        [[item for item, _ in row] for row in rows], [[]] * len(rows), times=[[t for _, t in r] for r in rows]
-    )
+    items, times = ([[event[part] for event in row] for row in rows] for part in (0, 1))
+    cases = cases_of(items, [[]] * len(rows), times=times)
     expected = np.zeros((len(rows), 6))
     for row, events in enumerate(rows):
         visits = sorted({time for _, time in events})

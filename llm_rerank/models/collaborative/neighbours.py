@@ -24,11 +24,11 @@ def unit_rows(matrix: csr_matrix) -> csr_matrix:
 
 
 class UserKNN:
-    """Score of item j = (n_j + 3)^−candidate_exponent × Σ over the n_neighbours most similar users u of similarity × w_uj.
+    """Score of item j = (n_j + 3)^−candidate_exponent × Σ_u similarity_u × w_uj over the most similar users u.
 
     Similarity is the cosine of histories whose items weigh log(n_users / n_i): two users who share a rare item are
     more alike than two who share a best seller. The case's own history fades by ``decay`` a visit, the others' do not.
-    n: number of users with the item.
+    n: number of users with the item. n_neighbours: users in the sum.
 
     Scores: 0 where no neighbour took the item; NaN for items without any event in the fit, and for histories without
     a known item. A user who was in the fit is their own nearest neighbour, which adds to the items they had and to no

@@ -23,7 +23,7 @@ class TextKernel:
 
     The same object may be given to several scorers: the matrix of the last texts is kept (n_items² × 4 bytes).
 
-    encoder: adds two kernels, of the whole text and of the title alone.
+    encoder: adds the kernel of the whole text's vectors.
     """
 
     def __init__(self, encoder: Encoder | None = None) -> None:
@@ -60,8 +60,7 @@ class TextKernel:
         n_kernels = 2
         if self.encoder is not None:
             add_similarities(total, whitened(self.encoder.encode(texts)))
-            add_similarities(total, whitened(self.encoder.encode(titles)))
-            n_kernels = 4
+            n_kernels = 3
         total /= np.float32(n_kernels)
         unknown = ~has_text(texts)
         total[unknown] = 0
@@ -87,8 +86,11 @@ def word_vectors(texts: Sequence[str]) -> csr_matrix:
 
 
 def character_vectors(texts: Sequence[str]) -> csr_matrix:
-    """TF-IDF of 3 to 5 neighbouring characters within words: float32 CSR, rows of unit length."""
-    return _tf_idf(texts, analyzer="char_wb", ngram_range=(3, 5))
+    """TF-IDF of 2 to 5 neighbouring characters within words: float32 CSR, rows of unit length.
+
+    From 2, because most Chinese words have two characters.
+    """
+    return _tf_idf(texts, analyzer="char_wb", ngram_range=(2, 5))
 
 
 def _tf_idf(texts: Sequence[str], *, analyzer: str, ngram_range: tuple[int, int]) -> csr_matrix:

@@ -1,0 +1,178 @@
+"""EASE against its definition, and the removal of one user against a fit without that user."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from llm_rerank.models.collaborative import item_inverse
+from llm_rerank.models.collaborative.ease import EASE
+from llm_rerank.models.collaborative.item_inverse import gram_matrix, invert_in_place
+from llm_rerank.models.scoring import histories_of, interaction_matrix
+from llm_rerank.types import DataError, LeaveUserOutScorer, NotFittedError, Ragged
+from tests.models.test_item_item import random_events, slow_pairs
+from tests.planted import cases_of, events_of, items_of, planted_shop
+from tests.scorer_suite import check_scorer
+
+
+def test_suite(tmp_path):
+    check_scorer(EASE, tmp_path, quality_floor=0.85)
+
+
+def test_weights_solve_the_constrained_least_squares():
+    past = random_events(2)
+    liked = interaction_matrix(past).toarray().astype(float)
+    n_items, regularization = past.n_items, 3.0
+    expected = np.zeros((n_items, n_items))
+    for item in range(n_items):  # each column alone: ridge regression of the item on all others
+        others = np.arange(n_items) != item
+        gram = liked[:, others].T @ liked[:, others] + regularization * np.eye(n_items - 1)
+        expected[others, item] = np.linalg.solve(gram, liked[:, others].T @ liked[:, item])
+    histories = [[5, 2], [0], [7, 7, 1]]
+    scores = (
+        EASE(regularization=regularization, decay=0.25)
+        .fit(past, items_of("x" * 12))
+        .score_catalogue(cases_of(histories, [[], [], []]))
+    )
+    fade = np.exp(-0.25)
+    np.testing.assert_allclose(scores[0], fade * expected[5] + expected[2], atol=2e-6)
+    np.testing.assert_allclose(scores[1], expected[0], atol=2e-6)
+    np.testing.assert_allclose(scores[2], fade * expected[7] + expected[1], atol=2e-6)
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.4])
+def test_gram_matrix_equals_its_slow_twin(decay):
+    past = random_events(5)
+    gram, support = gram_matrix(past, decay)
+    counts, slow_support = slow_pairs(past, decay)
+    np.testing.assert_allclose(gram - np.diag(np.diag(gram)), counts, rtol=1e-5)
+    np.testing.assert_allclose(support, slow_support, rtol=1e-6)
+    liked = interaction_matrix(past).toarray().astype(float)
+    np.testing.assert_allclose(np.diag(gram), (liked**2).sum(axis=0), rtol=1e-6)
+    if decay == 0:
+        np.testing.assert_allclose(gram, liked.T @ liked, rtol=1e-5)
+    assert np.linalg.eigvalsh(gram.astype(float)).min() > -1e-4
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.integers(1, 700))
+def test_inverse_in_place(seed, n):
+    rng = np.random.default_rng(seed)
+    factors = rng.normal(size=(n, 5))
+    matrix = (factors @ factors.T + 10 * np.eye(n)).astype(np.float32)
+    given_matrix = matrix.copy()
+    inverse = invert_in_place(matrix, least_eigenvalue=10)
+    assert inverse.dtype == np.float32
+    np.testing.assert_array_equal(inverse, inverse.T)
+    np.testing.assert_allclose(given_matrix.astype(float) @ inverse, np.eye(n), atol=2e-4)
+
+
+def test_badly_conditioned_matrices_are_inverted_in_float64():
+    # a direction of size 1e7 beside one of size 1: float32 alone would lose all digits of the small one
+    rng = np.random.default_rng(0)
+    directions = np.linalg.qr(rng.normal(size=(60, 60)))[0]
+    sizes = np.r_[np.full(5, 1e6), np.full(55, 5.0)]
+    matrix = ((directions * sizes) @ directions.T).astype(np.float32)
+    matrix = (matrix + matrix.T) / 2
+    exact = np.linalg.inv(matrix.astype(float))
+    np.testing.assert_allclose(invert_in_place(matrix.copy(), least_eigenvalue=1.0), exact, atol=1e-6)
+
+
+def test_not_positive_definite_is_an_error():
+    with pytest.raises(DataError, match="not positive definite"):
+        invert_in_place(np.array([[1, 2], [2, 1]], dtype=np.float32), least_eigenvalue=1)
+
+
+def check_without_user(make, past, items, users, candidates, history_of):
+    """``score_without_user`` must equal the scores of a fit without that user; returns the greatest difference."""
+    histories, weights, times = histories_of(past)
+    rows = np.array(users)
+    positions = histories.value_positions(rows)
+    cases = cases_of([history_of(histories[user]) for user in users], [candidates] * len(users))
+    full = make().fit(past, items, seed=0)
+    assert isinstance(full, LeaveUserOutScorer)
+    found = full.score_without_user(cases, histories.take(rows), weights=weights[positions], times=times[positions])
+    assert found.dtype == np.float32
+    greatest = 0.0
+    for row, user in enumerate(users):
+        refitted = make().fit(past.take(past.users != user), items, seed=0).score(cases.take(np.array([row])))
+        ours = found[row * len(candidates) : (row + 1) * len(candidates)]
+        np.testing.assert_allclose(ours, refitted, atol=1e-5)
+        greatest = max(greatest, float(np.nanmax(np.abs(ours - refitted), initial=0)))
+    return greatest
+
+
+@pytest.mark.parametrize("cells_a_block", [1, 2**22])
+def test_a_user_removed_equals_a_fit_without_them(cells_a_block, monkeypatch):
+    monkeypatch.setattr(item_inverse, "CELLS_A_BLOCK", cells_a_block)
+    past = random_events(6, n_users=12, n_events=70)
+    # user 12 alone took item 11: without them it is unknown
+    past = events_of(
+        [*zip(past.users, past.items % 11, past.times, past.weights, strict=True), (12, 11, 1), (12, 3, 2), (12, 4, 2)],
+        12,
+    )
+    check_without_user(
+        lambda: EASE(regularization=2.0, decay=0.1),
+        past,
+        items_of("x" * 12),
+        list(range(13)),
+        [*range(12), -1, 12],
+        lambda history: history[: len(history) // 2 + 1],
+    )
+
+
+def test_without_weights_each_event_weighs_one():
+    shop = planted_shop(n_users=80)
+    scorer = EASE().fit(shop.past, shop.items)
+    histories, weights, times = histories_of(shop.past)
+    np.testing.assert_array_equal(
+        scorer.score_without_user(shop.cases, histories),
+        scorer.score_without_user(shop.cases, histories, weights=weights, times=times),
+    )
+
+
+def test_a_user_who_contributed_nothing_changes_nothing():
+    shop = planted_shop(n_users=80)
+    scorer = EASE().fit(shop.past, shop.items)
+    same = scorer.score_without_user(shop.cases, Ragged.empty(80))
+    np.testing.assert_allclose(same, scorer.score(shop.cases), atol=1e-6)
+    assert scorer.score_without_user(shop.cases.with_candidates(Ragged.empty(80)), Ragged.empty(80)).shape == (0,)
+
+
+def test_removal_takes_the_leak_out():
+    """Pure noise: the fit's own users are foretold by memory alone; without them nothing is left to know."""
+    rng = np.random.default_rng(1)
+    n_users, n_items = 300, 80
+    taken = [rng.choice(n_items, 6, replace=False) for _ in range(n_users)]
+    past = events_of([(u, i, t) for u, row in enumerate(taken) for t, i in enumerate(row)], n_items)
+    others = [np.setdiff1d(np.arange(n_items), row)[rng.permutation(n_items - 6)[:9]] for row in taken]
+    cases = cases_of(
+        [row[:5] for row in taken], [np.r_[row[5], other] for row, other in zip(taken, others, strict=True)]
+    )
+    scorer = EASE(regularization=5.0).fit(past, items_of("x" * n_items))
+
+    def first(scores):
+        table = scores.reshape(n_users, 10)
+        return (table[:, 0] > table[:, 1:].max(axis=1)).mean()
+
+    assert first(scorer.score(cases)) > 0.5
+    assert first(scorer.score_without_user(cases, Ragged.from_lists(taken))) < 0.17  # chance .10, se .017
+
+
+def test_decay_is_read_when_scoring():
+    past, items = random_events(7), items_of("x" * 12)
+    changed = EASE(decay=0.0).fit(past, items)
+    changed.decay = 0.7
+    cases = cases_of([[1, 2, 3]], [np.arange(12)])
+    np.testing.assert_array_equal(changed.score(cases), EASE(decay=0.7).fit(past, items).score(cases))
+
+
+def test_errors():
+    with pytest.raises(DataError, match="ease was given 20,001 items.*ItemKNN"):
+        EASE().fit(events_of([(0, 0, 0)], 20_001), items_of(["x"] * 20_001))
+    with pytest.raises(DataError, match="regularization is 0"):
+        EASE(regularization=0)
+    with pytest.raises(DataError, match="decay is nan"):
+        EASE(decay=float("nan"))
+    with pytest.raises(NotFittedError):
+        EASE().score(cases_of([[0]], [[0]]))
