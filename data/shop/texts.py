@@ -10,6 +10,7 @@ from shop.draws import Draws
 SOURCE = Path(__file__).parent / "source"
 DEPARTMENTS = ("outdoor", "kitchen", "workshop", "garden")
 UNITS = ("cm", "kg", "ml")
+COLLECTIVE = ("set", "kit", "pair", "trio", "pack", "kinds", "mix")
 
 Section = dict[str, list[str]]
 
@@ -100,7 +101,8 @@ def word_query(draws: Draws, item: Item, kinds: dict[str, Section], needs: dict[
     """Word a search for an item: a need with the thing's noun, the first words of its title, or its kind."""
     chance = draws.uniform()
     if item.needs and chance < 0.45:
-        return f"{draws.pick(needs[draws.pick(item.needs)]['queries'])} {noun_of(item.title)}"
+        need, noun = draws.pick(needs[draws.pick(item.needs)]["queries"]), noun_of(item.title)
+        return f"{noun} {need}" if need.startswith(("for ", "under ")) else f"{need} {noun}"
     if chance < 0.6:
         return " ".join(item.title.replace(",", "").lower().split()[:3])
     return draws.pick(kinds[item.category]["queries"])
@@ -112,6 +114,8 @@ def noun_of(title: str) -> str:
     for joint in (" for ", " with ", " in ", " that "):
         head = head.split(joint)[0]
     words = [word for word in head.split() if word.isalpha() and len(word) > 1 and word not in UNITS]
+    if len(words) > 1 and words[-1] in COLLECTIVE:
+        return " ".join(words[-2:])
     return words[-1] if words else head
 
 

@@ -120,7 +120,7 @@ class Shop:
             quantity = 1 + draws.below(3) if again else 1 + draws.happens(0.06)
             self.note(user, time, "purchase", item, quantity=quantity)
             pull[item] = 0.0
-            lasting[item] = 0.4 if again else -6.0
+            lasting[item] = 1.5 if again else -6.0
             if draws.happens(0.36):
                 self.rate(user, item, time + int((4 + 20 * draws.uniform()) * DAY), lasting)
 

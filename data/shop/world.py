@@ -24,6 +24,8 @@ N_WEEKS = (END - START) // WEEK + 1
 NEW_ITEM_DAYS = 91
 NEWCOMER_DAYS = 61
 REGIONS = ("north", "coast", "hills", "city", "south")
+WAVE, PERSISTENCE = 0.85, 0.9
+"""Size of an item's ups and downs (standard deviation, in units of liking) and what is left of one a week later."""
 ONLY_FOR = {"lh": 2.5, "dog": 2.0, "kids": 1.5, "van": 1.2, "grip": 0.8}
 """How strongly those without a need leave alone what serves it (no right-handed user buys left-handed shears)."""
 
@@ -53,7 +55,7 @@ def make_world(items: list[Item], draws: Draws) -> World:
     people, user_needs = draw_people(draws, needs)
     quality = draws.normals(len(items))
     liking = draw_liking(draws, items, people, user_needs, list(needs))
-    liking += 0.7 * draws.normals(len(items)) + 0.25 * quality
+    liking += 0.6 * draws.normals(len(items)) + 0.25 * quality
     joined, n_sessions = draw_activity(draws)
     fortune = draw_fortune(draws, items, quality)
     return World(liking, fortune, quality, user_needs, list(needs), joined, n_sessions, people)
@@ -108,10 +110,12 @@ def draw_liking(
 ) -> Array:
     """Add up interest, loyalty, needs, purse and unseen taste: float64, shape (n_users, n_items)."""
     category, brand = codes_of([item.category for item in items]), codes_of([item.brand for item in items])
-    interest = draw_interest(draws, items, category, people)
+    interest, home = draw_interest(draws, items, category, people)
     loyalty = np.zeros((N_USERS, brand.max() + 1))
-    for strength in (1.3, 1.0):
-        loyalty[np.arange(N_USERS), (draws.uniforms(N_USERS) * loyalty.shape[1]).astype(np.int64)] = strength
+    made_for = {name: sorted(set(brand[[item.department == name for item in items]].tolist())) for name in set(home)}
+    for user in range(N_USERS):
+        for strength in (1.8, 1.4):
+            loyalty[user, draws.pick(made_for[home[user]])] = strength
     taste, style = draws.normals(N_USERS, 6), draws.normals(len(items), 6)
     serves = np.array([[name in item.needs for name in need_names] for item in items], dtype=np.float64)
     avoided = serves * [ONLY_FOR.get(name, 0.3) for name in need_names]
@@ -123,34 +127,38 @@ def draw_liking(
         + loyalty[:, brand]
         + 1.8 * np.minimum(user_needs @ serves.T, 2)
         - (~user_needs).astype(np.float64) @ avoided.T
-        - 0.5 * np.abs(purse[:, None] - (level / level.std())[None, :])
+        - 0.8 * np.abs(purse[:, None] - (level / level.std())[None, :])
         + 0.22 * taste @ style.T
     )
 
 
-def draw_interest(draws: Draws, items: list[Item], category: Array, people: list[dict[str, Any]]) -> Array:
-    """Draw two to five categories that each user cares about, most of them in one department."""
+def draw_interest(
+    draws: Draws, items: list[Item], category: Array, people: list[dict[str, Any]]
+) -> tuple[Array, list[str]]:
+    """Draw two to five categories that each user cares about, most of them in one department, the user's home.
+
+    Returns float64, shape (n_users, n_categories), and each user's home.
+    """
     department = dict(zip(category.tolist(), (item.department for item in items), strict=True))
     departments = [department[code] for code in range(len(department))]
     calm = np.array([name in ("Garden", "Kitchen") for name in departments])
     interest = np.zeros((N_USERS, len(departments)))
-    for user, person in enumerate(people):
-        home = draws.pick(sorted(set(departments)))
+    homes = [draws.pick(sorted(set(departments))) for _ in people]
+    for user, (person, home) in enumerate(zip(people, homes, strict=True)):
         leaning = draws.uniforms(len(departments)) + 0.55 * np.array([name == home for name in departments])
         leaning += 0.25 * (person["age"] > 50) * calm
         loved = np.argsort(-leaning, kind="stable")[: 2 + draws.below(4)]
         interest[user, loved] = 2.2 + 0.5 * draws.uniforms(len(loved))
-    return interest
+    return interest, homes
 
 
 def draw_fortune(draws: Draws, items: list[Item], quality: Array) -> Array:
     """Draw the weekly ups and downs: waves that last some weeks, seasons, word of mouth, the lift of the new."""
     kinds = read_kinds()
     fortune = np.zeros((N_WEEKS, len(items)))
-    wave = 0.75 * draws.normals(len(items))
-    persistence = 0.88
+    wave = WAVE * draws.normals(len(items))
     for week in range(N_WEEKS):
-        wave = persistence * wave + 0.75 * np.sqrt(1 - persistence**2) * draws.normals(len(items))
+        wave = PERSISTENCE * wave + WAVE * np.sqrt(1 - PERSISTENCE**2) * draws.normals(len(items))
         month = datetime.fromtimestamp(START + week * WEEK, tz=UTC).month
         fortune[week] = wave + 0.008 * week * quality + [season_lift(kinds[item.category], month) for item in items]
     age = START + WEEK * np.arange(N_WEEKS)[:, None] - np.array([item.listed for item in items])[None, :]
