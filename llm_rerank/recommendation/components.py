@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -220,17 +221,21 @@ def default_specs(n_items: int, *, encoder: Encoder | None, text: bool = True) -
     from llm_rerank.models.collaborative.text_kernel import TextKernel
     from llm_rerank.models.semantic.similarity import SemanticScorer
 
+    decays = (0.0, 0.05, 0.2)  # a visit; none where a shop sells whole baskets, much where the last click tells most
+    inverse_grid = [{"regularization": value} for value in (80.0, 30.0, 300.0)]
     specs: list[ComponentSpec] = []
     if n_items <= MOST_ITEMS_FOR_EASE:
         if text:
             kernel = TextKernel(encoder=encoder)
-            specs.append(ComponentSpec("text_ease", "collaborative", lambda **s: TextAwareEASE(kernel=kernel, **s)))
+            make = partial(TextAwareEASE, kernel=kernel)
+            specs.append(ComponentSpec("text_ease", "collaborative", make, inverse_grid, decays))
         else:
-            specs.append(ComponentSpec("ease", "collaborative", EASE))
-    specs.append(ComponentSpec("als", "collaborative", ALS))
-    specs.append(ComponentSpec("item_knn", "collaborative", ItemKNN))
+            specs.append(ComponentSpec("ease", "collaborative", EASE, inverse_grid, decays))
+    specs.append(ComponentSpec("als", "collaborative", ALS, decays=decays))
+    specs.append(ComponentSpec("item_knn", "collaborative", ItemKNN, decays=decays))
     if text and encoder is not None:
-        specs.append(ComponentSpec("semantic", "semantic", lambda **s: SemanticScorer(encoder=encoder, **s)))
+        make_semantic = partial(SemanticScorer, encoder=encoder)
+        specs.append(ComponentSpec("semantic", "semantic", make_semantic, decays=decays))
     # popularity enters the fusion through the sales features; here it only brings candidates
     specs.append(ComponentSpec("recent_popularity", "collaborative", RecentPopularity, blends=False))
     return specs

@@ -67,7 +67,8 @@ def make_encoder(config: RerankerConfig) -> Encoder | None:
     """Build the encoder that the settings name, with a memory of what it has encoded; None without one."""
     if config.encoder is None:
         return None
-    from llm_rerank.models.semantic.encoder import CachedEncoder, SentenceEncoder
+    from llm_rerank.models.semantic.cache import CachedEncoder
+    from llm_rerank.models.semantic.encoder import SentenceEncoder
 
     return CachedEncoder(SentenceEncoder(config.encoder, device=config.device))
 

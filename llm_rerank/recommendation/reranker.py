@@ -28,7 +28,7 @@ from llm_rerank.recommendation.histories import cases_of_users, code_map
 from llm_rerank.recommendation.inputs import FitData, FitTools
 from llm_rerank.recommendation.log import FitLog, FitReport
 from llm_rerank.recommendation.planning import make_encoder, read_shop, say_plan, sentiment_of
-from llm_rerank.recommendation.saving import Saved, read_reranker, read_start, write_reranker
+from llm_rerank.recommendation.saving import Saved, read_reranker, read_start, statistics_of, write_reranker
 from llm_rerank.storage import check_target, open_folder, save_folder
 from llm_rerank.types import (
     Cases,
@@ -42,7 +42,6 @@ from llm_rerank.types import (
 )
 
 Frame = Any  # a path, or a pandas, polars or Arrow frame
-END_OF_TIME = np.iinfo(np.int64).max
 
 
 class Reranker:
@@ -206,7 +205,11 @@ class Reranker:
         code = int(id_codes(_objects([item_id]), fitted.items.ids)[0])
         if code < 0:
             raise DataError(f"item_id {item_id!r} is absent from items; add it to items and fit, or ask for another")
-        cases, seen = self._cases([user_id], self._given(history_frame(user_id, history)), at)
+        if isinstance(history, list | tuple):
+            given = self._given(self._history_frame(user_id, history, at), time_unit="s")
+        else:
+            given = self._given(history)
+        cases, seen = self._cases([user_id], given, at)
         cases = cases.with_candidates(Ragged.from_lists([[code]]))
         return explain_item(user_id, fitted, cases, seen, self._decide)
 
@@ -215,11 +218,13 @@ class Reranker:
     def save(self, folder: str | Path, *, histories: bool = True) -> None:
         """Save to a folder, crash-safe: a save that is killed leaves the folder as it was.
 
-        histories: False leaves every event out; the loaded reranker then needs ``histories`` with each question, and
-        its sales features read unknown.
+        histories: False leaves every user's events out; what is kept of them is each item's sales, ratings and
+        sentiment by date. The loaded reranker then needs ``histories`` with each question, or treats the user as new.
         Raises StorageError where the folder cannot be one of ours.
         """
-        saved = replace(self._data(), has_histories=histories and self._data().has_histories)
+        saved = self._data()
+        if not histories and saved.has_histories:
+            saved = replace(saved, has_histories=False, statistics=self._item_statistics(), users=None)
         target = Path(folder)
         check_target(target)
         save_folder(target, lambda place: write_reranker(place, saved))
@@ -237,7 +242,7 @@ class Reranker:
     def _adopt(self, saved: Saved) -> None:
         self._saved = saved
         self._codes = code_map(saved.events)
-        self._statistics = None
+        self._statistics = None if saved.has_histories else saved.statistics
 
     def _data(self) -> Saved:
         if self._saved is None:
@@ -247,7 +252,7 @@ class Reranker:
     def _fit_result(self) -> Fitted:
         return self._data().fitted
 
-    def _given(self, histories: Frame | None) -> Interactions | None:
+    def _given(self, histories: Frame | None, time_unit: TimeUnit = "auto") -> Interactions | None:
         """Validate histories that come with a question by the rules of the fit."""
         if histories is None:
             return None
@@ -255,9 +260,10 @@ class Reranker:
         given = validate_interactions(
             to_pandas(histories, report=report),
             saved.fitted.items,
-            time_unit="position" if saved.events.time_kind == "position" else "auto",
+            time_unit="position" if saved.events.time_kind == "position" else time_unit,
             target_events=self.config.target_events,
             min_rating=self.config.min_rating,
+            require_targets=False,
             report=report,
         )
         if given.time_kind != saved.events.time_kind:
@@ -302,24 +308,19 @@ class Reranker:
     def _item_statistics(self) -> ItemStatistics:
         """Statistics over all known events; ``pair_features`` reads them as of each case's time."""
         if self._statistics is None:
-            saved = self._data()
-            self._statistics = ItemStatistics.from_events(
-                saved.events, saved.fitted.items, END_OF_TIME, sentiment=saved.sentiment
-            )
+            self._statistics = statistics_of(self._data())
         return self._statistics
 
-
-def history_frame(user_id: Any, history: Frame | Sequence[Any] | None) -> Frame | None:
-    """Turn a list of item ids, oldest first, into interactions of one user; frames and paths stay as they are."""
-    if history is None or isinstance(history, str | Path) or not isinstance(history, list | tuple):
-        return history
-    return pd.DataFrame(
-        {
-            "user_id": pd.Series([user_id] * len(history), dtype=object),
-            "item_id": pd.Series(list(history), dtype=object),
-            "timestamp": np.arange(len(history), dtype=np.int64),
-        }
-    )
+    def _history_frame(self, user_id: Any, history: Sequence[Any], at: Any) -> pd.DataFrame:
+        """Turn a list of item ids, oldest first, into interactions just before the decision."""
+        moment = self._moment(None, at)
+        return pd.DataFrame(
+            {
+                "user_id": pd.Series([user_id] * len(history), dtype=object),
+                "item_id": pd.Series(list(history), dtype=object),
+                "timestamp": np.arange(moment - len(history), moment, dtype=np.int64),
+            }
+        )
 
 
 def _check_k(k: int | None) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from llm_rerank.config import RerankerConfig
+from llm_rerank.data.features import ItemStatistics
 from llm_rerank.data.rendering import Renderer
 from llm_rerank.recommendation.components import Component
 from llm_rerank.recommendation.fitting import Fitted
@@ -29,6 +30,7 @@ from llm_rerank.storage import (
 )
 from llm_rerank.types import EVENT_ARRAYS, FloatArray, Interactions, Items, ObjectArray, Scorer, StorageError, Users
 
+END_OF_TIME = np.iinfo(np.int64).max
 TEXT_ARRAYS = ("reviews", "queries")
 
 SCORERS = {
@@ -48,7 +50,11 @@ SCORERS = {
 
 @dataclass(frozen=True)
 class Saved:
-    """Everything that a saved folder holds. sentiment: of each event's review, as ``FitData.sentiment``."""
+    """Everything that a saved folder holds.
+
+    sentiment: of each event's review, as ``FitData.sentiment``. statistics: what stays of the events where they are
+    left out (``has_histories`` False); it holds no users.
+    """
 
     config: RerankerConfig
     fitted: Fitted
@@ -57,10 +63,11 @@ class Saved:
     users: Users | None
     renderer: Renderer
     has_histories: bool
+    statistics: ItemStatistics | None = None
 
 
 def write_reranker(folder: Path, saved: Saved) -> None:
-    """Write into an existing empty folder; without histories the events are left out and only the ids stay known.
+    """Write into an existing empty folder; without histories neither events nor user ids are written.
 
     Raises StorageError for a component that is not in ``SCORERS`` or an id that JSON cannot keep.
     """
@@ -101,9 +108,14 @@ def write_reranker(folder: Path, saved: Saved) -> None:
     if saved.users is not None:
         _write_ids(folder / "attribute_ids.parquet", saved.users.ids)
         write_frame(folder / "users.parquet", _storable(saved.users.frame))
-    rows = np.arange(len(saved.events) if saved.has_histories else 0, dtype=np.int64)
-    _write_events(folder, saved.events.take(rows), saved.sentiment[rows])
-    (folder / "templates").mkdir()
+    events, sentiment = saved.events, saved.sentiment
+    if not saved.has_histories:
+        nobody = np.empty(0, dtype=np.int64)
+        events, sentiment = events.take(nobody), sentiment[nobody]
+        events = replace(events, user_ids=events.user_ids[nobody], user_rows=events.user_rows[nobody])
+    _write_events(folder, events, sentiment)
+    if not saved.has_histories:
+        write_arrays(folder / "statistics.safetensors", statistics_of(saved).to_arrays())
     saved.renderer.save(folder / "templates")
 
 
@@ -132,6 +144,9 @@ def read_reranker(folder: Path) -> Saved:
         upstream_stage=None if upstream is None else Stage.from_dict(upstream),
         report=values["report"],
     )
+    statistics = None
+    if not values["has_histories"]:
+        statistics = ItemStatistics.from_arrays(read_arrays(folder / "statistics.safetensors")[0], items)
     return Saved(
         config=RerankerConfig.from_dict(values["config"]),
         fitted=fitted,
@@ -140,7 +155,15 @@ def read_reranker(folder: Path) -> Saved:
         users=users,
         renderer=Renderer(folder / "templates"),
         has_histories=values["has_histories"],
+        statistics=statistics,
     )
+
+
+def statistics_of(saved: Saved) -> ItemStatistics:
+    """Item statistics over all events; those that were saved where the events were not."""
+    if saved.statistics is not None:
+        return saved.statistics
+    return ItemStatistics.from_events(saved.events, saved.fitted.items, END_OF_TIME, sentiment=saved.sentiment)
 
 
 def read_start(folder: Path) -> Start:

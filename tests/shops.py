@@ -1,0 +1,57 @@
+"""A shop as its owner has it, in two tables: themes in the titles, tastes in the events, fashion in the dates."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+
+from tests.planted import CLOCK_START, DAY, GRADES, THEMES
+
+DAYS = 300
+
+
+def make_items() -> pd.DataFrame:
+    """One item a (noun, grade): 8 themes × 9 nouns × 2 grades, with brand, price and description."""
+    rows = []
+    for theme, nouns in THEMES.items():
+        for place, noun in enumerate(nouns.split(", ")):
+            for grade in GRADES[:2]:
+                rows.append(
+                    {
+                        "item_id": f"{theme[:3]}-{place}-{grade[:3]}",
+                        "title": f"{grade} {noun}",
+                        "brand": f"{theme.title()} & Co",
+                        "price": 5.0 + 3 * place + (20 if grade == GRADES[1] else 0),
+                        "description": f"A {grade} {noun} for {theme}.",
+                        "theme": theme,
+                    }
+                )
+    return pd.DataFrame(rows)
+
+
+def make_shop(n_users: int = 700, seed: int = 0) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Interactions (purchases, some views, ratings, reviews) and items; the last two items are never taken.
+
+    A user takes 80 % of their items from one theme; what is in fashion moves from one noun to the next with the days.
+    """
+    rng = np.random.default_rng(seed)
+    items = make_items()
+    themes = items["theme"].to_numpy()
+    names = list(THEMES)
+    sold = len(items) - 2
+    rows = []
+    for user in range(n_users):
+        taste = names[user % len(names)]
+        for day in np.sort(rng.choice(DAYS, rng.integers(4, 12), replace=False)):
+            fashion = np.exp(-0.5 * ((np.arange(len(items)) % 18) - 18 * day / DAYS) ** 2 / 9)
+            weights = fashion * np.where(themes == taste, 1.0, 0.04)
+            weights[sold:] = 0
+            code = rng.choice(len(items), p=weights / weights.sum())
+            moment = CLOCK_START + int(day) * DAY + int(rng.integers(DAY))
+            rows.append((f"u{user}", items["item_id"][code], moment, "view", np.nan, ""))
+            if rng.random() < 0.8:
+                stars = float(rng.integers(3, 6))
+                review = f"good {themes[code]} buy" if rng.random() < 0.2 else ""
+                rows.append((f"u{user}", items["item_id"][code], moment + 60, "purchase", stars, review))
+    columns = ["user_id", "item_id", "timestamp", "event", "rating", "review"]
+    return pd.DataFrame(rows, columns=columns), items
