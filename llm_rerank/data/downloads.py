@@ -32,7 +32,7 @@ def download(url: str, sha256: str, folder: str | Path, *, timeout_s: float = 60
     pooch.get_logger().setLevel(logging.WARNING)  # pooch tells of every download; our own caller does
     fetch = pooch.HTTPDownloader(progressbar=sys.stderr.isatty(), timeout=timeout_s)
     try:
-        path = pooch.retrieve(url, known_hash=f"sha256:{sha256.lower()}", fname=file, path=folder, downloader=fetch)
+        path = pooch.retrieve(url, known_hash=f"sha256:{sha256}", fname=file, path=folder, downloader=fetch)
     except ValueError as error:  # pooch's word for a wrong checksum
         raise DataError(
             f"{url} is not the file expected: its SHA-256 differs from {sha256}; it may be damaged or newer, and was "

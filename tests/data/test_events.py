@@ -96,10 +96,12 @@ def test_own_weights_replace_ours():
 def test_searches_without_an_item_are_never_targets():
     values, _ = read({"event": ["search", "purchase"], "weight": [5.0, 1.0]}, has_item=[False, True])
     assert values.positive.tolist() == [False, True] and values.weights[0] == np.float32(0.1)
+    values, _ = read({"event": ["search", "search"]}, has_item=[False, True], target_events=("search",))
+    assert values.positive.tolist() == [False, True]
 
 
 def test_quantities_and_returns():
-    values, notes = read({"event": ["purchase", "purchase", "purchase", "view"], "quantity": [3, -2, "two", 0]})
+    values, notes = read({"event": ["purchase", "purchase", "purchase", "view"], "quantity": [3, 0, "two", 0]})
     assert values.quantities.tolist() == [3.0, 1.0, 1.0, 1.0]
     assert values.returned.tolist() == [False, True, False, False]
     assert "1 values of quantity are no numbers; taken as unknown" in notes

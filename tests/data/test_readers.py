@@ -32,6 +32,11 @@ def test_the_delimiter_is_found_and_said(tmp_path, delimiter, word):
     assert notes == [f"table.csv: utf-8, delimiter {word}"]
 
 
+def test_a_delimiter_that_cuts_every_line_alike_beats_one_that_cuts_more(tmp_path):
+    frame, _ = read(write(tmp_path, "price; net; gross,note\n1,a\n2,b;c\n"))
+    assert frame.columns.tolist() == ["price; net; gross", "note"] and frame["note"].tolist() == ["a", "b;c"]
+
+
 def test_quotes_hold_delimiters_line_breaks_and_quotes(tmp_path):
     path = write(tmp_path, 'id,text\r\n1,"a, ""b""\r\nc"\r\n2,d\r\n')
     assert read(path)[0]["text"].tolist() == ['a, "b"\nc', "d"]
@@ -53,6 +58,7 @@ FRENCH = "id;nom\n1;Théière à café\n2;Crème brûlée pour l'été\n"
         (FRENCH, "utf-8", "utf-8"),
         (FRENCH, "cp1252", "cp1252"),
         (FRENCH, "latin-1", "cp1252"),
+        ("id,name\n1,Müller\n2,Jäger\n", "latin-1", "cp1252"),  # both would decode as GB18030 too
         ("id,name\n1,Groß & Schön\n2,Übergröße\n3,naïve\n", "latin-1", "cp1252"),
     ],
 )

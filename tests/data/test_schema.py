@@ -149,7 +149,7 @@ class TestInteractions:
         assert report.dropped == {"interactions: timestamp is missing, unreadable or out of range": 1}
 
     def test_searches_have_a_query_and_no_item(self):
-        rows = [("u", None, START, "red <b>lamp</b>"), ("u", "a", START + 1, None), ("u", None, START + 2, None)]
+        rows = [("u", "a", START + 1, None), ("u", None, START, "red <b>lamp</b>"), ("u", None, START + 2, None)]
         events, report = events_of(rows, ("user_id", "item_id", "timestamp", "query"))
         assert events.items.tolist() == [-1, 0] and events.queries.tolist() == ["red lamp", ""]
         assert events.positive.tolist() == [False, True]

@@ -100,6 +100,7 @@ def test_day_and_month_are_told_apart_by_any_value_that_can_tell():
     april_third, april_25th = (datetime.date(2024, 4, day) for day in (3, 25))
     seconds = [int(np.datetime64(day, "s").astype(np.int64)) for day in (april_third, april_25th)]
     assert read(["03/04/2024", "25/04/2024"])[0] == seconds
+    assert read(["03.04.2024"])[0] == seconds[:1]  # with dots the day always comes first
     with pytest.raises(DataError, match="'03/04/2024'.*day/month or month/day.*write dates as 2024-12-31"):
         read(["03/04/2024"])
 
