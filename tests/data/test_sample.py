@@ -75,6 +75,22 @@ def test_files_have_the_size_and_columns_that_the_readme_names(events: pd.DataFr
     assert sum(path.stat().st_size for path in SAMPLE.rglob("*") if path.is_file()) < 3_000_000
 
 
+def test_the_readme_states_the_counts_of_the_files(events: pd.DataFrame, items: pd.DataFrame) -> None:
+    readme = (SAMPLE / "README.md").read_text(encoding="utf-8")
+    names = {"view": "views", "purchase": "purchases", "rating": "ratings", "cart": "carts"}
+    names |= {"search": "searches", "favourite": "favourites"}
+    for kind, count in events["event"].value_counts().items():
+        assert f"{count:,} {names[kind]}" in readme, kind
+    reviews, bought = (events["review"] != "").sum(), events["item_id"][events["event"] == "purchase"].nunique()
+    joined = events.groupby("user_id")["timestamp"].min()
+    first_seen = events[events["item_id"] != ""].groupby("item_id")["timestamp"].min()
+    assert f"{len(events):,} events" in readme
+    assert f"{reviews:,} with a review" in readme
+    assert f"{len(items) - bought} items were never bought" in readme
+    assert f"{(joined >= END - 61 * DAY).sum()} users came in the last two months" in readme
+    assert f"{(first_seen >= END - 91 * DAY).sum()} items in the last three" in readme
+
+
 def test_each_event_carries_what_its_kind_carries_and_no_more(events: pd.DataFrame, items: pd.DataFrame) -> None:
     kind = events["event"]
     assert set(kind) == {"view", "cart", "purchase", "favourite", "rating", "search"}
