@@ -151,7 +151,11 @@ SINGLES: dict[str, Single] = {
         read_when_scoring=("greatest_weight", "decay"),
         encodes=True,
     ),
-    "neural": Single(_neural, [{}], drawn=True),
+    "neural": Single(
+        _neural,
+        _grid(embedding_size=(32, 128), negative_weight=(5.0, 20.0), decay=DECAYS),
+        drawn=True,  # decay is read in training too
+    ),
 }
 
 Z_SUM_PARTS = ("text_ease", "als", "item_knn", "semantic")

@@ -1,0 +1,147 @@
+"""The ranking benchmark on a planted shop, from the outside: files in, a report out, and what must be true of it."""
+
+import json
+
+import pytest
+
+from benchmarks.ranking import main, pairs_to_test
+from benchmarks.systems import FUSED, N_SETTINGS, SINGLES, system_names
+from llm_rerank.types import DataError
+from tests.shops import make_shop
+
+SYSTEMS = ["popularity", "recent_popularity", "item_knn", "als", "ease", "fused_behaviour"]
+KEYS = {"ndcg@10", "hr@10", "map@10", "mrr", "recall@100", "coverage@10", "ci95", "seconds_fit", "seconds_score"}
+
+
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Users with one taste each, fashion that moves: behaviour beats recent popularity beats popularity."""
+    folder = tmp_path_factory.mktemp("shop")
+    interactions, items = make_shop(n_users=400, seed=1)
+    interactions.to_csv(folder / "events.csv", index=False)
+    items.to_json(folder / "items.jsonl", orient="records", lines=True)
+    return [
+        "--interactions",
+        str(folder / "events.csv"),
+        "--items",
+        str(folder / "items.jsonl"),
+        "--dataset",
+        "planted",
+    ]
+
+
+@pytest.fixture(scope="module")
+def report(shop: list[str], tmp_path_factory: pytest.TempPathFactory) -> dict:
+    out = tmp_path_factory.mktemp("out") / "planted.json"
+    main([*shop, "--systems", ",".join(SYSTEMS), "--split", "test", "--seeds", "2", "--out", str(out)])
+    return json.loads(out.read_text())
+
+
+def test_the_report_says_what_was_measured_how_and_on_what(report: dict) -> None:
+    assert (report["dataset"], report["split"], report["complete"]) == ("planted", "test", True)
+    assert "time cut at" in report["protocol"]
+    assert "planted, validation" in report["tuned_on"]
+    assert report["hardware"]["cores"] >= 1
+    assert report["versions"]["numpy"].count(".") == 2
+    assert report["seed"] == 0
+    assert list(report["systems"]) == SYSTEMS
+    for name, entry in report["systems"].items():
+        assert set(entry) >= KEYS, name
+        low, high = entry["ci95"]["ndcg@10"]
+        assert 0 <= low <= entry["ndcg@10"] <= high <= 1
+        assert entry["n_cases"] == report["systems"]["popularity"]["n_cases"] > 100
+
+
+def test_the_planted_order_of_systems_is_found(report: dict) -> None:
+    ndcg = {name: entry["ndcg@10"] for name, entry in report["systems"].items()}
+    assert ndcg["recent_popularity"] > 1.1 * ndcg["popularity"]  # fashion moves
+    for name in ("item_knn", "als", "ease", "fused_behaviour"):
+        assert ndcg[name] > 1.2 * ndcg["popularity"], name  # users have tastes
+    assert ndcg["fused_behaviour"] > 1.05 * max(ndcg["item_knn"], ndcg["als"], ndcg["ease"])  # both at once
+
+
+def test_the_best_setting_on_validation_is_taken_from_the_whole_grid(report: dict) -> None:
+    for name in ("recent_popularity", "item_knn", "als", "ease"):
+        entry = report["systems"][name]
+        tried = entry["tuning"]
+        assert [trial["settings"] for trial in tried] == SINGLES[name].grid
+        assert len({trial["ndcg@10"] for trial in tried}) > 2  # settings do reach the scorers
+        best = max(tried, key=lambda trial: trial["ndcg@10"])
+        assert entry["settings"] == best["settings"]
+
+
+def test_what_draws_at_random_is_fitted_with_each_seed(report: dict) -> None:
+    by_seed = report["systems"]["als"]["ndcg@10_by_seed"]
+    assert by_seed[0] == report["systems"]["als"]["ndcg@10"]
+    assert len(by_seed) == 2
+    assert by_seed[0] != by_seed[1]
+    assert "ndcg@10_by_seed" not in report["systems"]["ease"]
+
+
+def test_fused_systems_bring_their_ceiling_and_what_their_fit_said(report: dict) -> None:
+    entry = report["systems"]["fused_behaviour"]
+    assert entry["ndcg@10"] < entry["ceiling"]["oracle_ndcg@10"] <= 1
+    assert entry["ceiling"]["candidate_recall"] == pytest.approx(entry["recall@100"])
+    assert any("guard" in line for line in entry["fit_said"])
+
+
+def test_settings_of_an_earlier_report_give_its_figures_again(shop: list[str], report: dict, tmp_path) -> None:  # noqa: ANN001
+    earlier = tmp_path / "earlier.json"
+    earlier.write_text(json.dumps(report))
+    again = main([*shop, "--systems", "item_knn,ease", "--split", "test", "--settings", str(earlier)])
+    assert again["tuned_on"] is None
+    for name in ("item_knn", "ease"):
+        assert again["systems"][name]["settings"] == report["systems"][name]["settings"]
+        assert again["systems"][name]["ndcg@10"] == pytest.approx(report["systems"][name]["ndcg@10"])
+    with pytest.raises(DataError, match="the settings given have none for 'user_knn'"):
+        main([*shop, "--systems", "user_knn", "--split", "test", "--settings", str(earlier)])
+
+
+def test_tuning_does_not_see_the_test_events(shop: list[str], report: dict, tmp_path) -> None:  # noqa: ANN001
+    import pandas as pd
+
+    events = pd.read_csv(shop[1])
+    cut = events["timestamp"].quantile(0.9, interpolation="lower")
+    events.loc[events["timestamp"] > cut, "item_id"] = events["item_id"].iloc[0]
+    changed = tmp_path / "events.csv"
+    events.to_csv(changed, index=False)
+    arguments = ["--interactions", str(changed), *shop[2:], "--systems", "item_knn", "--split", "test"]
+    other = main(arguments)["systems"]["item_knn"]
+    assert other["tuning"] == report["systems"]["item_knn"]["tuning"]
+    assert other["ndcg@10"] != report["systems"]["item_knn"]["ndcg@10"]
+
+
+def test_every_tuned_system_gets_the_same_number_of_distinct_settings() -> None:
+    for name, single in SINGLES.items():
+        assert len(single.grid) == (1 if name == "popularity" else N_SETTINGS), name
+        assert len({json.dumps(settings, sort_keys=True) for settings in single.grid}) == len(single.grid), name
+        assert set(single.read_when_scoring) <= set(single.grid[0]), name
+
+
+def test_claimed_comparisons_are_of_fused_with_every_other_system() -> None:
+    names = ["ease", "text_ease", "fused"]
+    assert pairs_to_test(names) == [("fused", "ease"), ("fused", "text_ease"), ("text_ease", "ease")]
+    assert pairs_to_test(["ease"]) == []
+
+
+def test_the_line_without_item_support_is_there_where_support_leaks() -> None:
+    assert "fused_without_item_support" in system_names("amazon_scientific")
+    assert "fused_without_item_support" not in system_names("online_retail")
+    assert set(system_names("online_retail")) | {"fused_without_item_support"} == {*SINGLES, "z_sum", *FUSED}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--dataset", "nothing"], "--dataset is 'nothing'; there are sample,"),
+        (["--dataset", "mine", "--interactions", "x.csv"], "--interactions is given without --items"),
+    ],
+)
+def test_errors_name_value_rule_and_remedy(arguments: list[str], message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        main(arguments)
+
+
+def test_unknown_systems_are_named(shop: list[str]) -> None:
+    with pytest.raises(DataError, match=r"--systems names \['magic'\]"):
+        main([*shop, "--systems", "ease,magic"])
