@@ -82,7 +82,6 @@ def remove_seen(candidates: Ragged, seen: Ragged) -> Ragged:
     span = int(max(candidates.values.max(initial=0), seen.values.max(initial=0))) + 2
     rows = candidates.row_of_value
     kept = ~np.isin(rows * span + candidates.values + 1, seen.row_of_value * span + seen.values + 1)
-    kept |= candidates.values == UNKNOWN
     lengths = np.bincount(rows[kept], minlength=len(candidates)).astype(np.int64)
     return Ragged.from_lengths(candidates.values[kept], lengths)
 
