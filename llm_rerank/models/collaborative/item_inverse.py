@@ -38,11 +38,18 @@ def gram_matrix(past: Interactions, pair_decay: float) -> tuple[FloatArray, Floa
     """
     events, weights, visits = distinct_events(*histories_of(past), past.n_items)
     gram = np.zeros((past.n_items, past.n_items), dtype=np.float32)
-    for part in decayed_pairs(events, weights, visits, past.n_items, pair_decay):
-        entries = part.tocoo()  # a product has no duplicates, so += below adds each entry once
-        gram[entries.row, entries.col] += entries.data
-        gram[entries.col, entries.row] += entries.data
-    gram[np.diag_indices_from(gram)] = np.bincount(events.values, weights=weights**2.0, minlength=past.n_items)
+    if pair_decay == 0:  # the same sum as below, five times as fast
+        liked = csr_matrix((weights, events.values, events.offsets), shape=(len(events), past.n_items))
+        by_item = liked.T.tocsr()
+        for start in range(0, past.n_items, SQUARE_BLOCK):  # in blocks: the sparse product takes twice the dense one
+            gram[start : start + SQUARE_BLOCK] = (by_item[start : start + SQUARE_BLOCK] @ liked).toarray()
+    else:
+        for part in decayed_pairs(events, weights, visits, past.n_items, pair_decay):
+            entries = part.tocoo()  # a product has no duplicates, so += below adds each entry once
+            gram[entries.row, entries.col] += entries.data
+            gram[entries.col, entries.row] += entries.data
+        diagonal = np.bincount(events.values, weights=weights**2.0, minlength=past.n_items)
+        gram[np.diag_indices_from(gram)] = diagonal
     support = np.bincount(events.values, weights=weights, minlength=past.n_items).astype(np.float32)
     return gram, support
 
@@ -68,8 +75,8 @@ def invert_in_place(matrix: FloatArray, least_eigenvalue: float) -> FloatArray:
         raise DataError("the item matrix is not positive definite; raise regularization")
     inverse = factor.T
     n = len(inverse)
-    for start in range(0, n, SYMMETRY_BLOCK):  # LAPACK filled one triangle: here, the upper
-        stop = min(start + SYMMETRY_BLOCK, n)
+    for start in range(0, n, SQUARE_BLOCK):  # LAPACK filled one triangle: here, the upper
+        stop = min(start + SQUARE_BLOCK, n)
         inverse[start:stop, :start] = inverse[:start, start:stop].T
         square = inverse[start:stop, start:stop]
         inverse[start:stop, start:stop] = np.triu(square) + np.triu(square, 1).T
@@ -77,7 +84,7 @@ def invert_in_place(matrix: FloatArray, least_eigenvalue: float) -> FloatArray:
 
 
 MOST_CONDITION_FLOAT32 = 1e4
-SYMMETRY_BLOCK = 512
+SQUARE_BLOCK = 512
 
 
 @dataclass(frozen=True)

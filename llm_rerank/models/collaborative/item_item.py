@@ -16,7 +16,7 @@ from llm_rerank.models.scoring import histories_of, history_matrix, score_candid
 from llm_rerank.storage import read_arrays, sparse_arrays, sparse_from, write_arrays
 from llm_rerank.types import Cases, DataError, FloatArray, IntArray, Interactions, Items, NotFittedError, Ragged
 
-PAIRS_A_BLOCK = 2**22  # 4M pairs: about 50 MB of indices and values at once
+PAIRS_A_BLOCK = 2**22  # 4M pairs: about 80 MB of indices and values at once
 _FILE = "item_knn.safetensors"
 
 
@@ -51,25 +51,24 @@ def decayed_pairs(
     Arguments as ``distinct_events`` returns them. U is float32, shape (n_items, n_items), and has an entry for the
     later of two items (row) with the earlier (column). Cost: the number of pairs, Σ n_u² / 2; memory: one block.
     """
+    fading = np.exp(-decay * np.arange(visits.max(initial=0) + 1)).astype(np.float32)
+    items, visits = events.values.astype(np.int32), visits.astype(np.int32)  # int32: this loop is bound by memory
     row_starts = np.repeat(events.offsets[:-1], events.lengths)
-    earlier = np.arange(len(events.values)) - row_starts  # partners of each event: the events of its row before it
+    earlier = np.arange(len(items)) - row_starts  # partners of each event: the events of its row before it
     ends = np.cumsum(earlier)
     start = 0
-    while start < len(earlier):
+    while start < len(items):
         before = int(ends[start - 1]) if start else 0
         stop = max(start + 1, int(np.searchsorted(ends, before + PAIRS_A_BLOCK, side="right")))
-        n_partners = earlier[start:stop]
+        n_events, n_partners = stop - start, earlier[start:stop]
         indptr = np.concatenate([[0], np.cumsum(n_partners)])
-        partner = np.arange(indptr[-1]) + np.repeat(row_starts[start:stop] - indptr[:-1], n_partners)
+        partner = np.arange(indptr[-1], dtype=np.int32)
+        partner += np.repeat((row_starts[start:stop] - indptr[:-1]).astype(np.int32), n_partners)
         gap = np.repeat(visits[start:stop], n_partners) - visits[partner]
-        strength = np.repeat(weights[start:stop], n_partners) * weights[partner] * np.exp(-decay * gap)
-        partners = csr_matrix(
-            (strength.astype(np.float32), events.values[partner], indptr), shape=(stop - start, n_items)
-        )
-        n_events = stop - start
-        ones = np.ones(n_events, dtype=np.float32)
-        taken = csr_matrix((ones, events.values[start:stop], np.arange(n_events + 1)), shape=(n_events, n_items))
-        yield (taken.T @ partners).tocsr()
+        partners = csr_matrix((fading[gap] * weights[partner], items[partner], indptr), shape=(n_events, n_items))
+        places = np.arange(n_events + 1)
+        taken = csr_matrix((weights[start:stop], items[start:stop], places), shape=(n_events, n_items))
+        yield csr_matrix(taken.T.tocsr() @ partners)
         start = stop
 
 
