@@ -76,6 +76,7 @@ class MissingValues:
         self.names: tuple[str, ...] = ()
         self.errors: dict[str, dict[str, float]] = {}
         self._columns: list[_Column] = []
+        self._is_fitted = False  # a table without columns is a fitted one too
         self._flagged: list[int] = []
 
     def fit(self, values: FloatArray, names: Sequence[str], *, seed: int = 0) -> Self:
@@ -90,7 +91,7 @@ class MissingValues:
         strange = sorted(set(self.given) - set(names))
         if strange:
             raise DataError(f"treatments name unknown columns {strange}; columns are {list(names)}")
-        self.names, self.errors = tuple(names), {}
+        self.names, self.errors, self._is_fitted = tuple(names), {}, True
         self._columns = _fit_columns(cells)
         missing = np.isnan(cells)
         self._flagged = [int(j) for j in np.flatnonzero(missing.any(axis=0) & ~missing.all(axis=0)) if self.indicator]
@@ -117,7 +118,7 @@ class MissingValues:
 
         Raises NotFittedError before ``fit``, DataError where the number of columns is another.
         """
-        if not self._columns:
+        if not self._is_fitted:
             raise NotFittedError("MissingValues was not fitted; call fit(values, names) first")
         cells = _checked(values, len(self.names))
         missing = np.isnan(cells)
@@ -150,6 +151,7 @@ class MissingValues:
         """Rebuild from ``to_dict``'s values."""
         result = cls(treatments=values["given"], indicator=values["indicator"])
         result.names, result.errors, result._flagged = tuple(values["names"]), values["errors"], values["flagged"]
+        result._is_fitted = True
         arrays = ("values", "coefficients")
         result._columns = [
             _Column(**(column | {key: np.array(column[key], dtype=np.float64) for key in arrays}))

@@ -159,3 +159,12 @@ def test_standardizer_refuses_what_does_not_fit():
         Standardizer().to_dict()
     with pytest.raises(DataError, match="expected"):
         Standardizer().fit(floats([[1]])).transform(floats([[1, 2]]))
+
+
+def test_a_table_without_columns_is_fitted_all_the_same():
+    nothing = np.empty((3, 0), dtype=np.float32)
+    fitted = MissingValues().fit(nothing, ())
+    assert fitted.transform(nothing).shape == (3, 0)
+    assert MissingValues.from_dict(fitted.to_dict()).transform(nothing).shape == (3, 0)
+    with pytest.raises(NotFittedError):
+        MissingValues().transform(nothing)

@@ -1,0 +1,220 @@
+"""The fit protocol: which targets are held out, that nothing leaks into them, and what planted leaks would earn."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from llm_rerank.config import RerankerConfig
+from llm_rerank.data.features import PAIR_FEATURES
+from llm_rerank.data.rendering import Renderer
+from llm_rerank.recommendation.components import default_specs
+from llm_rerank.recommendation.fitting import fit_and_score_holdout, fit_reranker, tune
+from llm_rerank.recommendation.fusion import ndcg_of
+from llm_rerank.recommendation.holdout import LEAST_WINDOW_USERS, plan_holdout
+from llm_rerank.recommendation.inputs import FitData, FitTools
+from llm_rerank.recommendation.log import FitLog
+from llm_rerank.recommendation.planning import read_shop
+from llm_rerank.recommendation.stage import fit_stage
+from llm_rerank.types import DataReport, Ragged
+
+CONFIG = RerankerConfig(encoder=None, candidates_per_source=30, refit=False)
+
+
+@pytest.fixture(scope="module")
+def data(shop):
+    events, items, _, _ = read_shop(CONFIG, *shop, None, None, None, "auto", DataReport())
+    rng = np.random.default_rng(0)
+    sentiment = np.where(events.reviews.astype(bool), rng.uniform(-1, 1, len(events)), np.nan).astype(np.float32)
+    return FitData(events, items, None, None, sentiment)
+
+
+def tools(n_items):
+    specs = [replace(spec, grid=spec.grid[:1], decays=()) for spec in default_specs(n_items, encoder=None)]
+    return FitTools(CONFIG, None, specs, PAIR_FEATURES, Renderer())
+
+
+def scored(data, holdout):
+    return fit_and_score_holdout(data, tools(len(data.items)), holdout, FitLog(verbose=False))
+
+
+@pytest.fixture(scope="module")
+def holdout(data):
+    return plan_holdout(data.events, 0, FitLog(verbose=False))
+
+
+@pytest.fixture(scope="module")
+def honest(data, holdout):
+    return scored(data, holdout)
+
+
+def with_future(data, holdout, **changes):
+    """The same shop with some arrays of the events at or after the cut replaced by functions of them."""
+    late = data.events.times >= holdout.as_of
+    assert late.any()
+    arrays = {}
+    for name, change in changes.items():
+        values = getattr(data.events, name).copy()
+        values[late] = change(values[late])
+        arrays[name] = values
+    return replace(data, events=replace(data.events, **arrays))
+
+
+def assert_same_folds(one, other):
+    for first, second in zip(one[2:], other[2:], strict=True):
+        assert first.candidates.values.tobytes() == second.candidates.values.tobytes()
+        assert first.scored.scores.tobytes() == second.scored.scores.tobytes()
+        assert first.pair_values.tobytes() == second.pair_values.tobytes()
+    assert list(one[1].texts) == list(other[1].texts)
+
+
+def test_time_protocol_holds_out_the_newest_fifth_where_a_tenth_holds_too_few_users(data, holdout):
+    assert holdout.protocol == "time"
+    assert "80%" in holdout.description
+    assert (holdout.past.times < holdout.as_of).all()
+    assert len(holdout.past) == pytest.approx(0.8 * len(data.events), rel=0.01)
+    assert len(holdout.targets) >= LEAST_WINDOW_USERS
+
+
+def test_nothing_at_or_after_the_cut_reaches_the_held_out_cases(data, holdout, honest):
+    altered = with_future(
+        data,
+        holdout,
+        ratings=lambda values: 6 - values,
+        quantities=lambda values: values * 50,
+        weights=lambda values: values * 9,
+        reviews=lambda values: np.array(["terrible, broken"] * len(values), dtype=object),
+    )
+    altered = replace(altered, sentiment=np.where(data.events.times >= holdout.as_of, -1, data.sentiment))
+    assert_same_folds(honest, scored(altered, plan_holdout(altered.events, 0, FitLog(verbose=False))))
+
+
+def test_a_leak_planted_in_review_text_earns_nothing(data, holdout, honest):
+    # every review after the cut names its own reader: text that would match user and target at once
+    names = data.events.user_ids[data.events.users[data.events.times >= holdout.as_of]]
+    leaky = with_future(data, holdout, reviews=lambda values: np.array([f"{n} {n} {n}" for n in names], dtype=object))
+    assert_same_folds(honest, scored(leaky, holdout_of(leaky)))
+
+
+def test_a_leak_planted_in_popularity_earns_nothing(data, holdout, honest):
+    # after the cut every target is sold a thousand times over
+    leaky = with_future(data, holdout, quantities=lambda values: values * 1000)
+    late = np.flatnonzero(data.events.times >= holdout.as_of)
+    repeated = np.sort(np.concatenate([np.arange(len(data.events)), np.repeat(late, 20)]), kind="stable")
+    leaky = replace(leaky, events=leaky.events.take(repeated), sentiment=data.sentiment[repeated])
+    # more late events would move the quantile, so the hold-out is built at the honest cut
+    past_rows = np.flatnonzero(leaky.events.times < holdout.as_of)
+    leaked = replace(holdout, past=leaky.events.take(past_rows), past_rows=past_rows)
+    assert_same_folds(honest, scored(leaky, leaked))
+
+
+def holdout_of(data):
+    return plan_holdout(data.events, 0, FitLog(verbose=False))
+
+
+def test_the_tests_above_would_see_a_leak(data, holdout, honest):
+    # statistics, text and components that read everything: the very thing that must not happen
+    rows = np.arange(len(data.events), dtype=np.int64)
+    leaking = replace(holdout, past=data.events, past_rows=rows)
+    leaked = scored(data, leaking)
+    with pytest.raises(AssertionError):
+        assert_same_folds(honest, leaked)
+
+
+def names_of(components):
+    return [component.name for component in components if component.blends]
+
+
+def fitted_stage(fold, components, n_items):
+    return fit_stage(fold, names_of(components), features=PAIR_FEATURES, n_items=n_items, start=None, seed=0)
+
+
+def test_a_leak_planted_in_the_imputer_earns_nothing(data, honest):
+    components, items, fold_f, fold_g = honest
+    stage = fitted_stage(fold_f, components, len(items))
+    before = stage.score(fold_g)
+    # fold G's own gaps and values must not shape how G's gaps are filled: break half of G and score the other half
+    price = PAIR_FEATURES.index("price_gap")
+    values = fold_g.pair_values.copy()
+    half = fold_g.candidates.row_of_value < len(fold_g.candidates) // 2
+    values[half, price] = 1e6
+    gaps = values.copy()
+    gaps[~half, price] = np.nan
+    broken = stage.score(replace(fold_g, pair_values=gaps))
+    clean = fold_g.pair_values.copy()
+    clean[~half, price] = np.nan
+    np.testing.assert_array_equal(broken[~half], stage.score(replace(fold_g, pair_values=clean))[~half])
+    assert fitted_stage(fold_f, components, len(items)).to_dict() == stage.to_dict()
+    np.testing.assert_array_equal(before, stage.score(fold_g))
+
+
+def test_a_leak_planted_in_the_cross_fit_earns_nothing(honest):
+    # scores that are pure noise, but for a fit that saw its own targets: out of fold they stay at chance
+    components, items, fold_f, _ = honest
+    rng = np.random.default_rng(0)
+    n = len(fold_f.candidates.values)
+    noise = replace(
+        fold_f,
+        scored=replace(fold_f.scored, scores=rng.normal(size=(n, len(names_of(components)))).astype(np.float32)),
+        pair_values=rng.normal(size=fold_f.pair_values.shape).astype(np.float32),
+    )
+    verdict = fitted_stage(noise, components, len(items)).verdict
+    chance = float(np.mean([ndcg_of(rng.normal(size=n), noise.candidates, noise.targets).mean() for _ in range(20)]))
+    assert max(verdict.rungs.values()) < chance + 0.05
+
+
+def test_thin_data_takes_the_last_events_and_says_so(shop):
+    events, items = shop
+    few = events[events["user_id"].isin([f"u{i}" for i in range(120)])]
+    log = FitLog(verbose=False)
+    read = read_shop(CONFIG, few, items, None, None, None, "auto", DataReport())
+    holdout = plan_holdout(read[0], 0, log)
+    assert holdout.protocol == "positions"
+    assert any(line.startswith("warning: only") for line in log.lines)
+    assert "other users' futures are visible" in log.lines[-1]
+    assert len(holdout.targets) == int(0.3 * 120)
+    # the target and everything after it is gone from the past of its user, and of nobody else
+    for user, time in zip(holdout.targets.users, holdout.targets.times, strict=True):
+        assert (holdout.past.times[holdout.past.users == user] < time).all()
+    others = ~np.isin(read[0].users, holdout.targets.users)
+    assert others.sum() == (~np.isin(holdout.past.users, holdout.targets.users)).sum()
+
+
+def test_the_sales_feature_is_worth_something_in_a_shop_with_fashions(honest):
+    components, items, fold_f, fold_g = honest
+    with_sales = fitted_stage(fold_f, components, len(items))
+    plain = fit_stage(fold_f, names_of(components), features=(), n_items=len(items), start=None, seed=0)
+    gain = [ndcg_of(stage.score(fold_g), fold_g.candidates, fold_g.targets).mean() for stage in (plain, with_sales)]
+    assert gain[1] > 1.05 * gain[0]
+    assert plain.blend.names == ("text_ease", "als", "item_knn") + tuple(
+        f"{name} × user_support" for name in ("text_ease", "als", "item_knn")
+    )
+
+
+def test_tuning_takes_the_better_decay_and_leaves_the_scorer_with_it(data, holdout, honest):
+    from llm_rerank.data.cases import build_cases, seen_items
+
+    spec = next(spec for spec in default_specs(len(data.items), encoder=None) if spec.name == "item_knn")
+    targets = holdout.targets
+    cases = build_cases(holdout.past, targets.users, targets.times, targets=targets.targets)
+    seen = seen_items(holdout.past, targets.users, targets.times)
+    values = {}
+    for decay in spec.decays:
+        one = replace(spec, decays=(decay,), grid=[{}, {}])  # two equal settings, so that it is scored
+        values[decay] = tune(one, holdout.past, honest[1], cases, seen, 0)[2]
+    scorer, settings, best = tune(spec, holdout.past, honest[1], cases, seen, 0)
+    assert best == pytest.approx(max(values.values()))
+    assert settings["decay"] == scorer.decay == max(values, key=values.get)
+
+
+def test_a_shop_too_small_to_judge_still_fits(shop):
+    events, items = shop
+    tiny = events[events["user_id"].isin(["u0", "u1", "u2"])]
+    read = read_shop(CONFIG, tiny, items, None, None, None, "auto", DataReport())
+    log = FitLog(verbose=False)
+    data = FitData(read[0], read[1], None, None, np.full(len(read[0]), np.nan, np.float32))
+    fitted = fit_reranker(data, tools(len(read[1])), log)
+    assert fitted.stage.calibrator is None
+    assert "too few" in fitted.stage.verdict.sentence()
+    assert np.count_nonzero(fitted.stage.blend.weights) == 1
+    assert Ragged.empty(0).lengths.sum() == 0
