@@ -60,7 +60,7 @@ def validate_candidates(
     codes = id_codes(item_ids, items.ids)
     unknown = keep & (codes == UNKNOWN)
     if unknown.any():
-        first = item_ids[unknown].iloc[0]
+        first = as_objects(item_ids[unknown].iloc[:1])[0]
         n_unknown = item_ids[unknown].nunique()
         if on_unknown == "raise":
             raise DataError(

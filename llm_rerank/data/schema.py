@@ -230,7 +230,7 @@ def _first_of_each(ids: pd.Series, name: str, report: DataReport) -> BoolArray:
 def _raise_nothing_left(item_ids: pd.Series, items: Items, absent: BoolArray, report: DataReport) -> None:
     if absent.any():
         raise DataError(
-            f"no item_id of interactions is in items (first: {item_ids[absent].iloc[0]!r}, items has "
+            f"no item_id of interactions is in items (first: {as_objects(item_ids[absent].iloc[:1])[0]!r}, items has "
             f"{items.ids[0]!r}); check that both tables use the same ids"
         )
     reasons = "; ".join(f"{reason}: {count:,}" for reason, count in report.dropped.items())

@@ -47,6 +47,8 @@ def parse_times(
     if time_unit not in TIME_UNITS:
         raise DataError(f"time_unit is {time_unit!r}; it must be one of {', '.join(TIME_UNITS)}")
     values = without_categories(values)
+    if isinstance(values.dtype, pd.PeriodDtype):
+        values = values.dt.to_timestamp()
     numbers = _as_numbers(values)
     if numbers is None:
         if time_unit in UNITS_PER_SECOND or time_unit == "position":
@@ -76,19 +78,19 @@ def _describe(times: IntArray, understood: str, kind: TimeKind) -> str:
 
 
 def _first(values: pd.Series) -> object:
-    known = values[values.notna()]
-    return known.iloc[0] if len(known) else None
+    return next(iter(values[values.notna()].iloc[:1].tolist()), None)  # a list: a plain value, not numpy's
 
 
 def _as_numbers(values: pd.Series) -> pd.Series | None:
     """Give the column as Int64 or float64 where most of its known values are numbers, else None."""
     if dtypes.is_datetime64_any_dtype(values.dtype):
         return None
-    if dtypes.is_bool_dtype(values.dtype):
-        raise DataError("timestamp is a column of booleans; it must hold times or positions")
+    kind = pd.api.types.infer_dtype(values, skipna=True)
+    if kind in ("boolean", "complex", "timedelta", "timedelta64", "time") or kind == "mixed":
+        raise DataError(f"timestamp holds values of kind {kind} (first: {_first(values)!r}); give times or positions")
     if dtypes.is_numeric_dtype(values.dtype):
         return values
-    if pd.api.types.infer_dtype(values, skipna=True) in ("datetime", "datetime64", "date"):
+    if kind in ("datetime", "datetime64", "date"):
         return None
     numbers = pd.to_numeric(values, errors="coerce")
     n_texts = values.notna().sum()
@@ -181,12 +183,16 @@ def _read_date_texts(texts: pd.Series, name: str) -> pd.Series:
     missing = dates.isna()
     if not missing.any():
         return dates
+    # A clock time or a lone month would be read as one of today's: a date has two numbers beside its clock time.
+    whole = texts.str.replace(r"\d{1,2}:\d{2}\S*", "", regex=True).str.contains(r"\d+\D+\d+")
+    texts = texts.where(whole, None)
+    missing &= whole
     rest = texts[missing]
     day_first = _day_comes_first(rest, name)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # "could not infer format": unreadable texts are counted
         dates[missing] = pd.to_datetime(rest, dayfirst=day_first, utc=True, errors="coerce")
-        missing = dates.isna()
+        missing = dates.isna() & whole
         if 0 < missing.sum() <= SLOW_PARSER_LIMIT:
             dates[missing] = pd.to_datetime(
                 texts[missing], format="mixed", dayfirst=day_first, utc=True, errors="coerce"
@@ -199,6 +205,12 @@ def _day_comes_first(texts: pd.Series, name: str) -> bool:
     parts = texts.str.extract(r"^(\d{1,2})([./-])(\d{1,2})[./-]\d{2,4}").dropna()
     if parts.empty:
         return False
+    short = texts.str.contains(r"^\d{1,2}[/-]\d{1,2}[/-]\d{2}(?!\d)")
+    if short.any():
+        raise DataError(
+            f"timestamp {texts[short].iloc[0]!r} in {name} has a year of two digits, which may be a day as well; "
+            "write dates as 2024-12-31"
+        )
     if (parts[1] == ".").all():
         return True  # 31.12.2024: no country writes the month first with dots
     n_day_first = (parts[0].astype(int) > 12).sum()

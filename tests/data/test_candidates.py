@@ -38,6 +38,8 @@ def test_unknown_items_can_be_dropped_or_refused():
         DataError, match="candidates has 1 items absent from items .first: 'x'.; add them to items or pass"
     ):
         read(given, on_unknown="raise")
+    with pytest.raises(DataError, match=r"absent from items \(first: 99\)"):
+        read({"user_id": [1], "item_id": [99]}, on_unknown="raise")
     with pytest.raises(DataError, match="on_unknown is 'skip'; it must be 'keep', 'drop' or 'raise'"):
         read(given, on_unknown="skip")
 

@@ -37,6 +37,7 @@ def read(values, **settings):
         ("2024-05-31T20:00:00+02:00", "dates"),
         ("31.05.2024 18:00", "dates"),
         ("31/05/2024 18:00", "dates"),
+        ("31.05.24 18:00", "dates"),
         ("05/31/2024 18:00", "dates"),
         ("2024/5/31 18:00", "dates"),
         ("2024年5月31日 18:00", "dates"),
@@ -56,6 +57,7 @@ def test_dates_as_numbers_and_plain_dates():
     midnight = MOMENT - 18 * 3_600
     assert read([20240531, 20240531])[0] == [midnight, midnight]
     assert read(pd.Series([datetime.date(2024, 5, 31)]))[0] == [midnight]
+    assert read(pd.Series(pd.PeriodIndex(["2024-05-31"], freq="D")))[0] == [midnight]
 
 
 def test_small_whole_numbers_are_positions():
@@ -111,7 +113,14 @@ def test_day_and_month_are_told_apart_by_any_value_that_can_tell():
         (["soon", "later"], {}, "no timestamp in interactions can be read .first: 'soon'.*give seconds"),
         ([None, None], {}, "no timestamp in interactions can be read"),
         ([0.5, 1.5], {}, "holds fractions.*positions must be whole"),
-        ([True, False], {}, "column of booleans"),
+        ([True, False], {}, "kind boolean .first: True.; give times or positions"),
+        ([[1], [2]], {}, "kind mixed"),
+        ([1j, 2j], {}, "kind complex"),
+        (pd.to_timedelta([1, 2], unit="D"), {}, "kind timedelta"),
+        (["24-05-31"], {}, "'24-05-31' in interactions has a year of two digits.*write dates as 2024-12-31"),
+        (["5/31/24 10:00"], {}, "has a year of two digits"),
+        (["10:00", "11:30 PM"], {}, "no timestamp in interactions can be read"),
+        (["May", "Monday", "May 2024"], {}, "no timestamp in interactions can be read"),
         ([1, 2], {"time_unit": "hours"}, "time_unit is 'hours'; it must be one of auto, s, ms"),
         (["2024-05-31"], {"time_unit": "s"}, "'2024-05-31'.*time_unit is 's'; pass time_unit='datetime'"),
         ([MOMENT], {"time_unit": "datetime"}, "holds numbers.*pass time_unit='s'"),
