@@ -13,6 +13,7 @@ from llm_rerank.data.frames import applicable, to_pandas
 from llm_rerank.data.schema import validate_impressions, validate_interactions, validate_items, validate_users
 from llm_rerank.data.times import TimeUnit
 from llm_rerank.recommendation.components import MOST_ITEMS_FOR_EASE, ComponentSpec
+from llm_rerank.recommendation.estimate import estimate_fit_seconds, measure_encoder, seconds_in_words
 from llm_rerank.recommendation.log import FitLog
 from llm_rerank.types import DataError, DataReport, Encoder, FloatArray, Interactions, Items, Users
 
@@ -95,10 +96,21 @@ def say_plan(
 ) -> None:
     """Say what a fit is going to do and about how long it takes."""
     n_settings = sum(spec.n_settings for spec in specs)
+    # titles and descriptions stand for the texts, which are rendered as of a cut that is not chosen yet
+    texts = [" ".join(parts) for parts in zip(items.frame["title"], items.frame["description"], strict=True)]
+    seconds = estimate_fit_seconds(
+        events,
+        items,
+        specs,
+        seconds_per_text=0.0 if encoder is None else measure_encoder(encoder, texts),
+        n_reviews_read=0 if encoder is None else min(int(events.reviews.astype(bool).sum()), MOST_REVIEWS_READ),
+        refit=refit,
+    )
     log.say(
         f"plan: {len(events):,} events of {len(np.unique(events.users)):,} users on {len(items):,} items; "
         f"components {', '.join(spec.name for spec in specs)} ({n_settings} settings tried)"
         + (", then a refit on all rows" if refit else "")
+        + f"; about {seconds_in_words(seconds)}, give or take a factor of two"
     )
     if len(items) > MOST_ITEMS_FOR_EASE:
         log.say(
