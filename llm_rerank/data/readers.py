@@ -12,6 +12,8 @@ import csv
 import gzip
 import io
 import json
+import re
+import warnings
 import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -159,6 +161,9 @@ def _guess_encoding(raw: bytes) -> str:
 
 def _read_csv(text: str, encoding: str, path: Path, quoted: bool, report: DataReport) -> pd.DataFrame:
     quoting: Literal[0, 3] = csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE
+    text = re.sub(r"^\s*sep=[,;\t|]\n", "", text).lstrip(
+        "\n"
+    )  # spreadsheets may tell their delimiter; it is found anyway
     delimiter = _sniff_delimiter(text, quoting)
     header = next(csv.reader(io.StringIO(text), delimiter=delimiter, quoting=quoting))
     names = [name.strip() for name in header]
@@ -169,21 +174,7 @@ def _read_csv(text: str, encoding: str, path: Path, quoted: bool, report: DataRe
     if repeated:
         raise DataError(f"{path} has the columns {repeated} more than once; rename or remove one of each")
     names = [name or f"column_{number}" for number, name in enumerate(names, start=1)]
-    try:
-        frame = pd.read_csv(
-            io.StringIO(text),
-            sep=delimiter,
-            header=0,
-            names=names,
-            index_col=False,
-            dtype=object,
-            keep_default_na=False,
-            na_values=[""],
-            quoting=quoting,
-            on_bad_lines="error",
-        )
-    except (pd.errors.ParserError, pd.errors.EmptyDataError) as error:
-        raise DataError(f"{path} is no well-formed table ({error}); quote values that hold a delimiter") from error
+    frame = _rows_of_text(text, delimiter, names, quoting, path)
     empty = frame.columns[frame.isna().all()]
     unnamed = [name for given, name in zip(header, names, strict=True) if not given.strip() and name in empty]
     frame = frame.drop(columns=unnamed)
@@ -195,6 +186,29 @@ def _read_csv(text: str, encoding: str, path: Path, quoted: bool, report: DataRe
     said += f", {len(unnamed)} empty columns without a name left out" if unnamed else ""
     report.notes.append(said)
     return frame
+
+
+def _rows_of_text(text: str, delimiter: str, names: list[str], quoting: Literal[0, 3], path: Path) -> pd.DataFrame:
+    """Cut a table into texts, None where a field is empty."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", pd.errors.ParserWarning)  # more fields than names: pandas would cut them
+            return pd.read_csv(
+                io.StringIO(text),
+                sep=delimiter,
+                header=0,
+                names=names,
+                index_col=False,
+                dtype=object,
+                keep_default_na=False,
+                na_values=[""],
+                quoting=quoting,
+                on_bad_lines="error",
+            )
+    except (pd.errors.ParserError, pd.errors.EmptyDataError, pd.errors.ParserWarning) as error:
+        raise DataError(
+            f"{path} is no well-formed table ({error}); give every column a name and quote values that hold delimiters"
+        ) from error
 
 
 def _sniff_delimiter(text: str, quoting: Literal[0, 3]) -> str:

@@ -37,6 +37,11 @@ def test_a_delimiter_that_cuts_every_line_alike_beats_one_that_cuts_more(tmp_pat
     assert frame.columns.tolist() == ["price; net; gross", "note"] and frame["note"].tolist() == ["a", "b;c"]
 
 
+def test_blank_lines_and_a_spreadsheets_word_before_the_header(tmp_path):
+    for start in ("\n\n", "sep=;\n", "sep=;\r\n"):
+        assert read(write(tmp_path, f"{start}a;b\n1;2\n"))[0].to_dict("list") == {"a": [1], "b": [2]}
+
+
 def test_quotes_hold_delimiters_line_breaks_and_quotes(tmp_path):
     path = write(tmp_path, 'id,text\r\n1,"a, ""b""\r\nc"\r\n2,d\r\n')
     assert read(path)[0]["text"].tolist() == ['a, "b"\nc', "d"]
@@ -146,6 +151,8 @@ def test_json_lines_keep_lists_and_texts(tmp_path):
         (b"1,31,2.5\n1,1029,3\n", "the first line of .* looks like data; add a line of column names"),
         (b"a,b,a\n1,2,3\n", r"has the columns \['a'\] more than once; rename"),
         (b"a,b\n1,2\n1,2,3,4\n", "is no well-formed table .*line 3"),
+        (b"a,b\n1,2,3\n4,5,6\n", "is no well-formed table .*give every column a name"),
+        (b'a,b\n1,"x\n2,y\n', "is no well-formed table .*quote values"),
         (b'{"a": 1}\n{"a": \n', "line 2 of .* is no JSON object"),
         (b'{"a": 1}\n[1, 2]\n', "line 2 of .* is no JSON object"),
         (b'[{"a": 1}, 2]', "holds a JSON list of other things than objects"),
