@@ -175,7 +175,7 @@ def load_encoder(reference: Mapping[str, Any], *, device: str = "auto") -> Sente
 
 
 def encoder_reference(encoder: Encoder) -> dict[str, Any]:
-    """What ``load_encoder`` needs; for an encoder without a name its fingerprint alone."""
+    """Return what ``load_encoder`` needs; for an encoder without a name its fingerprint alone."""
     return dict(getattr(encoder, "reference", {"fingerprint": encoder.fingerprint}))
 
 

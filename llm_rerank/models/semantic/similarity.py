@@ -17,6 +17,7 @@ from llm_rerank.models.semantic.index import ItemIndex
 from llm_rerank.models.semantic.whitening import Whitening
 from llm_rerank.storage import read_arrays, read_json, write_arrays, write_json
 from llm_rerank.types import (
+    BoolArray,
     Cases,
     DataError,
     Encoder,
@@ -50,7 +51,8 @@ class SemanticScorer:
 
     encoder: None is the embedded default. decay: 0 or more, a visit. greatest_weight, query_weight: 0 or more.
     whiten: take out what all texts of the shop have in common (``whitening.py``).
-    Defaults of decay and greatest_weight come from the validation split of Amazon Scientific.
+    Defaults come from the validation split of Amazon Scientific, NDCG@10 with whitening and decay .3: .080, without
+    whitening .070; greatest_weight 1 adds .0013 (standard error .0006) for five times the time, so it is off.
     """
 
     name = "semantic"
@@ -60,8 +62,8 @@ class SemanticScorer:
         self,
         encoder: Encoder | None = None,
         *,
-        decay: float = 0.35,
-        greatest_weight: float = 0.25,
+        decay: float = 0.3,
+        greatest_weight: float = 0.0,
         query_weight: float = 1.0,
         whiten: bool = True,
     ) -> None:
@@ -76,6 +78,7 @@ class SemanticScorer:
         self._reference: dict[str, Any] = {}
         self._whitening: Whitening | None = None
         self._vectors: FloatArray | None = None
+        self._has_text: BoolArray = np.empty(0, dtype=np.bool_)
         self._index: ItemIndex | None = None
 
     def fit(self, past: Interactions, items: Items, *, seed: int) -> Self:
@@ -94,7 +97,7 @@ class SemanticScorer:
         self._reference = encoder_reference(self.encoder)
         vectors = self.encoder.encode(list(items.texts))
         self._whitening = Whitening.fit(vectors) if self.whiten else Whitening.identity(self.encoder.embedding_size)
-        self._vectors = self._whitening.apply(vectors)
+        self._keep(self._whitening.apply(vectors))
         self._index = None
         return self
 
@@ -128,7 +131,7 @@ class SemanticScorer:
         if k < 1:
             raise DataError(f"k is {k}; it must be at least 1")
         users, _ = self._users(cases)
-        asked = np.flatnonzero(users.any(axis=1))
+        asked = np.flatnonzero(np.any(users != 0, axis=1))
         index, codes = self._searchable()
         if not len(asked) or not len(codes):
             return Ragged.empty(len(cases))
@@ -149,7 +152,11 @@ class SemanticScorer:
         index, codes = self._searchable()
         index.save(folder / "index.faiss")
         assert self._whitening is not None
-        arrays = {"codes": codes, "mean": self._whitening.mean, "matrix": self._whitening.matrix}
+        arrays: dict[str, np.ndarray] = {
+            "codes": codes,
+            "mean": self._whitening.mean,
+            "matrix": self._whitening.matrix,
+        }
         write_arrays(folder / "whitening.safetensors", arrays, {"n_items": len(vectors)})
         settings = {name: getattr(self, name) for name in ("decay", "greatest_weight", "query_weight", "whiten")}
         write_json(folder / "semantic.json", {"settings": settings, "encoder": self._reference})
@@ -164,10 +171,15 @@ class SemanticScorer:
         scorer._reference = stored["encoder"]
         scorer._whitening = Whitening(arrays["mean"], arrays["matrix"])
         # the index is the only copy of the vectors on disk
-        scorer._vectors = np.zeros((metadata["n_items"], index.embedding_size), dtype=np.float32)
-        scorer._vectors[arrays["codes"]] = index.vectors()
+        vectors = np.zeros((metadata["n_items"], index.embedding_size), dtype=np.float32)
+        vectors[arrays["codes"]] = index.vectors()
+        scorer._keep(vectors)
         scorer._index = index
         return scorer
+
+    def _keep(self, vectors: FloatArray) -> None:
+        self._vectors = vectors
+        self._has_text = np.any(vectors != 0, axis=1)
 
     def _fitted(self) -> FloatArray:
         if self._vectors is None:
@@ -177,7 +189,7 @@ class SemanticScorer:
     def _searchable(self) -> tuple[ItemIndex, IntArray]:
         """Build the index on first use. Row r of it is item ``codes[r]``; items without text are not in it."""
         vectors = self._fitted()
-        codes = np.flatnonzero(vectors.any(axis=1)).astype(np.int64)
+        codes = np.flatnonzero(self._has_text).astype(np.int64)
         if self._index is None:
             self._index = ItemIndex(vectors.shape[1]).add(vectors[codes])
         return self._index, codes
@@ -186,6 +198,8 @@ class SemanticScorer:
         """Vector of each case, float32 (n_cases, size), zero where it says nothing; and its decayed history."""
         vectors = self._fitted()
         history = history_matrix(cases, len(vectors), decay=self.decay, positive_only=False)
+        history.data[~self._has_text[history.indices]] = 0
+        history.eliminate_zeros()
         users = unit_rows(history @ vectors)
         searched = [case for case, query in enumerate(cases.queries) if query]
         if searched and self.query_weight:
@@ -217,8 +231,8 @@ class SemanticScorer:
         if self.greatest_weight:
             table += self.greatest_weight * greatest_similarity(history, vectors, columns)
             table /= 1 + self.greatest_weight
-        table[~users.any(axis=1)] = np.nan
-        table[:, ~vectors[columns].any(axis=1)] = np.nan
+        table[~np.any(users != 0, axis=1)] = np.nan
+        table[:, ~self._has_text[columns]] = np.nan
         return table
 
 
@@ -230,7 +244,7 @@ def greatest_similarity(history: csr_matrix, vectors: FloatArray, columns: IntAr
     Returns float32, shape (n_cases, n_columns); 0 where a row has no positive entry.
     """
     liked = history.copy()
-    liked.data = np.where(vectors.any(axis=1)[liked.indices], np.maximum(liked.data, 0), 0)
+    liked.data = np.maximum(liked.data, 0)
     liked.eliminate_zeros()
     lengths = np.diff(liked.indptr)
     share = liked.data / np.repeat(liked.max(axis=1).toarray().ravel(), lengths)

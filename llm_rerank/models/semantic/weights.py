@@ -58,6 +58,7 @@ def check_weights(path: Path, sha256: str) -> None:
 def load_network(model: str, device: str) -> Any:
     """Load a ``SentenceTransformer`` in float32: the default and folders without any network, other names by the hub.
 
+    Where the hub does not answer, what an earlier download left on this machine is taken.
     Raises StorageError where there is no such encoder, where it cannot be reached, or where it has no safetensors.
     """
     import transformers.utils.logging as transformers_logging
@@ -67,22 +68,37 @@ def load_network(model: str, device: str) -> Any:
     source = str(default_folder()) if model == DEFAULT_MODEL else model
     if not is_local and (source.startswith((".", "/", "~")) or source.count("/") > 1 or "\\" in source):
         raise StorageError(f"encoder folder {source} does not exist; give an existing folder, a hub name or 'default'")
+    silence = None if is_local else _hub_silence(source)
     try:
         with _quiet(transformers_logging):
             network = SentenceTransformer(
                 source,
                 device=device,
-                local_files_only=is_local,
+                local_files_only=is_local or silence is not None,
                 trust_remote_code=False,
                 model_kwargs={"use_safetensors": True},  # else a pickled file of weights would be opened
             )
     except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
         where = "could not be read" if is_local else "is no folder here and could not be fetched from the hub"
         raise StorageError(
-            f"encoder {source!r} {where} ({type(error).__name__}: {_first_line(error)}); check the name and the "
-            "network, or give a folder with a sentence-transformers model in safetensors, or 'default'"
+            f"encoder {source!r} {where} ({type(error).__name__}: {_first_line(silence or error)}); check the name and "
+            "the network, or give a folder with a sentence-transformers model in safetensors, or 'default'"
         ) from error
     return network.float().eval()
+
+
+def _hub_silence(name: str) -> Exception | None:
+    """Ask the hub once for the model and return what went wrong, None where it answered.
+
+    Without this a machine without network waits over a minute: the downloads retry each of several files.
+    """
+    from huggingface_hub import HfApi
+
+    try:
+        HfApi().model_info(name, timeout=10)
+    except Exception as error:  # the client's kinds of errors differ between its versions
+        return error
+    return None
 
 
 def best_dtype(device: str) -> DTypeName:

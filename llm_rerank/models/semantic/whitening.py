@@ -36,8 +36,10 @@ class Whitening:
         """Learn from vectors of unit length, shape (n_vectors, size); zero rows are left out.
 
         matrix = E diag((1 − s) λ + s mean(λ))^(−½), with λ, E the eigenvalues and eigenvectors of the covariance and
-        s = size / (size + 4 n): the fewer texts, the less their covariance is believed (Ledoit and Wolf, 2004, have
-        the same form). Where the texts do not differ it is the identity.
+        s = size / (size + n): the fewer texts, the less their covariance is believed (the form of Ledoit and Wolf,
+        2004). Known limit: in a small shop of few themes the themes are the main directions, and whitening makes them
+        count less: 160 planted items, target of the user's theme first of 20 in .81 of cases, unwhitened in .98.
+        Where the texts do not differ it is the identity.
         """
         known = vectors[vectors.any(axis=1)].astype(np.float64)
         n, size = known.shape
@@ -48,7 +50,7 @@ class Whitening:
         values, directions = np.linalg.eigh(centred.T @ centred / n)
         if values.sum() < LEAST_VARIANCE:
             return cls.identity(size)
-        shrinkage = size / (size + 4 * n)
+        shrinkage = size / (size + n)
         values = (1 - shrinkage) * np.maximum(values, 0) + shrinkage * values.mean()
         return cls(mean.astype(np.float32), (directions / np.sqrt(values)).astype(np.float32))
 

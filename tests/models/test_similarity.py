@@ -1,0 +1,256 @@
+import numpy as np
+import pytest
+from scipy.sparse import csr_matrix
+
+from llm_rerank.models.scoring import retrieve
+from llm_rerank.models.semantic.cache import CachedEncoder
+from llm_rerank.models.semantic.encoder import SentenceEncoder
+from llm_rerank.models.semantic.similarity import SemanticScorer, greatest_similarity
+from llm_rerank.models.semantic.whitening import Whitening
+from llm_rerank.types import CatalogueScorer, DataError, NotFittedError, Ragged, Retriever, StorageError
+from tests.planted import cases_of, items_of, planted_shop
+from tests.scorer_suite import check_scorer
+
+LN2 = float(np.log(2))
+
+
+class Plane:
+    """Texts that say where they lie: "0.6 0.8"; a blank one lies nowhere."""
+
+    embedding_size = 2
+    fingerprint = "plane"
+
+    def encode(self, inputs):
+        places = [[float(part) for part in text.split()] or [0, 0] for text in inputs]
+        return np.array(places, dtype=np.float32).reshape(-1, 2)
+
+
+@pytest.fixture(scope="module")
+def encoder():
+    return CachedEncoder(SentenceEncoder())
+
+
+def plane_scorer(**settings):
+    """Items: 0 east, 1 north, 2 between, 3 without text, 4 west."""
+    items = items_of(["1 0", "0 1", "0.6 0.8", "", "-1 0"])
+    return SemanticScorer(Plane(), whiten=False, **settings).fit(None, items, seed=0)
+
+
+def with_queries(cases, queries):
+    from dataclasses import replace
+
+    return replace(cases, queries=queries)
+
+
+# --- arithmetic ------------------------------------------------------------------------------------------------------
+
+
+def test_user_is_the_decayed_mean():
+    # history east (age 1: 1/2), north (age 0: 1): user = (.5, 1) / √1.25 = (.4472, .8944)
+    scores = plane_scorer(decay=LN2).score(cases_of([[0, 1]], [[0, 1, 2, 4]]))
+    np.testing.assert_allclose(scores, [0.4472136, 0.8944272, 0.6 * 0.4472136 + 0.8 * 0.8944272, -0.4472136], atol=1e-6)
+
+
+def test_great_decay_is_similarity_to_the_last():
+    scores = plane_scorer(decay=50).score(cases_of([[1, 0]], [[0, 1, 2]]))
+    np.testing.assert_allclose(scores, [1, 0, 0.6], atol=1e-6)
+
+
+def test_a_visit_is_one_age_however_many_items_it_has():
+    # both at one time: user = (1, 1) / √2
+    scores = plane_scorer(decay=LN2).score(cases_of([[0, 1]], [[0, 1]], times=[[5, 5]]))
+    np.testing.assert_allclose(scores, [0.7071068, 0.7071068], atol=1e-6)
+
+
+def test_greatest_similarity_joins():
+    # shares: east 1/2, north 1. greatest: to east max(1/2 · 1, 0) = .5, to north 1, between max(.5 · .6, .8) = .8,
+    # west max(−1/2, 0) = 0; then (mean + 3 · greatest) / 4
+    scores = plane_scorer(decay=LN2, greatest_weight=3.0).score(cases_of([[0, 1]], [[0, 1, 2, 4]]))
+    mean = np.array([0.4472136, 0.8944272, 0.9838699, -0.4472136])
+    np.testing.assert_allclose(scores, (mean + 3 * np.array([0.5, 1, 0.8, 0])) / 4, atol=1e-6)
+
+
+def test_dislikes_are_subtracted_and_are_never_the_greatest():
+    cases = cases_of([[0, 1]], [[0, 1, 2]])
+    cases.history_weights[:] = [-1, 1]
+    # user = (−1, 1) / √2
+    np.testing.assert_allclose(plane_scorer(decay=0).score(cases), [-0.7071068, 0.7071068, 0.2 * 0.7071068], atol=1e-6)
+    both = plane_scorer(decay=0, greatest_weight=1.0).score(cases)
+    np.testing.assert_allclose(both, np.array([-0.7071068 + 0, 0.7071068 + 1, 0.1414214 + 0.8]) / 2, atol=1e-6)
+    cases.history_weights[:] = -1
+    np.testing.assert_allclose(
+        plane_scorer(decay=0, greatest_weight=1.0).score(cases)[:2], [-0.3535534, -0.3535534], atol=1e-6
+    )
+
+
+def test_searches_join_the_history():
+    cases = cases_of([[0], [0], []], [[0, 1]] * 3)
+    # u((1, 0) + 1 · (0, 1)) = (.7071, .7071); without a search east; a search alone is the user
+    scores = plane_scorer().score(with_queries(cases, ["0 1", "", "0 1"]))
+    np.testing.assert_allclose(scores, [0.7071068, 0.7071068, 1, 0, 0, 1], atol=1e-6)
+    heavy = plane_scorer(query_weight=3.0).score(with_queries(cases, ["0 1", "", ""]))
+    np.testing.assert_allclose(heavy[:2], np.array([1, 3]) / np.sqrt(10), atol=1e-6)
+    assert np.isnan(heavy[4:]).all()
+    off = plane_scorer(query_weight=0).score(with_queries(cases, ["0 1", "", "0 1"]))
+    np.testing.assert_allclose(off, [1, 0, 1, 0, np.nan, np.nan], atol=1e-6)
+
+
+def test_the_newest_search_counts_most():
+    # older north 1/2, newest east 1: (1, .5) / √1.25
+    scores = plane_scorer(decay=LN2).score(with_queries(cases_of([[]], [[0, 1]]), ["0 1; 1 0"]))
+    np.testing.assert_allclose(scores, [0.8944272, 0.4472136], atol=1e-6)
+
+
+@pytest.mark.parametrize("greatest_weight", [0.0, 0.5])
+def test_what_cannot_be_scored_is_nan(greatest_weight):
+    scorer = plane_scorer(greatest_weight=greatest_weight)
+    scores = scorer.score(cases_of([[0], [], [3], [3, 0]], [[0, 3, -1, 5, 99]] * 4)).reshape(4, 5)
+    assert np.isnan(scores[:, 1:]).all(), "no text, unknown"
+    assert np.isnan(scores[[1, 2]]).all(), "no history, a history without text"
+    np.testing.assert_allclose(scores[[0, 3], 0], 1, atol=1e-6)
+    table = scorer.score_catalogue(cases_of([[0], []], [[], []]))
+    assert np.isnan(table).tolist() == [[False, False, False, True, False], [True] * 5]
+
+
+def test_greatest_similarity_by_brute_force():
+    rng = np.random.default_rng(0)
+    vectors = rng.normal(size=(30, 5)).astype(np.float32)
+    dense = np.where(rng.random((12, 30)) < 0.2, rng.normal(size=(12, 30)), 0).astype(np.float32)
+    dense[3] = 0
+    columns = np.array([4, 4, 29, 0, 11])
+    expected = np.zeros((12, 5))
+    for row in range(12):
+        liked = np.flatnonzero(dense[row] > 0)
+        for place, column in enumerate(columns):
+            values = [dense[row, j] / dense[row].max() * (vectors[j] @ vectors[column]) for j in liked]
+            expected[row, place] = max(values, default=0)
+    np.testing.assert_allclose(greatest_similarity(csr_matrix(dense), vectors, columns), expected, atol=1e-5)
+
+
+# --- whitening -------------------------------------------------------------------------------------------------------
+
+
+def test_whitening_makes_directions_equal():
+    rng = np.random.default_rng(0)
+    vectors = (rng.normal(size=(20_000, 4)) * [3, 1, 0.5, 0.1] + [5, 0, 0, 0]).astype(np.float32)
+    whitening = Whitening.fit(vectors)
+    # with s = 4 / 20,004 the covariance of (v − mean) · matrix is λ / ((1 − s) λ + s mean λ), near 1 for each λ
+    values = np.linalg.eigvalsh(np.cov(vectors.astype(float).T, bias=True))
+    s = 4 / 20_004
+    spread = np.cov(((vectors.astype(float) - whitening.mean) @ whitening.matrix).T, bias=True)
+    np.testing.assert_allclose(spread, np.diag(values / ((1 - s) * values + s * values.mean())), atol=1e-5)
+    assert np.diag(spread).min() > 0.95
+    np.testing.assert_allclose(np.linalg.norm(whitening.apply(vectors), axis=1), 1, atol=1e-5)
+
+
+def test_few_texts_are_whitened_little():
+    # two vectors on one line: λ = (0, 1), s = 2 / 4: matrix scales by 1 / √(.5 λ + .5 · .5)
+    whitening = Whitening.fit(np.array([[1, 1], [1, -1]], dtype=np.float32))
+    np.testing.assert_allclose(whitening.mean, [1, 0])
+    scales = np.linalg.norm(whitening.matrix, axis=0)
+    np.testing.assert_allclose(sorted(scales), [1 / np.sqrt(0.75), 1 / np.sqrt(0.25)], rtol=1e-6)
+
+
+def test_whitening_keeps_blank_texts_out():
+    vectors = np.array([[0.6, 0.8], [0, 0], [0.8, 0.6], [0, 0]], dtype=np.float32)
+    whitening = Whitening.fit(vectors)
+    np.testing.assert_allclose(whitening.mean, [0.7, 0.7])
+    np.testing.assert_array_equal(whitening.apply(vectors)[[1, 3]], 0)
+    same = np.tile(np.array([[0.6, 0.8]], dtype=np.float32), (5, 1))
+    np.testing.assert_allclose(Whitening.fit(same).apply(same), same, atol=1e-6)
+    np.testing.assert_allclose(Whitening.fit(vectors[:1]).apply(vectors[:1]), vectors[:1], atol=1e-6)
+
+
+# --- the scorer on real text -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("settings", "floor"),
+    [({}, 0.75), ({"whiten": False}, 0.95), ({"whiten": False, "greatest_weight": 1.0}, 0.85)],
+)
+def test_suite(encoder, tmp_path, settings, floor):
+    scorer = check_scorer(lambda: SemanticScorer(encoder, **settings), tmp_path, quality_floor=floor)
+    assert isinstance(scorer, CatalogueScorer)
+    assert isinstance(scorer, Retriever)
+
+
+def test_items_that_nobody_took_are_scored(encoder):
+    shop = planted_shop()
+    scorer = SemanticScorer(encoder).fit(shop.past, shop.items, seed=0)
+    table = scorer.score_catalogue(shop.cases.take(np.arange(40)))
+    own = shop.item_themes[shop.cold] == shop.user_themes[:40, None]
+    cold = table[:, shop.cold]
+    auc = (cold[own][:, None] > cold[~own]).mean()
+    assert auc > 0.95, auc
+
+
+def test_retrieval_through_the_index_is_the_catalogue_in_order(encoder):
+    shop = planted_shop()
+    exact = SemanticScorer(encoder).fit(shop.past, shop.items, seed=0)
+    cases = shop.cases.take(np.arange(25))
+    found = exact.retrieve(cases, 12)
+    np.testing.assert_array_equal(found.lengths, 12)
+    np.testing.assert_array_equal(found.values, retrieve(exact, cases, 12).values)
+    joined = SemanticScorer(encoder, greatest_weight=0.5).fit(shop.past, shop.items, seed=0)
+    near, truth = joined.retrieve(cases, 12), retrieve(joined, cases, 12)
+    shared = [np.isin(truth[row], near[row]).mean() for row in range(25)]
+    assert np.mean(shared) > 0.95
+
+
+def test_retrieval_leaves_out_what_says_nothing():
+    found = plane_scorer().retrieve(cases_of([[0], [], [1, 3]], [[]] * 3), 10)
+    assert found.lengths.tolist() == [4, 0, 4]
+    assert found[0].tolist() == [0, 2, 1, 4]
+    assert set(found[2].tolist()) == {0, 1, 2, 4}
+    with pytest.raises(DataError, match="k is 0"):
+        plane_scorer().retrieve(cases_of([[0]], [[]]), 0)
+
+
+def test_loaded_model_finds_its_encoder_when_a_search_comes(encoder, tmp_path):
+    shop = planted_shop(n_users=16)
+    scorer = SemanticScorer(encoder).fit(shop.past, shop.items, seed=0)
+    scorer.save(tmp_path)
+    loaded = SemanticScorer.load(tmp_path)
+    np.testing.assert_allclose(loaded.score(shop.cases), scorer.score(shop.cases), atol=1e-6)
+    assert loaded.encoder is None, "items' vectors are on disk: nothing to encode"
+    searching = with_queries(shop.cases, ["a rod for trout; landing net"] * 16)
+    np.testing.assert_allclose(loaded.score(searching), scorer.score(searching), atol=1e-6)
+    best = loaded.retrieve(with_queries(cases_of([[]], [[]]), ["rod and line to catch trout"]), 3)
+    assert (shop.item_themes[best[0]] == 7).all(), "fishing"
+
+
+def test_loaded_model_refuses_another_encoder(tmp_path):
+    plane_scorer().save(tmp_path)
+    loaded = SemanticScorer.load(tmp_path)
+    searching = with_queries(cases_of([[0]], [[0, 1]]), ["0 1"])
+    with pytest.raises(StorageError, match="hand it over"):
+        loaded.score(searching)
+    loaded.encoder = SentenceEncoder(max_tokens=8)
+    with pytest.raises(StorageError, match="its vectors would not match"):
+        loaded.score(searching)
+    loaded.encoder = Plane()
+    np.testing.assert_allclose(loaded.score(searching), [0.7071068, 0.7071068], atol=1e-6)
+
+
+def test_damaged_files_are_named(tmp_path):
+    plane_scorer().save(tmp_path)
+    for name in ("semantic.json", "whitening.safetensors", "index.faiss"):
+        content = (tmp_path / name).read_bytes()
+        (tmp_path / name).unlink()
+        with pytest.raises(StorageError, match=name):
+            SemanticScorer.load(tmp_path)
+        (tmp_path / name).write_bytes(content)
+    assert SemanticScorer.load(tmp_path).score(cases_of([[0]], [[0]])).tolist() == [1]
+
+
+def test_misuse_is_named():
+    with pytest.raises(DataError, match="decay is -1"):
+        SemanticScorer(decay=-1)
+    with pytest.raises(DataError, match="greatest_weight is nan"):
+        SemanticScorer(greatest_weight=float("nan"))
+    with pytest.raises(NotFittedError, match="call fit or load first"):
+        SemanticScorer().score(cases_of([[0]], [[0]]))
+    with pytest.raises(DataError, match="none of the 2 items has a text; render them first"):
+        SemanticScorer(Plane()).fit(None, items_of(["", " "]), seed=0)
+    empty = cases_of([[0]], [[0]]).with_candidates(Ragged.empty(1))
+    assert plane_scorer().score(empty).shape == (0,)
