@@ -1,4 +1,4 @@
-"""Ten lines on one's own files: ``python examples/quickstart.py orders.csv items.csv``; without them, the sample shop."""
+"""Ten lines on one's own files: ``python quickstart.py orders.csv items.csv``; without any, the sample shop."""
 
 import sys
 from pathlib import Path

@@ -13,7 +13,7 @@ from shop.draws import Array, Draws
 from shop.texts import Item, Reviewers, word_query
 from shop.world import DAY, END, START, WEEK, World, codes_of
 
-MEMORY_DAYS = 45
+MEMORY_DAYS = 60
 """What was seen loses its pull by a factor e in this time."""
 
 
@@ -101,10 +101,10 @@ class Shop:
             for tag in self.items[item].wants:
                 rows = self.givers[tag]
                 logits = self.world.liking[user, rows] + self.world.fortune[(time - START) // WEEK, rows]
-                if self.draws.happens(0.3) and np.isfinite(logits).any():
+                if self.draws.happens(0.22) and np.isfinite(logits).any():
                     added.append(int(rows[self.draws.choose(logits)]))
                 else:
-                    pull[rows] += 2.4
+                    pull[rows] += 3.4
         return added
 
     def buy(self, user: int, time: int, bought: list[int], pull: Array, lasting: Array) -> None:
