@@ -158,6 +158,11 @@ def test_least_history_counts_distinct_items() -> None:
     assert targets_of(hold_out(CLOCK, TimeCut(CUT), "test", least_history=2)) == {"a": ["i2", "i3"]}
 
 
+def test_item_support_counts_users_not_events() -> None:
+    trial = hold_out(dataset([("a", 0, 0), ("a", 0, 1), ("a", 1, 2), ("b", 0, 0), ("b", 1, 1)]), LastOut(), "test")
+    assert trial.item_support.tolist() == [2, 0, 0, 0, 0, 0]
+
+
 @pytest.mark.parametrize("protocol", [LastOut(), TimeCut()])
 @pytest.mark.parametrize("split", ["validation", "test"])
 def test_both_forms_of_the_past_are_one_and_hold_nothing_of_the_future(protocol, split) -> None:  # noqa: ANN001
