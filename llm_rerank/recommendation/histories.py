@@ -2,25 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 
 from llm_rerank.data.cases import build_cases, seen_items
-from llm_rerank.types import UNKNOWN, Cases, IntArray, Interactions, Ragged
-
-
-def code_map(events: Interactions) -> dict[Any, int]:
-    """Code of each user id."""
-    return {user: code for code, user in enumerate(events.user_ids)}
+from llm_rerank.data.frames import id_codes
+from llm_rerank.types import UNKNOWN, Cases, IntArray, Interactions, ObjectArray, Ragged
 
 
 def cases_of_users(
-    user_ids: Sequence[Any],
+    user_ids: ObjectArray,
     events: Interactions,
-    codes: Mapping[Any, int],
     at: int,
     *,
     given: Interactions | None = None,
@@ -28,14 +21,13 @@ def cases_of_users(
     """Build one case a user at time ``at``, candidates empty, and the distinct items each has had before.
 
     given: histories that come with the question; a user with any event there is read from there alone. A user
-    known to neither has an empty history.
+    known to neither has an empty history. user_ids: object, shape (n_cases,).
     """
     times = np.full(len(user_ids), at, dtype=np.int64)
-    known = np.array([codes.get(user, UNKNOWN) for user in user_ids], dtype=np.int64)
+    known = id_codes(user_ids, events.user_ids)
     if given is None:
         return build_cases(events, known, times), seen_items(events, known, times)
-    given_codes = code_map(given)
-    fresh = np.array([given_codes.get(user, UNKNOWN) for user in user_ids], dtype=np.int64)
+    fresh = id_codes(user_ids, given.user_ids)
     from_events, from_given = np.flatnonzero(fresh == UNKNOWN), np.flatnonzero(fresh != UNKNOWN)
     parts = [
         (build_cases(source, users[rows], times[rows]), seen_items(source, users[rows], times[rows]))

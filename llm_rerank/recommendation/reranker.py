@@ -24,7 +24,7 @@ from llm_rerank.recommendation.components import ComponentSpec, default_specs
 from llm_rerank.recommendation.deciding import Decided, decide, result_frame
 from llm_rerank.recommendation.explanation import Explanation, explain_item
 from llm_rerank.recommendation.fitting import Fitted, fit_reranker
-from llm_rerank.recommendation.histories import cases_of_users, code_map
+from llm_rerank.recommendation.histories import cases_of_users
 from llm_rerank.recommendation.inputs import FitData, FitTools
 from llm_rerank.recommendation.log import FitLog, FitReport
 from llm_rerank.recommendation.planning import make_encoder, read_shop, say_plan, sentiment_of
@@ -67,7 +67,6 @@ class Reranker:
         self._specs = components
         self._features = tuple(features)
         self._saved: Saved | None = None
-        self._codes: dict[Any, int] = {}
         self._statistics: ItemStatistics | None = None
 
     # ------------------------------------------------------------------ fit
@@ -241,7 +240,6 @@ class Reranker:
 
     def _adopt(self, saved: Saved) -> None:
         self._saved = saved
-        self._codes = code_map(saved.events)
         self._statistics = None if saved.has_histories else saved.statistics
 
     def _data(self) -> Saved:
@@ -275,7 +273,7 @@ class Reranker:
 
     def _cases(self, user_ids: list[Any], given: Interactions | None, at: Any) -> tuple[Cases, Ragged]:
         events = self._data().events
-        return cases_of_users(user_ids, events, self._codes, self._moment(given, at), given=given)
+        return cases_of_users(_objects(user_ids), events, self._moment(given, at), given=given)
 
     def _moment(self, given: Interactions | None, at: Any) -> int:
         """Time of the decision: as asked, or just after the last event that is known."""

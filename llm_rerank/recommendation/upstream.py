@@ -9,6 +9,7 @@ import numpy as np
 
 from llm_rerank.data.cases import build_cases, seen_items
 from llm_rerank.data.features import ItemStatistics, pair_features
+from llm_rerank.data.frames import id_codes
 from llm_rerank.data.splits import hash_users
 from llm_rerank.recommendation.candidates import is_member
 from llm_rerank.recommendation.components import Component, retrieve_and_score
@@ -93,8 +94,7 @@ def shown_lists(impressions: pd.DataFrame, events: Interactions, holdout: Holdou
 def _first_lists(
     impressions: pd.DataFrame, events: Interactions, holdout: Holdout
 ) -> tuple[IntArray, IntArray, IntArray, FloatArray]:
-    code_of = {user: code for code, user in enumerate(events.user_ids)}
-    users = np.array([code_of.get(user, -1) for user in impressions["user_id"]], dtype=np.int64)
+    users = id_codes(impressions["user_id"], events.user_ids)
     times = impressions["time"].to_numpy(dtype=np.int64)
     late = np.flatnonzero((users >= 0) & (times >= holdout.as_of))
     first = np.full(events.n_users, np.iinfo(np.int64).max, dtype=np.int64)

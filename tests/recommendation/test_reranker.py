@@ -290,6 +290,18 @@ def test_a_start_from_another_shop_lends_settings_and_blend(fitted, shop, tmp_pa
     assert np.count_nonzero(alone._fit_result().stage.blend.weights) == 1
 
 
+def test_users_of_another_kind_of_id_are_the_same_users(shop):
+    events, items = shop
+    config = RerankerConfig(encoder=None, refit=False, candidates_per_source=20)
+    numbered = events.assign(user_id=events["user_id"].str[1:].astype(int))
+    reranker = Reranker(config, verbose=False).fit(numbered, items)
+    pair = {"item_id": [items["item_id"][4]]}
+    as_number = reranker.rerank(pd.DataFrame({"user_id": [17], **pair}))
+    as_text = reranker.rerank(pd.DataFrame({"user_id": ["17"], **pair}))
+    stranger = reranker.rerank(pd.DataFrame({"user_id": ["nobody"], **pair}))
+    assert as_text["score"][0] == as_number["score"][0] != stranger["score"][0]
+
+
 def test_features_must_be_known():
     with pytest.raises(DataError, match="colour"):
         Reranker(features=("colour",))
