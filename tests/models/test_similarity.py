@@ -112,6 +112,12 @@ def test_what_cannot_be_scored_is_nan(greatest_weight):
     assert np.isnan(table).tolist() == [[False, False, False, True, False], [True] * 5]
 
 
+def test_history_without_text_takes_no_part():
+    # the newest item says nothing: east alone is the history and its greatest weight
+    scores = plane_scorer(decay=LN2, greatest_weight=1.0).score(cases_of([[0, 3]], [[0, 2, 4]]))
+    np.testing.assert_allclose(scores, [1, 0.6, -1], atol=1e-6)
+
+
 def test_greatest_similarity_by_brute_force():
     rng = np.random.default_rng(0)
     vectors = rng.normal(size=(30, 5)).astype(np.float32)
@@ -240,7 +246,9 @@ def test_damaged_files_are_named(tmp_path):
         with pytest.raises(StorageError, match=name):
             SemanticScorer.load(tmp_path)
         (tmp_path / name).write_bytes(content)
-    assert SemanticScorer.load(tmp_path).score(cases_of([[0]], [[0]])).tolist() == [1]
+    # the item without text (3) is not in the index, the ones after it keep their codes
+    loaded = SemanticScorer.load(tmp_path).score(cases_of([[0]], [[0, 1, 2, 3, 4]]))
+    np.testing.assert_allclose(loaded, [1, 0, 0.6, np.nan, -1], atol=1e-6)
 
 
 def test_misuse_is_named():

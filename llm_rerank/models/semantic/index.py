@@ -18,7 +18,11 @@ MOST_ITEMS_FOR_FLAT = 200_000
 
 GRAPH_NEIGHBOURS = 32
 GRAPH_BUILD_DEPTH = 200
-GRAPH_SEARCH_DEPTH = 128
+GRAPH_SEARCH_DEPTH = 256
+"""Amazon Scientific, 4,385 whitened items: recall of the nearest 10 is 1.000, of 100 .999 (depth 128: .992)."""
+
+TOLERANCE = 1e-6
+"""Of inner products that are equal but for the order of summation."""
 
 
 class ItemIndex:
@@ -73,18 +77,20 @@ class ItemIndex:
         return self._search(self._index, vectors, k)
 
     def recall_against_flat(self, vectors: FloatArray, k: int) -> float:
-        """Share of the true k nearest, by exact search over the same vectors, that ``search`` finds: 0 to 1."""
+        """Share of the true k nearest, by exact search over the same vectors, that ``search`` finds: 0 to 1.
+
+        A row counts as found where its inner product reaches the k-th true one: among equal vectors any will do.
+        NaN without queries or items.
+        """
         import faiss
 
         exact = self._index if self.is_exact else faiss.downcast_index(self._index.storage)
-        _, wanted = self._search(exact, vectors, k)
-        _, found = self.search(vectors, k)
-        stride = len(self) + 1
-        rows = np.arange(len(wanted))[:, None] * stride
-        is_wanted = wanted >= 0
-        if not is_wanted.any():
+        k = min(k, len(self))
+        if not k or not len(vectors):
             return float("nan")
-        return float(np.isin((rows + wanted)[is_wanted], (rows + found)[found >= 0]).mean())
+        wanted, _ = self._search(exact, vectors, k)
+        found, _ = self.search(vectors, k)
+        return float((found >= wanted[:, -1:] - TOLERANCE).mean())
 
     def save(self, path: Path) -> None:
         """Write the index in FAISS's own format, atomically."""
