@@ -104,7 +104,7 @@ class Shop:
                 if self.draws.happens(0.22) and np.isfinite(logits).any():
                     added.append(int(rows[self.draws.choose(logits)]))
                 else:
-                    pull[rows] += 3.4
+                    pull[rows] += 4.2
         return added
 
     def buy(self, user: int, time: int, bought: list[int], pull: Array, lasting: Array) -> None:

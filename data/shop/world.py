@@ -24,7 +24,7 @@ N_WEEKS = (END - START) // WEEK + 1
 NEW_ITEM_DAYS = 91
 NEWCOMER_DAYS = 61
 REGIONS = ("north", "coast", "hills", "city", "south")
-WAVE, PERSISTENCE = 0.85, 0.9
+WAVE, PERSISTENCE = 1.0, 0.9
 """Size of an item's ups and downs (standard deviation, in units of liking) and what is left of one a week later."""
 ONLY_FOR = {"lh": 2.5, "dog": 2.0, "kids": 1.5, "van": 1.2, "grip": 0.8}
 """How strongly those without a need leave alone what serves it (no right-handed user buys left-handed shears)."""
@@ -125,7 +125,7 @@ def draw_liking(
     return np.asarray(
         interest[:, category]
         + loyalty[:, brand]
-        + 1.8 * np.minimum(user_needs @ serves.T, 2)
+        + 2.0 * np.minimum(user_needs @ serves.T, 2)
         - (~user_needs).astype(np.float64) @ avoided.T
         - 0.8 * np.abs(purse[:, None] - (level / level.std())[None, :])
         + 0.22 * taste @ style.T
@@ -183,6 +183,6 @@ def draw_activity(draws: Draws) -> tuple[Array, Array]:
     newcomer = draws.uniforms(N_USERS) < 0.03
     joined = np.where(newcomer, END - START - 3 * DAY - NEWCOMER_DAYS * DAY * lead, joined)
     lifetime = 1 - joined / (END - START)
-    rate = np.exp(1.0 * draws.normals(N_USERS)) * (0.25 + 1.9 * lifetime)
-    n_sessions = 1 + np.floor(1.0 * rate + draws.uniforms(N_USERS)).astype(np.int64)
+    rate = np.exp(0.75 * draws.normals(N_USERS)) * (0.25 + 1.9 * lifetime)
+    n_sessions = 1 + np.floor(1.2 * rate + draws.uniforms(N_USERS)).astype(np.int64)
     return START + joined.astype(np.int64), np.minimum(n_sessions, 45)

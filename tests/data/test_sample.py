@@ -167,7 +167,7 @@ def test_what_goes_together_is_bought_with_it_or_after_it(purchases: pd.DataFram
     assert len(mains) > 200
     assert share(0, 60 * DAY) > max(0.15, 3 * share(-60 * DAY, -1))
     # in a later visit alone, which is what a history can foretell
-    assert share(1, 60 * DAY) > max(0.05, 1.2 * share(-60 * DAY, -1))
+    assert share(1, 60 * DAY) > max(0.03, 2 * share(-60 * DAY, -1))
 
 
 def test_a_need_that_only_the_text_names_spans_the_shop(purchases: pd.DataFrame, items: pd.DataFrame) -> None:
