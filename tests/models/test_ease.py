@@ -121,6 +121,16 @@ def test_a_user_removed_equals_a_fit_without_them(cells_a_block, monkeypatch):
     )
 
 
+def test_a_history_that_only_its_user_made_known_says_nothing_without_them():
+    past = events_of([(0, 0, 0), (0, 1, 1), (1, 1, 0), (1, 2, 1)], 3)
+    scorer = EASE().fit(past, items_of("abc"))
+    cases = cases_of([[0], [0, 1]], [[1, 2], [1, 2]])
+    assert np.isfinite(scorer.score(cases)).all()
+    scores = scorer.score_without_user(cases, Ragged.from_lists([[0, 1], [0, 1]]))
+    assert np.isnan(scores[:2]).all()
+    assert np.isfinite(scores[2:]).all()
+
+
 def test_without_weights_each_event_weighs_one():
     shop = planted_shop(n_users=80)
     scorer = EASE().fit(shop.past, shop.items)
@@ -165,6 +175,15 @@ def test_decay_is_read_when_scoring():
     changed.decay = 0.7
     cases = cases_of([[1, 2, 3]], [np.arange(12)])
     np.testing.assert_array_equal(changed.score(cases), EASE(decay=0.7).fit(past, items).score(cases))
+
+
+def test_settings_survive_saving(tmp_path):
+    past, cases = random_events(7), cases_of([[1, 2, 3]], [np.arange(12)])
+    scorer = EASE(regularization=3.0, decay=0.7).fit(past, items_of("x" * 12))
+    scorer.save(tmp_path)
+    loaded = EASE.load(tmp_path)
+    assert (loaded.regularization, loaded.decay) == (3.0, 0.7)
+    np.testing.assert_array_equal(loaded.score(cases), scorer.score(cases))
 
 
 def test_errors():

@@ -10,10 +10,10 @@ from llm_rerank.models.collaborative.text_kernel import (
     TextKernel,
     add_similarities,
     character_vectors,
-    whitened,
     word_vectors,
 )
 from llm_rerank.models.scoring import histories_of
+from llm_rerank.models.semantic.whitening import Whitening
 from llm_rerank.types import DataError, NotFittedError
 from tests.models.test_ease import check_without_user
 from tests.models.test_item_item import random_events
@@ -159,6 +159,24 @@ def test_kernel_is_the_mean_of_unit_kernels():
     assert np.linalg.eigvalsh(similarities.astype(float)).min() > -1e-6
 
 
+def test_an_item_without_text_is_unknown_whatever_its_title_and_its_vector():
+    items = items_of(["red cup", "red cup", ""], titles=["red cup", "red cup", "red cup"])
+    similarities = TextKernel(TalksOfNothing()).matrix(items)
+    assert not similarities[2].any()
+    assert not similarities[:, 2].any()
+    assert similarities[0, 1] > 0.5
+
+
+class TalksOfNothing:
+    """An encoder that has a vector even for the empty text, as sentence encoders do."""
+
+    embedding_size = 2
+    fingerprint = "nothing-1"
+
+    def encode(self, inputs):
+        return np.array([[0.8, 0.6] if text else [1.0, 0.0] for text in inputs], dtype=np.float32)
+
+
 def test_word_similarity_by_hand():
     # two documents, "a1 b1" and "a1 c1"; terms a1, b1, "a1 b1", c1, "a1 c1"; idf = ln(3 / (1 + df)) + 1
     shared, own = np.log(3 / 3) + 1, np.log(3 / 2) + 1
@@ -174,14 +192,12 @@ def test_characters_see_inside_words():
     assert product[0, 2] == 0
 
 
-def test_whitened_vectors_have_one_variance_on_every_axis():
-    rng = np.random.default_rng(0)
-    vectors = (rng.normal(size=(4000, 6)) * [30, 10, 3, 1, 0.3, 0.1] + 5) @ np.linalg.qr(rng.normal(size=(6, 6)))[0]
-    turned = whitened(vectors.astype(np.float32))
-    np.testing.assert_allclose(np.linalg.norm(turned, axis=1), 1, rtol=1e-5)
-    np.testing.assert_allclose(np.cov(turned.T), np.eye(6) / 6, atol=0.02)
-    flat = whitened(np.ones((3, 4), dtype=np.float32))  # nothing to tell apart
-    assert not flat.any()
+def test_an_encoder_adds_a_kernel_of_whitened_vectors():
+    items, encoder = items_of([f"{name} {goods.split(',')[0]}" for name, goods in THEMES.items()]), ThemeEncoder()
+    vectors = encoder.encode(list(items.texts))
+    turned = Whitening.fit(vectors).apply(vectors)
+    without, with_encoder = TextKernel().matrix(items), TextKernel(encoder).matrix(items)
+    np.testing.assert_allclose(3 * with_encoder - 2 * without, turned @ turned.T, atol=1e-5)
 
 
 @pytest.mark.parametrize("n", [1, 511, 1100])

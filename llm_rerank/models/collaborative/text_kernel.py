@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from llm_rerank.models.semantic.whitening import Whitening
 from llm_rerank.types import BoolArray, DataError, Encoder, FloatArray, Items
 
 if TYPE_CHECKING:
@@ -32,9 +33,9 @@ class TextKernel:
         self._matrix: FloatArray | None = None
 
     def matrix(self, items: Items) -> FloatArray:
-        """Similarities: float32, shape (n_items, n_items), positive semi-definite, 1 on the diagonal; read-only.
+        """Similarities: float32, shape (n_items, n_items), positive semi-definite, read-only.
 
-        Rows and columns of items without text are 0.
+        The diagonal is 1; less where a text has no word or no letter to compare, 0 where an item has no text.
 
         Raises DataError where no item has text.
         """
@@ -59,7 +60,8 @@ class TextKernel:
         add_similarities(total, character_vectors(titles))
         n_kernels = 2
         if self.encoder is not None:
-            add_similarities(total, whitened(self.encoder.encode(texts)))
+            vectors = self.encoder.encode(texts)
+            add_similarities(total, Whitening.fit(vectors).apply(vectors))
             n_kernels = 3
         total /= np.float32(n_kernels)
         unknown = ~has_text(texts)
@@ -101,24 +103,6 @@ def _tf_idf(texts: Sequence[str], *, analyzer: str, ngram_range: tuple[int, int]
         analyzer=analyzer, ngram_range=ngram_range, n_features=2**20, alternate_sign=False, norm=None, dtype=np.float32
     ).transform(texts)
     return TfidfTransformer(sublinear_tf=True).fit_transform(counts).astype(np.float32)
-
-
-def whitened(vectors: FloatArray) -> FloatArray:
-    """Centre vectors, scale their principal axes to equal variance, and give them unit length.
-
-    Encoder vectors of one shop share a few strong directions ("this is a product"); whitening lets the others speak.
-    vectors: float32, shape (n, embedding_size). Returns float32 of the same shape.
-    """
-    centred = vectors.astype(np.float64) - vectors.mean(axis=0, dtype=np.float64)
-    variances, axes = np.linalg.eigh(centred.T @ centred / max(len(vectors), 1))
-    kept = variances > variances.max(initial=0.0) * LEAST_VARIANCE
-    turned = centred @ (axes[:, kept] / np.sqrt(variances[kept]))
-    lengths = np.linalg.norm(turned, axis=1, keepdims=True)
-    return (turned / np.maximum(lengths, 1e-12)).astype(np.float32)
-
-
-LEAST_VARIANCE = 1e-6
-"""Axes below this share of the strongest hold rounding, not meaning."""
 
 
 def add_similarities(total: FloatArray, vectors: csr_matrix | FloatArray) -> None:
