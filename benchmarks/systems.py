@@ -114,23 +114,23 @@ SINGLES: dict[str, Single] = {
     ),
     "item_knn": Single(
         lambda tools, s: ItemKNN(**s),
-        _grid(candidate_exponent=(0.1, 0.4), pair_decay=(0.0, 0.1), decay=DECAYS),
+        _grid(candidate_exponent=(0.1, 0.4, 0.7), pair_decay=(0.0, 0.1), decay=DECAYS[1:]),
         read_when_scoring=("decay",),
     ),
     "user_knn": Single(
         lambda tools, s: UserKNN(**s),
-        _grid(n_neighbours=(100, 400), candidate_exponent=(0.1, 0.3), decay=DECAYS),
+        _grid(n_neighbours=(100, 400, 1600), candidate_exponent=(0.1, 0.4), decay=DECAYS[1:]),
         read_when_scoring=("n_neighbours", "candidate_exponent", "decay"),
     ),
     "sgd_mf": Single(
         lambda tools, s: SGDMatrixFactorization(**s),
-        _grid(embedding_size=(32, 128), negative_weight=(5.0, 20.0), decay=DECAYS),
+        _grid(embedding_size=(64, 128), negative_weight=(2.0, 8.0), decay=DECAYS),
         read_when_scoring=("decay",),
         drawn=True,
     ),
     "als": Single(
         lambda tools, s: ALS(**s),
-        _grid(confidence=(10.0, 40.0), regularization=(3.0, 30.0), decay=DECAYS),
+        _grid(confidence=(10.0, 40.0), regularization=(3.0, 10.0, 30.0), decay=DECAYS[1:]),
         read_when_scoring=("decay",),
         drawn=True,
     ),
@@ -141,7 +141,7 @@ SINGLES: dict[str, Single] = {
     ),
     "text_ease": Single(
         lambda tools, s: TextAwareEASE(kernel=tools.kernel(), **s),
-        _grid(regularization=(80.0, 800.0), text_weight=(7.0, 30.0), decay=DECAYS),
+        _grid(regularization=(80.0, 250.0, 800.0), text_weight=(7.0, 30.0), decay=DECAYS[1:]),
         read_when_scoring=("decay",),
         encodes=True,
     ),
