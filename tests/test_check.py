@@ -4,6 +4,7 @@ import hashlib
 import json
 import math
 import os
+import time
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +12,12 @@ import pandas as pd
 import pytest
 
 from llm_rerank.config import RerankerConfig
+from llm_rerank.data.schema import validate_interactions, validate_items
+from llm_rerank.models.semantic.cache import CachedEncoder
 from llm_rerank.recommendation.checking import MULTILINGUAL_ENCODER, check_shop
 from llm_rerank.recommendation.components import ComponentSpec
 from llm_rerank.recommendation.estimate import estimate_fit_seconds, measure_encoder, seconds_in_words
-from llm_rerank.types import DataError, DataReport
+from llm_rerank.types import DataError
 from tests.shops import make_shop
 
 NO_ENCODER = RerankerConfig(encoder=None)
@@ -138,48 +141,54 @@ def test_a_language_that_the_encoder_cannot_read_is_named(shop, language, readab
 
 
 class SlowEncoder:
-    """An encoder of known speed."""
+    """An encoder of known speed: a tenth of a millisecond a character."""
 
     embedding_size, fingerprint = 2, "slow"
 
     def __init__(self) -> None:
-        self.n_texts: list[int] = []
+        self.n_texts = 0
 
     def encode(self, inputs):
-        import time
-
-        self.n_texts.append(len(inputs))
-        time.sleep(0.002 * len(inputs))
+        self.n_texts += len(inputs)
+        time.sleep(1e-4 * sum(len(text) for text in inputs))
         return np.ones((len(inputs), 2), dtype=np.float32)
 
 
 def test_encoder_is_measured_on_few_texts():
     encoder = SlowEncoder()
-    assert 0.002 <= measure_encoder(encoder, ["text"] * 10_000) < 0.01
-    assert sum(encoder.n_texts) <= 66
+    assert 12e-4 <= measure_encoder(encoder, ["a dozen text"] * 5_000) < 40e-4  # 12 characters at 1e-4 s
+    assert encoder.n_texts <= 48
     assert measure_encoder(encoder, []) == 0
+    assert measure_encoder(encoder, ["", ""]) == 0
 
 
-def estimate(events, items, grid=1, refit=False, seconds_per_text=0.0, n_reviews_read=0):
-    spec = ComponentSpec("ease", "collaborative", object, grid=[{}] * grid)
-    return estimate_fit_seconds(
-        events, items, [spec], seconds_per_text=seconds_per_text, n_reviews_read=n_reviews_read, refit=refit
-    )
+def test_an_encoder_that_remembers_is_not_taken_for_a_fast_one():
+    encoder = CachedEncoder(SlowEncoder())
+    texts = [f"text number {row:04d}" for row in range(1_000)]  # 16 characters each
+    assert measure_encoder(encoder, texts) >= 16e-4
 
 
 def test_estimate_grows_as_the_work_does():
-    from llm_rerank.data.schema import validate_interactions, validate_items
-
     events_frame, items_frame = make_shop(n_users=60)
-    items = validate_items(items_frame, report=DataReport())
-    events = validate_interactions(events_frame, items, report=DataReport())
-    base = estimate(events, items)
-    assert estimate(events, items, refit=True) > base
-    assert estimate(events, items, grid=3) > base
-    # 144 items and 10 reviews at a second a text
-    assert estimate(events, items, seconds_per_text=1.0, n_reviews_read=10) - base == pytest.approx(len(items) + 10)
-    assert estimate(events, items, refit=True, seconds_per_text=1.0) - estimate(events, items, refit=True) == (
-        pytest.approx(2 * len(items))
+    items = validate_items(items_frame)
+    events = validate_interactions(events_frame, items)
+
+    def estimate(grid=1, refit=False, seconds_per_text=0.0, n_reviews_read=0):
+        spec = ComponentSpec("ease", "collaborative", object, grid=[{}] * grid)
+        return estimate_fit_seconds(
+            events, items, [spec], seconds_per_text=seconds_per_text, n_reviews_read=n_reviews_read, refit=refit
+        )
+
+    assert estimate(refit=True) > estimate()
+    assert estimate(grid=3) > estimate()
+    # 144 items at a second a text, twice with a refit
+    assert estimate(seconds_per_text=1.0) - estimate() == pytest.approx(len(items))
+    assert estimate(refit=True, seconds_per_text=1.0) - estimate(refit=True) == pytest.approx(2 * len(items))
+    # two reviews cost what their characters do
+    newest = [review for review in events.reviews if review][-2:]
+    characters = items_frame["title"].str.len() + items_frame["description"].str.len()
+    assert estimate(seconds_per_text=1.0, n_reviews_read=2) - estimate(seconds_per_text=1.0) == pytest.approx(
+        sum(map(len, newest)) / characters.mean()
     )
 
 

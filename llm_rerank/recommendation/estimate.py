@@ -1,6 +1,6 @@
 """How long a fit will take, from counts and one quick measurement of the encoder: right within a factor of about two.
 
-The dear parts: encoding each distinct text once, inverting matrices of items × items, factorising, and scoring the
+The dear parts: encoding the texts, inverting matrices of items × items, factorising, and scoring the
 whole catalogue for the held-out users with each setting tried. Rates are seconds of one CPU core; the encoder's rate is
 measured where the estimate is made, on the texts at hand.
 """
@@ -16,14 +16,15 @@ from llm_rerank.recommendation.components import ComponentSpec
 from llm_rerank.recommendation.holdout import HOLDOUT_SHARE, MOST_HOLDOUT_USERS
 from llm_rerank.types import Encoder, Interactions, Items
 
-TEXTS_MEASURED = 64
+TEXTS_MEASURED = 48
 
-START_S = 4.0  # imports, weights, reading
-SECONDS_PER_EVENT = 2e-5  # sorting, histories, features
-SECONDS_PER_INVERTED_CELL = 1.5e-10  # times items³: one inverse in float64
-SECONDS_PER_FACTORISED_EVENT = 1e-4
-SECONDS_PER_SCORE = 1e-8  # one score of one item for one held-out user
-SECONDS_PER_HELD_OUT_USER = 2e-2  # the blend: ~200 candidates, four rungs, cross-validated
+# From fits of five data sets (400 to 9,000 items, 40,000 to 400,000 events) on one core, without an encoder.
+START_S = 9.0  # imports, reading, and the blend's cross-validation, which is nearly the same for every shop
+SECONDS_PER_EVENT = 2e-5  # sorting, histories, features, factorisation
+SECONDS_PER_SQUARED_ITEM = 5e-8  # text kernel and Gram matrix
+SECONDS_PER_CUBED_ITEM = 1.4e-11  # one inverse of items × items
+SECONDS_PER_SCORE = 4e-8  # one score of one item for one held-out user, ranking included
+SECONDS_PER_HELD_OUT_USER = 2e-3  # some 200 candidates in the blend
 
 
 def estimate_fit_seconds(
@@ -37,34 +38,43 @@ def estimate_fit_seconds(
 ) -> float:
     """Estimate the seconds of a fit.
 
-    seconds_per_text: from ``measure_encoder``; 0 without an encoder. n_reviews_read: reviews whose sentiment is read.
+    seconds_per_text: of an item's text, from ``measure_encoder``; 0 without an encoder.
+    n_reviews_read: reviews whose sentiment is read; the newest, each as dear as it is long.
     """
-    n_events, n_items = len(events), len(items)
+    n_items = float(len(items))
     n_held_out = min(HOLDOUT_SHARE * len(np.unique(events.users)), MOST_HOLDOUT_USERS)
-    passes = 2 if refit else 1  # texts change with their review digests, and every component is fitted again
+    passes = 2 if refit else 1  # every component is fitted again, on texts with later reviews
     n_inverses = sum(len(spec.grid) for spec in specs if "ease" in spec.name) + passes - 1
-    n_scored = sum(spec.n_settings for spec in specs) + passes * len(specs)
+    n_rankings = sum(spec.n_settings for spec in specs) / 2 + passes * len(specs)  # half of the users choose settings
     return (
         START_S
-        + SECONDS_PER_EVENT * n_events
-        + seconds_per_text * (passes * n_items + n_reviews_read)
-        + SECONDS_PER_INVERTED_CELL * n_inverses * float(n_items) ** 3
-        + SECONDS_PER_FACTORISED_EVENT * passes * n_events
-        + SECONDS_PER_SCORE * n_scored * n_held_out * n_items
+        + SECONDS_PER_EVENT * passes * len(events)
+        + n_inverses * (SECONDS_PER_SQUARED_ITEM * n_items**2 + SECONDS_PER_CUBED_ITEM * n_items**3)
+        + SECONDS_PER_SCORE * n_rankings * n_held_out * n_items
         + SECONDS_PER_HELD_OUT_USER * n_held_out
+        + seconds_per_text * (passes * n_items + _texts_worth(events, items, n_reviews_read))
     )
 
 
 def measure_encoder(encoder: Encoder, texts: Sequence[str]) -> float:
-    """Seconds a text, on at most TEXTS_MEASURED of the texts, evenly spread; 0 without texts."""
-    if not len(texts):
-        return 0.0
-    rows = np.unique(np.linspace(0, len(texts) - 1, TEXTS_MEASURED).astype(np.int64))
-    sample = [texts[row] for row in rows]
-    encoder.encode(sample[:2])  # the first call warms up
-    started = time.perf_counter()
-    encoder.encode(sample)
-    return (time.perf_counter() - started) / len(sample)
+    """Seconds a text, on at most TEXTS_MEASURED of the texts, evenly spread; 0 without any character."""
+    rows = np.unique(np.linspace(0, max(len(texts) - 1, 0), TEXTS_MEASURED).astype(np.int64))
+    sample = [texts[row] for row in rows if row < len(texts) and texts[row]]
+    rates = []
+    # different texts, because an encoder may remember; the faster half: what else the machine does only slows
+    for half in (sample[::2], sample[1::2]):
+        started = time.perf_counter()
+        encoder.encode(half)
+        rates.append((time.perf_counter() - started) / max(sum(map(len, half)), 1))
+    return min(rates) * sum(map(len, sample)) / max(len(sample), 1)
+
+
+def _texts_worth(events: Interactions, items: Items, n_reviews: int) -> float:
+    """How many items' texts are as long as the newest reviews together."""
+    reviews = events.reviews[events.reviews.astype(bool)]
+    of_reviews = sum(map(len, reviews[len(reviews) - min(n_reviews, len(reviews)) :]))
+    of_items = sum(items.frame["title"].str.len()) + sum(items.frame["description"].str.len())
+    return of_reviews * len(items) / of_items if of_items else float(n_reviews)
 
 
 def seconds_in_words(seconds: float) -> str:
