@@ -14,7 +14,8 @@ import pytest
 from llm_rerank.config import RerankerConfig
 from llm_rerank.data.schema import validate_interactions, validate_items
 from llm_rerank.models.semantic.cache import CachedEncoder
-from llm_rerank.recommendation.checking import MULTILINGUAL_ENCODER, check_shop
+from llm_rerank.recommendation import checking
+from llm_rerank.recommendation.checking import MULTILINGUAL_ENCODER, _sample_of_texts, check_shop
 from llm_rerank.recommendation.components import ComponentSpec
 from llm_rerank.recommendation.estimate import estimate_fit_seconds, measure_encoder, seconds_in_words
 from llm_rerank.types import DataError
@@ -122,22 +123,37 @@ def test_published_layouts_are_recognised():
     assert "user_id, item_id" in check.tables[0]
 
 
-@pytest.mark.parametrize(("language", "readable"), [("english", True), ("chinese", False)])
-def test_a_language_that_the_encoder_cannot_read_is_named(shop, language, readable):
+@pytest.mark.parametrize(("share_of_titles", "readable"), [(0.0, True), (0.4, False), (1.0, False)])
+def test_a_language_that_the_encoder_cannot_read_is_named(shop, share_of_titles, readable):
     events, items = pd.read_csv(shop[0]), pd.read_csv(shop[1])
-    items = items[["item_id", "title"]].drop_duplicates("item_id")
-    if language == "chinese":
-        items["title"] = [
-            f"园艺{chr(0x9F00 + row % 90)}锹厨房咖啡磨豆机{chr(0x9F00 + row % 70)}" for row in range(len(items))
-        ]
+    items = items[["item_id", "title"]].drop_duplicates("item_id").reset_index(drop=True)
+    # 14 signs that the tokenizer knows none of stand beside titles of two or three words
+    rare = "".join(chr(0x9F00 + sign) for sign in range(14))
+    items.loc[: share_of_titles * len(items) - 1, "title"] = rare
     check = check_shop(events.drop(columns="review"), items, columns={"customer": "user_id"})
     if readable:
         assert check.unknown_share < 0.02
         assert check.advice == []
     else:
-        assert check.unknown_share > 0.2
+        assert 0.3 < check.unknown_share < 0.9 or share_of_titles == 1.0
         assert MULTILINGUAL_ENCODER in check.advice[0]
         assert f"cannot read {check.unknown_share:.0%}" in check.advice[0]
+
+
+def test_texts_of_a_large_catalogue_are_spread_and_carry_their_reviews(monkeypatch):
+    events_frame, items_frame = make_shop(n_users=60)
+    items = validate_items(items_frame)
+    events_frame["review"] = "about " + events_frame["item_id"]
+    events = validate_interactions(events_frame, items)
+    monkeypatch.setattr(checking, "MOST_TEXTS_READ", 3)
+    texts = _sample_of_texts(events, items)
+    asked = [0, (len(items) - 1) // 2, len(items) - 1]
+    assert len(texts) == 3
+    taken = set(events_frame["item_id"])
+    for text, row in zip(texts, asked, strict=True):
+        assert items_frame["title"][row] in text
+        assert (f"about {items_frame['item_id'][row]}" in text) == (items_frame["item_id"][row] in taken)
+    assert sum("about" in text for text in texts) == 2  # the last item is never taken
 
 
 class SlowEncoder:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from llm_rerank.storage import atomic_path
+from llm_rerank.storage import atomic_path, write_frame
 from llm_rerank.types import DataError
 
 if TYPE_CHECKING:
@@ -32,14 +32,15 @@ def check_output(path: str | Path) -> Path:
 def write_table(frame: pd.DataFrame, path: str | Path) -> None:
     """Write a frame without its row index; an earlier file at the path stays until the new one is whole.
 
-    Raises DataError as ``check_output`` does.
+    Raises DataError as ``check_output`` does, StorageError where Parquet cannot hold a column.
     """
     path = check_output(path)
     name = path.name.lower()
+    if name.endswith(".parquet"):
+        write_frame(path, frame)
+        return
     with atomic_path(path) as unfinished:
-        if name.endswith(".parquet"):
-            frame.to_parquet(unfinished, index=False)
-        elif ".jsonl" in name:
+        if ".jsonl" in name:
             frame.to_json(unfinished, orient="records", lines=True, force_ascii=False, date_format="iso")
         else:
             frame.to_csv(unfinished, index=False, sep="\t" if ".tsv" in name else ",")
