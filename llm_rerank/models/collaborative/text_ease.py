@@ -57,7 +57,7 @@ class TextAwareEASE:
         *,
         regularization: float = 80.0,
         text_weight: float = 7.0,
-        decay: float = 0.3,
+        decay: float = 0.2,
         pair_decay: float = 0.1,
         support_exponent: float = 0.1,
         encoder: Encoder | None = None,
