@@ -1,0 +1,151 @@
+"""The demo and the table of systems: what is shown follows from the figures, and the user is taken by the rule said."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from llm_rerank.config import RerankerConfig
+from llm_rerank.data.datasets import Dataset
+from llm_rerank.evaluation.comparison import evaluate_ranking
+from llm_rerank.evaluation.demonstration import SecondSelection, biggest_moves, demonstrate, one_list, second_selection
+from llm_rerank.evaluation.protocols import hold_out
+from llm_rerank.evaluation.systems import compare_systems, evaluate_shop
+from llm_rerank.recommendation.reranker import Reranker
+from llm_rerank.types import DataError
+from tests.shops import make_shop
+
+NO_ENCODER = RerankerConfig(encoder=None)
+
+
+@pytest.fixture(scope="module")
+def dataset():
+    interactions, items = make_shop(n_users=250)
+    return Dataset("sample", interactions, items, None, ["a note"])
+
+
+@pytest.fixture(scope="module")
+def trial(dataset):
+    return hold_out(dataset, split="test")
+
+
+@pytest.fixture(scope="module")
+def reranker(trial):
+    return Reranker(NO_ENCODER, verbose=False).fit(trial.interactions, trial.item_frame)
+
+
+@pytest.fixture(scope="module")
+def second(reranker, trial):
+    return second_selection(reranker, trial)
+
+
+def test_biggest_moves_by_hand():
+    before = list(range(1, 15))  # item n stands at place n
+    after = [12, 2, 3, 4, 5, 14, 7, 8, 13, 10, 11, 9, 6, 1]
+    # into the first ten rose 12 (by 11), 14 (by 8), 13 (by 4); out of them fell 1 (by 13), 6 (by 7), 9 (by 3)
+    assert biggest_moves(before, after) == [(12, 12, 1), (14, 14, 6), (1, 1, 14), (6, 6, 13)]
+    assert biggest_moves(before, before) == []
+
+
+def test_before_and_after_are_the_same_items(second, trial, reranker):
+    np.testing.assert_array_equal(second.before.offsets, second.after.offsets)
+    changed = 0
+    for case in range(len(trial.cases)):
+        assert sorted(second.before[case]) == sorted(second.after[case])
+        changed += list(second.before[case]) != list(second.after[case])
+    assert changed > 0.9 * len(trial.cases)
+    user = trial.user_ids[3]
+    candidates = pd.DataFrame({"user_id": user, "item_id": trial.items.ids[second.before[3]]})
+    alone = reranker.rerank(candidates, at=trial.at)["item_id"]
+    assert alone.tolist() == trial.items.ids[second.after[3]].tolist()
+
+
+def test_the_sentence_counts_users(second, trial):
+    before = evaluate_ranking(second.before, trial).per_case["ndcg@10"]
+    after = evaluate_ranking(second.after, trial).per_case["ndcg@10"]
+    gain, lose = int((after > before).sum()), int((after < before).sum())
+    assert f"NDCG@10 {before.mean():.4f} → {after.mean():.4f}; {gain} users gain, {lose} lose" in second.sentence()
+
+
+def test_typical_gainer_has_the_median_gain(trial, second):
+    long = trial.seen.lengths >= 5
+    assert long.sum() >= 5
+    before = np.zeros(len(trial.cases))
+    after = before.copy()
+    chosen = np.flatnonzero(long)[:5]
+    after[chosen] = [0.9, 0.1, 0.5, 0.2, 0.7]
+    after[np.flatnonzero(~long)[:3]] = 0.5  # gains, but has a short history
+    made = SecondSelection(trial, second.before, second.after, before, after)
+    assert made.typical_gainer() == chosen[2]
+    assert SecondSelection(trial, second.before, second.after, before, before).typical_gainer() == 0
+
+
+def test_one_list_shows_places_and_what_was_taken(reranker, second, trial):
+    case = second.typical_gainer()
+    lines = one_list(reranker, second, case)
+    titles = trial.items.frame["title"].tolist()
+    before, after = list(second.before[case]), list(second.after[case])
+    start = next(row for row, line in enumerate(lines) if line.lstrip().startswith("before")) + 1
+    taken = set(trial.cases.targets[case])
+    for place in range(10):
+        line = lines[start + place]
+        new = after[place]
+        star = "*" if new in taken else " "
+        assert line.startswith(f"{place + 1:>3} ")
+        assert line.endswith(f"{star}{titles[new]} ({before.index(new) + 1})")
+    for item, old, new in biggest_moves(before, after):
+        assert f"  {old} → {new}  {titles[item]}" in lines
+
+
+def test_reasons_are_parts_against_the_mean_of_the_first_ten(reranker, second, trial):
+    case = second.typical_gainer()
+    lines = one_list(reranker, second, case)
+    before, after = list(second.before[case]), list(second.after[case])
+    item, old, new = biggest_moves(before, after)[0]
+
+    def parts(code):
+        explanation = reranker.explain(trial.user_ids[case], trial.items.ids[code], at=trial.at)
+        return {part.name: part.value for part in explanation.contributions}
+
+    usual = pd.DataFrame([parts(code) for code in before[:10]]).mean()
+    apart = pd.Series(parts(item)) - usual
+    name = apart.abs().idxmax()
+    row = next(row for row, line in enumerate(lines) if line.startswith(f"  {old} → {new}  "))
+    assert lines[row + 1].startswith(f"      {name} {apart[name]:+.2f}")
+
+
+def test_table_has_every_part_and_its_tests(reranker, trial):
+    table = compare_systems(reranker, trial)
+    assert set(table.results) == {"popularity", "recent_popularity", "text_ease", "als", "item_knn", "fused"}
+    assert set(table.tests) == {f"fused vs {name}" for name in table.results if name != "fused"}
+    rows = [line.split()[0] for line in str(table).splitlines() if "[0." in line and " vs " not in line]
+    by_ndcg = sorted(table.results, key=lambda name: table.results[name].intervals["ndcg@10"].mean)
+    assert rows == by_ndcg
+    # tastes are planted: histories tell more than sales
+    assert table.results["fused"].intervals["ndcg@10"].low > table.results["popularity"].intervals["ndcg@10"].high
+
+
+def test_the_demo_says_it_all(dataset, capsys):
+    said = []
+    table = demonstrate(dataset, config=NO_ENCODER, say=said.append)
+    told = "\n".join(said)
+    order = [
+        "a note",
+        "held out: sample, test, time cut",
+        "before and after: NDCG@10",
+        "Why the biggest moves",
+        str(table),
+    ]
+    places = [told.index(part) for part in order]
+    assert places == sorted(places)
+    assert "guard" in capsys.readouterr().out  # what fit decided goes to the terminal
+
+
+def test_evaluate_takes_positions_and_a_cut(dataset):
+    events = dataset.interactions.assign(timestamp=dataset.interactions["timestamp"].rank(method="first").astype(int))
+    renamed = events.rename(columns={"user_id": "customer"})
+    table = evaluate_shop(
+        renamed, dataset.items, columns={"customer": "user_id"}, time_unit="position", config=NO_ENCODER, verbose=False
+    )
+    assert "leave-last-out" in table.trial
+    with pytest.raises(DataError, match="'soon'"):
+        evaluate_shop(dataset.interactions, dataset.items, cut="soon", config=NO_ENCODER)
