@@ -10,6 +10,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+import pandas as pd
+
 from llm_rerank.config import RerankerConfig
 from llm_rerank.data.columns import map_columns
 from llm_rerank.data.datasets import Dataset
@@ -114,9 +117,15 @@ def evaluate_shop(
     # validated here for the kind of time, and so that an error names the shop's own columns
     known = validate_interactions(events, validate_items(catalogue, report=report), time_unit=time_unit, report=report)
     if time_unit != "auto":
-        times, readable, _ = parse_times(events["timestamp"], time_unit=time_unit, report=report)
-        events = events.assign(timestamp=times)[readable]
+        events = _with_plain_times(events, time_unit)
     protocol = LastOut() if cut == "last" or (cut is None and known.time_kind == "position") else TimeCut(cut)
     trial = hold_out(Dataset("your data", events, catalogue, attributes, report.lines()), protocol, "test")
     reranker = Reranker(config, verbose=verbose).fit(trial.interactions, trial.item_frame, users=trial.user_frame)
     return compare_systems(reranker, trial, seed=config.seed)
+
+
+def _with_plain_times(events: pd.DataFrame, time_unit: TimeUnit) -> pd.DataFrame:
+    """Read the timestamps in the unit that was given, into a form that can be taken for nothing else later."""
+    times, readable, kind = parse_times(events["timestamp"], time_unit=time_unit, report=DataReport())
+    plain = pd.to_datetime(times, unit="s") if kind == "time" else np.unique(times, return_inverse=True)[1]
+    return events.assign(timestamp=plain)[readable]

@@ -140,12 +140,35 @@ def test_the_demo_says_it_all(dataset, capsys):
     assert "guard" in capsys.readouterr().out  # what fit decided goes to the terminal
 
 
-def test_evaluate_takes_positions_and_a_cut(dataset):
-    events = dataset.interactions.assign(timestamp=dataset.interactions["timestamp"].rank(method="first").astype(int))
-    renamed = events.rename(columns={"user_id": "customer"})
-    table = evaluate_shop(
-        renamed, dataset.items, columns={"customer": "user_id"}, time_unit="position", config=NO_ENCODER, verbose=False
-    )
-    assert "leave-last-out" in table.trial
+def test_evaluate_reads_times_in_the_unit_given(dataset):
+    # seconds of 1971 and 1972: taken for positions unless the unit is said; and sizes of 2020: taken for seconds unless it is
+    seconds = dataset.interactions["timestamp"]
+    early = dataset.interactions.assign(timestamp=seconds - seconds.min() + 40_000_000)
+    early = early.rename(columns={"user_id": "customer"})
+
+    def protocol(events, time_unit):
+        shown = evaluate_shop(
+            events,
+            dataset.items,
+            columns={"customer": "user_id"} if "customer" in events else None,
+            time_unit=time_unit,
+            config=NO_ENCODER,
+            verbose=False,
+        )
+        return shown.trial
+
+    assert "leave-last-out" in protocol(early, "auto")
+    assert "time cut at 1972-01-04" in protocol(early, "s")
+    assert "leave-last-out" in protocol(dataset.interactions, "position")
+    assert "time cut at 20" in protocol(dataset.interactions, "auto")
+
+
+def test_evaluate_takes_a_cut(dataset):
+    first_day = pd.to_datetime(dataset.interactions["timestamp"], unit="s")
+    cut = str(first_day.quantile(0.8).date())
+    shown = evaluate_shop(dataset.interactions, dataset.items, cut=cut, config=NO_ENCODER, verbose=False)
+    assert f"time cut at {cut}T00:00:00" in shown.trial
+    last = evaluate_shop(dataset.interactions, dataset.items, cut="last", config=NO_ENCODER, verbose=False)
+    assert "leave-last-out" in last.trial
     with pytest.raises(DataError, match="'soon'"):
         evaluate_shop(dataset.interactions, dataset.items, cut="soon", config=NO_ENCODER)
