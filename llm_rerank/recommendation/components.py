@@ -221,21 +221,30 @@ def default_specs(n_items: int, *, encoder: Encoder | None, text: bool = True) -
     from llm_rerank.models.collaborative.text_kernel import TextKernel
     from llm_rerank.models.semantic.similarity import SemanticScorer
 
-    decays = (0.0, 0.05, 0.2)  # a visit; none where a shop sells whole baskets, much where the last click tells most
-    inverse_grid = [{"regularization": value} for value in (80.0, 30.0, 300.0)]
+    decays = (0.05, 0.2)  # a visit: for histories of a hundred visits, and of a few
     specs: list[ComponentSpec] = []
     if n_items <= MOST_ITEMS_FOR_EASE:
         if text:
             kernel = TextKernel(encoder=encoder)
             make = partial(TextAwareEASE, kernel=kernel)
-            specs.append(ComponentSpec("text_ease", "collaborative", make, inverse_grid, decays))
+            settings = settings_grid(("regularization", "text_weight"), [(80, 7), (250, 30), (800, 7), (800, 30)])
+            specs.append(ComponentSpec("text_ease", "collaborative", make, settings, decays))
         else:
-            specs.append(ComponentSpec("ease", "collaborative", EASE, inverse_grid, decays))
-    specs.append(ComponentSpec("als", "collaborative", ALS, decays=decays))
-    specs.append(ComponentSpec("item_knn", "collaborative", ItemKNN, decays=decays))
+            settings = settings_grid(("regularization",), [(200,), (50,), (800,), (3200,)])
+            specs.append(ComponentSpec("ease", "collaborative", EASE, settings, decays))
+    settings = settings_grid(("confidence", "regularization"), [(10, 30), (10, 10), (40, 3)])
+    specs.append(ComponentSpec("als", "collaborative", ALS, settings, decays))
+    settings = settings_grid(("candidate_exponent",), [(0.1,), (0.4,), (0.7,)])
+    specs.append(ComponentSpec("item_knn", "collaborative", ItemKNN, settings, decays))
     if text and encoder is not None:
         make_semantic = partial(SemanticScorer, encoder=encoder)
-        specs.append(ComponentSpec("semantic", "semantic", make_semantic, decays=decays))
+        # whitening tells near texts apart in a large catalogue, and hurts where there are only a few themes
+        specs.append(ComponentSpec("semantic", "semantic", make_semantic, [{}, {"whiten": False}], decays))
     # popularity enters the fusion through the sales features; here it only brings candidates
     specs.append(ComponentSpec("recent_popularity", "collaborative", RecentPopularity, blends=False))
     return specs
+
+
+def settings_grid(names: Sequence[str], rows: Sequence[Sequence[float]]) -> list[dict[str, float]]:
+    """Name each row's values: one mapping of settings a row."""
+    return [dict(zip(names, map(float, row), strict=True)) for row in rows]
