@@ -1,5 +1,7 @@
 """The demo and the table of systems: what is shown follows from the figures, and the user is taken by the rule said."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -7,7 +9,14 @@ import pytest
 from llm_rerank.config import RerankerConfig
 from llm_rerank.data.datasets import Dataset
 from llm_rerank.evaluation.comparison import evaluate_ranking
-from llm_rerank.evaluation.demonstration import SecondSelection, biggest_moves, demonstrate, one_list, second_selection
+from llm_rerank.evaluation.demonstration import (
+    SecondSelection,
+    biggest_moves,
+    demonstrate,
+    one_list,
+    second_selection,
+    worth_of_text,
+)
 from llm_rerank.evaluation.protocols import hold_out
 from llm_rerank.evaluation.systems import compare_systems, evaluate_shop
 from llm_rerank.recommendation.reranker import Reranker
@@ -161,6 +170,22 @@ def test_evaluate_reads_times_in_the_unit_given(dataset):
     assert "time cut at 1972-01-04" in protocol(early, "s")
     assert "leave-last-out" in protocol(dataset.interactions, "position")
     assert "time cut at 20" in protocol(dataset.interactions, "auto")
+
+
+def test_evaluate_hands_positions_on_as_positions(dataset, capsys):
+    evaluate_shop(dataset.interactions, dataset.items, time_unit="position", config=NO_ENCODER)
+    assert "timestamps of interactions: read as plain positions" in capsys.readouterr().out
+
+
+def test_worth_of_text_follows_the_figures(reranker, trial):
+    table = compare_systems(reranker, trial)
+    assert worth_of_text(table) == "text: no encoder was used"
+    low, high = table.results["popularity"], table.results["fused"]
+    little = replace(table, results={"semantic": low, "popularity": high})
+    assert "tells little here: behaviour, recent sales and the guard decide" in worth_of_text(little)
+    much = replace(table, results={"semantic": high, "popularity": low})
+    assert "tells users apart here" in worth_of_text(much)
+    assert f"alone has NDCG@10 {high.intervals['ndcg@10'].mean:.4f}" in worth_of_text(much)
 
 
 def test_evaluate_takes_a_cut(dataset):
