@@ -150,7 +150,7 @@ def test_the_demo_says_it_all(dataset, capsys):
 
 
 def test_evaluate_reads_times_in_the_unit_given(dataset):
-    # seconds of 1971 and 1972: taken for positions unless the unit is said; and sizes of 2020: taken for seconds unless it is
+    # seconds of 1971 and 1972 are taken for positions unless the unit is said, those of 2020 for seconds
     seconds = dataset.interactions["timestamp"]
     early = dataset.interactions.assign(timestamp=seconds - seconds.min() + 40_000_000)
     early = early.rename(columns={"user_id": "customer"})
