@@ -281,8 +281,6 @@ def evaluate(
         typer.Option("--cut", help="Hold out everything from this date on; 'last': each user's last event instead."),
     ] = None,
     encoder: Encoder = "default",
-    target_event: TargetEvents = None,
-    min_rating: MinRating = None,
     device: Device = "auto",
     seed: Seed = 0,
     quiet: Quiet = False,
@@ -298,9 +296,7 @@ def evaluate(
 
     if out is not None and not out.parent.is_dir():
         raise DataError(f"output {out} lies in a folder that does not exist; make {out.parent} first")
-    config = reranker_config(
-        encoder=encoder, target_events=target_event, min_rating=min_rating, device=device, seed=seed
-    )
+    config = reranker_config(encoder=encoder, device=device, seed=seed)
     comparison = evaluate_shop(
         interactions,
         items,

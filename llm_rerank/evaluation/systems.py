@@ -78,7 +78,7 @@ def compare_systems(reranker: Reranker, trial: Trial, *, seed: int = 0) -> Syste
     """
     fused = reranker.recommend(list(trial.user_ids), k=DEPTH, at=trial.at)
     rankings = {"popularity": rank_catalogue(Popularity().fit(trial.past, trial.items, seed=seed), trial, DEPTH)}
-    for component in reranker._fit_result().components:
+    for component in reranker.components:
         if isinstance(component.scorer, CatalogueScorer):
             rankings[component.name] = rank_catalogue(component.scorer, trial, DEPTH)
     rankings["fused"] = ranking_from_frame(fused, trial)

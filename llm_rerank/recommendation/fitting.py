@@ -20,11 +20,11 @@ from llm_rerank.metrics import hit_matrix, ndcg_at_k
 from llm_rerank.models.scoring import retrieve
 from llm_rerank.recommendation.components import Component, ComponentSpec, reference_items, retrieve_and_score
 from llm_rerank.recommendation.holdout import Holdout, plan_holdout
-from llm_rerank.recommendation.inputs import FitData, FitTools, Fold, Start
+from llm_rerank.recommendation.inputs import FitData, FitTools, Fold
 from llm_rerank.recommendation.judging import report_and_cut
 from llm_rerank.recommendation.log import FitLog
 from llm_rerank.recommendation.refit import refit_components
-from llm_rerank.recommendation.stage import Stage, fit_stage
+from llm_rerank.recommendation.stage import Stage, Start, fit_stage
 from llm_rerank.recommendation.upstream import fit_upstream_stage
 from llm_rerank.types import Cases, CatalogueScorer, IntArray, Interactions, Items, Ragged, Scorer
 

@@ -25,8 +25,8 @@ class GuardVerdict:
 
     difference: NDCG@10 of blend − default over out-of-fold cases, with its 95 % interval.
     margin: loss that counts as harmless, in NDCG (2 % of the default's mean).
-    kept_blend: False where the default alone ranks: no rung is better by more than one standard error, or the point
-    estimate lies below −margin. non_inferior: whether the one-sided 95 % bound lies above −margin. rungs: out-of-fold
+    kept_blend: False where the default alone ranks: no rung is better out of fold, or the point estimate lies below
+    −margin. non_inferior: whether the one-sided 95 % bound lies above −margin. rungs: out-of-fold
     NDCG@10 of each rung; rung: the chosen one. (The interval knows nothing of that choice among four.)
     """
 
@@ -52,8 +52,8 @@ class GuardVerdict:
         tail = f" (out of fold: {tried})"
         if self.rung == RUNGS[0]:
             return (
-                f"guard: no blend is better than {self.default} alone by more than one standard error on "
-                f"{self.n_cases:,} held-out cases, so it ranks alone{tail}"
+                f"guard: no blend is better than {self.default} alone on {self.n_cases:,} held-out cases, so it ranks "
+                f"alone{tail}"
             )
         low, high = self.difference.low, self.difference.high
         head = (

@@ -1,10 +1,10 @@
-"""What a fit is given and what its steps hand on: data, tools, another shop's start, and a fold of held-out cases."""
+"""What a fit is given and what its steps hand on: data, tools, and folds of held-out cases."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from llm_rerank.config import RerankerConfig
 from llm_rerank.data.rendering import Renderer
@@ -14,7 +14,6 @@ from llm_rerank.types import Encoder, FloatArray, IntArray, Interactions, Items,
 if TYPE_CHECKING:
     import pandas as pd
 
-    from llm_rerank.recommendation.stage import Stage
 
 ITEM_TOKENS = 128
 """Token budget of an item's text."""
@@ -45,15 +44,6 @@ class FitTools:
         """Render each item's text with the reviews before ``as_of``, within the token budget."""
         count_tokens = getattr(self.encoder, "count_tokens", None)
         return self.renderer.render_items(items, events, as_of, max_tokens=ITEM_TOKENS, count_tokens=count_tokens)
-
-
-@dataclass(frozen=True)
-class Start:
-    """What another shop's saved reranker lends to a new one: chosen settings and the blends."""
-
-    settings: Mapping[str, Mapping[str, Any]]
-    stage: Stage | None
-    upstream_stage: Stage | None
 
 
 @dataclass(frozen=True)

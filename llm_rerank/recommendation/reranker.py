@@ -20,7 +20,7 @@ from llm_rerank.data.frames import applicable, id_codes, like_input, to_pandas
 from llm_rerank.data.rendering import Renderer
 from llm_rerank.data.schema import validate_interactions
 from llm_rerank.data.times import TimeUnit
-from llm_rerank.recommendation.components import ComponentSpec, default_specs
+from llm_rerank.recommendation.components import Component, ComponentSpec, default_specs
 from llm_rerank.recommendation.deciding import Decided, decide, result_frame
 from llm_rerank.recommendation.explanation import Explanation, explain_item
 from llm_rerank.recommendation.fitting import Fitted, fit_reranker
@@ -112,6 +112,11 @@ class Reranker:
         fitted = replace(fitted, report=summary)
         self._adopt(Saved(self.config, fitted, events, sentiment, valid_users, tools.renderer, has_histories=True))
         return self
+
+    @property
+    def components(self) -> tuple[Component, ...]:
+        """Fitted scorers with the settings chosen for each; raises NotFittedError before ``fit`` or ``load``."""
+        return self._fit_result().components
 
     def report(self) -> FitReport:
         """Return what the fit decided and measured; ``str()`` gives its lines."""

@@ -16,8 +16,7 @@ from llm_rerank.data.features import ItemStatistics
 from llm_rerank.data.rendering import Renderer
 from llm_rerank.recommendation.components import Component
 from llm_rerank.recommendation.fitting import Fitted
-from llm_rerank.recommendation.inputs import Start
-from llm_rerank.recommendation.stage import Stage
+from llm_rerank.recommendation.stage import Stage, Start
 from llm_rerank.storage import (
     read_arrays,
     read_frame,

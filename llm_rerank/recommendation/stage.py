@@ -122,6 +122,15 @@ class Stage:
         )
 
 
+@dataclass(frozen=True)
+class Start:
+    """What another shop's saved reranker lends to a new one: chosen settings and the blends."""
+
+    settings: Mapping[str, Mapping[str, Any]]
+    stage: Stage | None
+    upstream_stage: Stage | None
+
+
 def supports(pair_values: FloatArray) -> tuple[FloatArray, FloatArray]:
     """Log support of user and item from the pair features: two arrays of shape (n_candidates,), unknown is 0."""
     user = np.nan_to_num(pair_values[:, PAIR_FEATURES.index(USER_SUPPORT)], nan=0.0)

@@ -14,10 +14,10 @@ from llm_rerank.data.splits import hash_users
 from llm_rerank.recommendation.candidates import is_member
 from llm_rerank.recommendation.components import Component, retrieve_and_score
 from llm_rerank.recommendation.holdout import Holdout
-from llm_rerank.recommendation.inputs import FitData, FitTools, Fold, Start
+from llm_rerank.recommendation.inputs import FitData, FitTools, Fold
 from llm_rerank.recommendation.judging import report_and_cut
 from llm_rerank.recommendation.log import FitLog
-from llm_rerank.recommendation.stage import Stage, fit_stage
+from llm_rerank.recommendation.stage import Stage, Start, fit_stage
 from llm_rerank.types import Cases, FloatArray, IntArray, Interactions, Items, Ragged
 
 if TYPE_CHECKING:
