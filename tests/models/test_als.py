@@ -40,7 +40,13 @@ def test_the_fit_is_a_minimum_of_the_objective_in_the_docstring(exponent):
     """At a minimum the gradient in every item vector is 0, written out here densely with each item's own λ·s."""
     past, items = random_shop()
     scorer = ALS(
-        embedding_size=4, confidence=5.0, regularization=2.0, frequency_exponent=exponent, epochs=300, decay=0.0
+        embedding_size=4,
+        confidence=5.0,
+        regularization=2.0,
+        frequency_exponent=exponent,
+        epochs=300,
+        decay=0.0,
+        n_threads=1,
     ).fit(past, items, seed=0)
     histories = histories_in(past)
     users = scorer.fold_in(cases_of(histories, [[]] * len(histories))).astype(float)  # exact half-step: gradient 0
@@ -60,7 +66,13 @@ def test_the_fit_is_a_minimum_of_the_objective_in_the_docstring(exponent):
 def test_without_scaling_the_fit_is_where_implicit_itself_comes_to_rest(exponent, stays):
     past, items = random_shop()
     scorer = ALS(
-        embedding_size=3, confidence=5.0, regularization=2.0, frequency_exponent=exponent, epochs=300, decay=0.0
+        embedding_size=3,
+        confidence=5.0,
+        regularization=2.0,
+        frequency_exponent=exponent,
+        epochs=300,
+        decay=0.0,
+        n_threads=1,
     ).fit(past, items, seed=0)
     histories = histories_in(past)
     cases = cases_of(histories, [[]] * len(histories))
@@ -122,7 +134,17 @@ def test_dislikes_are_left_out():
         past,
         **{
             name: np.concatenate([getattr(past, name), getattr(extra, name)])
-            for name in ("users", "items", "times", "weights", "positive", "ratings", "quantities", "reviews", "queries")
+            for name in (
+                "users",
+                "items",
+                "times",
+                "weights",
+                "positive",
+                "ratings",
+                "quantities",
+                "reviews",
+                "queries",
+            )
         },
     )
     scorer = ALS(embedding_size=4).fit(joined, items)
