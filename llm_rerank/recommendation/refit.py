@@ -14,7 +14,7 @@ from llm_rerank.recommendation.log import FitLog
 from llm_rerank.recommendation.stage import Stage
 from llm_rerank.types import IntArray, Interactions, Items
 
-LEAST_SPEARMAN = 0.95
+LEAST_SPEARMAN = 0.80
 MOST_CHANGE_OF_KEPT_RATE = 0.10
 
 
@@ -31,7 +31,7 @@ def refit_components(
 ) -> list[Component]:
     """Refit with settings fixed, then compare both sets on the fold's pairs that are not targets.
 
-    The new components are kept where Spearman's correlation of the fused scores is at least .95 and the kept rate
+    The new components are kept where Spearman's correlation of the fused scores is at least .80 and the kept rate
     moves by at most 10 %; otherwise the old ones stay and a warning says so.
     """
     spec_of = {spec.name: spec for spec in specs}
