@@ -7,7 +7,6 @@ import pytest
 import torch
 from scipy.sparse import csr_matrix
 
-from llm_rerank.data.cases import build_cases
 from llm_rerank.data.splits import hash_users
 from llm_rerank.models.collaborative import neural
 from llm_rerank.models.collaborative.neural import NeuralScorer
@@ -146,6 +145,17 @@ def test_the_network_starts_as_a_similarity():
     np.testing.assert_allclose(scores - float(network.output.bias.detach()), expected, atol=1e-5)
 
 
+def test_histories_are_means_not_sums(shop, fitted):
+    """Twice the weight on every event changes nothing; on one event it does."""
+    cases = shop.cases.take(np.arange(10))
+    scores = fitted.score(cases)
+    doubled = replace(cases, history_weights=cases.history_weights * np.float32(2))
+    np.testing.assert_allclose(fitted.score(doubled), scores, atol=1e-5)
+    one = cases.history_weights.copy()
+    one[cases.history.offsets[:-1]] *= 3
+    assert np.nanmax(np.abs(fitted.score(replace(cases, history_weights=one)) - scores)) > 0.01
+
+
 def test_small_blocks_score_alike(shop, fitted, monkeypatch):
     cases = shop.cases.take(np.arange(30))
     whole = fitted.score_catalogue(cases)
@@ -184,12 +194,31 @@ def test_held_out_users_are_not_trained_on(shop):
     assert np.isnan(scores[shop.cold]).all()
 
 
-def test_a_training_row_sees_only_what_came_before(shop):
-    """An event altered at the end of a history changes no row of training before it: only the last one's target."""
-    users, times = shop.past.users, shop.past.times
-    rows = build_cases(shop.past, users, times, history_length=20)
-    before = np.array([np.sum((users == u) & (times < t)) for u, t in zip(users, times, strict=True)])
-    np.testing.assert_array_equal(rows.history.lengths, before)
+def test_what_held_out_users_did_does_not_reach_the_weights(shop):
+    """Their items exchanged among themselves, one epoch gives the very same tables, but another held-out loss."""
+    spared = hash_users(shop.past.user_ids, 10, salt="neural")[shop.past.users] == 0
+    items = shop.past.items.copy()
+    items[spared] = np.random.default_rng(0).permutation(items[spared])
+    one, other = (
+        NeuralScorer(**{**FAST, "epochs": 1}).fit(past, shop.items, seed=0)
+        for past in (shop.past, replace(shop.past, items=items))
+    )
+    np.testing.assert_array_equal(one._fitted()["history_table"], other._fitted()["history_table"])
+    np.testing.assert_array_equal(one.loss_curve, other.loss_curve)
+    assert one.held_out_curve[0] != other.held_out_curve[0]
+
+
+def test_where_the_past_says_nothing_nothing_is_learned():
+    """Items drawn evenly and independently: a training row that saw its own target, or later events, would do better.
+
+    The best constant is s = log(1/ω), with loss log(1 + ω) + ω log(1 + 1/ω).
+    """
+    rng = np.random.default_rng(0)
+    items = rng.integers(0, 30, (600, 4))
+    past = events_of([(user, int(items[user, time]), time) for user in range(600) for time in range(4)], 30)
+    scorer = NeuralScorer(**FAST, negative_weight=5.0).fit(past, items_of("x" * 30), seed=0)
+    constant = np.log1p(5.0) + 5.0 * np.log1p(1 / 5.0)
+    assert scorer.held_out_curve.min() > 0.97 * constant
 
 
 def test_loss_curves_are_kept_and_fall(fitted):
