@@ -49,8 +49,8 @@ class NeuralScorer:
     up an id outside its table; here ids are checked codes, and what stands for the user is not an id but the mean of
     the history's embeddings, weighted by event and faded by ``decay`` a visit (disliked items count negatively), so
     newcomers need no retraining. A dot product of the same embeddings is hard to beat for such a layer (Rendle et al.
-    2020, arXiv:2005.09683), so the units start out as a similarity (``Network``), which is worth half of the NDCG on
-    Amazon Scientific; the model is here because the article has it, not because it leads.
+    2020, arXiv:2005.09683), so the units start out as a similarity (``Network``), which takes NDCG@10 on
+    Amazon Scientific from .034 to .051; the model is here because the article has it, not because it leads.
 
     form "explicit": squared error on ratings. "implicit": log(1 + e^−s) + ``negative_weight`` × mean log(1 + e^s_j)
     over items drawn at random (squared error over ones would be fitted by a constant). One training row is one event
