@@ -227,7 +227,11 @@ def default_specs(n_items: int, *, encoder: Encoder | None, text: bool = True) -
         if text:
             kernel = TextKernel(encoder=encoder)
             make = partial(TextAwareEASE, kernel=kernel)
-            settings = settings_grid(("regularization", "text_weight"), [(80, 7), (250, 30), (800, 7), (800, 30)])
+            # the last row suits dense baskets, where neither order nor rarity tells: completejourney .050 → .054
+            settings = settings_grid(
+                ("regularization", "text_weight", "pair_decay", "support_exponent"),
+                [(80, 7, 0.1, 0.1), (250, 30, 0.1, 0.1), (800, 30, 0.1, 0.1), (800, 7, 0, 0)],
+            )
             specs.append(ComponentSpec("text_ease", "collaborative", make, settings, decays))
         else:
             settings = settings_grid(("regularization",), [(200,), (50,), (800,), (3200,)])
