@@ -230,7 +230,7 @@ def test_squared_error_over_ones_fits_a_constant_and_ranks_nothing():
     """Why the implicit form draws negatives: with ones alone every score is 1 and the order is noise."""
     shop = planted_shop()
     ones = replace(shop.past, ratings=np.ones(len(shop.past), dtype=np.float32))
-    constant = SGDMatrixFactorization(form="explicit", embedding_size=8).fit(ones, shop.items, seed=0)
+    constant = SGDMatrixFactorization(form="explicit", embedding_size=8, epochs=50).fit(ones, shop.items, seed=0)
     scores = constant.score(shop.cases)
     np.testing.assert_allclose(scores[~np.isnan(scores)], 1.0, atol=0.02)
     drawn = SGDMatrixFactorization(embedding_size=8).fit(ones, shop.items, seed=0)
@@ -242,7 +242,7 @@ def test_histories_without_ratings_stand_for_the_mean_of_their_sign(rated):
     _, past, items, _, _, _ = rated
     liked = past.ratings >= 3
     signed = replace(past, weights=np.where(liked, 1, -1).astype(np.float32))
-    scorer = SGDMatrixFactorization(form="explicit", embedding_size=3).fit(signed, items, seed=0)
+    scorer = SGDMatrixFactorization(form="explicit", embedding_size=3, epochs=10).fit(signed, items, seed=0)
     cases = cases_of([[1, 5, 7]], [[]])
     cases = replace(cases, history_weights=np.array([1, -1, 1], dtype=np.float32))
     high, low = past.ratings[liked].mean(), past.ratings[~liked].mean()
@@ -262,7 +262,7 @@ def test_the_newest_of_two_ratings_counts():
 
 def test_without_biases_the_score_is_the_product_alone(rated):
     _, past, items, _, _, _ = rated
-    scorer = SGDMatrixFactorization(form="explicit", embedding_size=4, biases=False).fit(past, items, seed=0)
+    scorer = SGDMatrixFactorization(form="explicit", embedding_size=4, epochs=10, biases=False).fit(past, items, seed=0)
     vectors = scorer.fold_in_ratings(Ragged.from_lists([[1, 2, 3]]), np.array([1, 5, 2], dtype=np.float32))
     assert vectors[0, -2] == 0.0
     assert np.nanmax(np.abs(scorer._fitted().vectors[:, -1])) == 0.0
