@@ -130,7 +130,11 @@ SINGLES: dict[str, Single] = {
     ),
     "als": Single(
         lambda tools, s: ALS(**s),
-        _grid(confidence=(10.0, 40.0), regularization=(3.0, 10.0, 30.0), decay=DECAYS[1:]),
+        [
+            {"confidence": confidence, "regularization": regularization, "decay": decay}
+            for confidence, regularization in ((10.0, 30.0), (40.0, 30.0), (100.0, 100.0), (200.0, 300.0))
+            for decay in (0.05, 0.2, 0.45)
+        ],
         read_when_scoring=("decay",),
         drawn=True,
     ),

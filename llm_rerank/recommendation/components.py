@@ -236,7 +236,7 @@ def default_specs(n_items: int, *, encoder: Encoder | None, text: bool = True) -
         else:
             settings = settings_grid(("regularization",), [(200,), (50,), (800,), (3200,)])
             specs.append(ComponentSpec("ease", "collaborative", EASE, settings, decays))
-    settings = settings_grid(("confidence", "regularization"), [(10, 30), (10, 10), (40, 3)])
+    settings = settings_grid(("confidence", "regularization"), [(200, 300), (40, 30), (10, 30)])
     specs.append(ComponentSpec("als", "collaborative", ALS, settings, decays))
     settings = settings_grid(("candidate_exponent",), [(0.1,), (0.4,), (0.7,)])
     specs.append(ComponentSpec("item_knn", "collaborative", ItemKNN, settings, decays))
