@@ -195,12 +195,13 @@ def test_tuning_takes_the_better_decay_and_leaves_the_scorer_with_it(data, holdo
     from llm_rerank.data.cases import build_cases, seen_items
 
     spec = next(spec for spec in default_specs(len(data.items), encoder=None) if spec.name == "item_knn")
+    spec = replace(spec, grid=spec.grid[:1])
     targets = holdout.targets
     cases = build_cases(holdout.past, targets.users, targets.times, targets=targets.targets)
     seen = seen_items(holdout.past, targets.users, targets.times)
     values = {}
     for decay in spec.decays:
-        one = replace(spec, decays=(decay,), grid=[{}, {}])  # two equal settings, so that it is scored
+        one = replace(spec, decays=(decay,), grid=[*spec.grid, *spec.grid])  # two equal settings, so that it is scored
         values[decay] = tune(one, holdout.past, honest[1], cases, seen, 0)[2]
     scorer, settings, best = tune(spec, holdout.past, honest[1], cases, seen, 0)
     assert best == pytest.approx(max(values.values()))
