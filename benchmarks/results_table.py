@@ -14,8 +14,9 @@ METRIC = "ndcg@10"
 
 
 def load_reports() -> dict[str, Mapping[str, Any]]:
-    """Read the report of each data set that has one."""
-    return {name: read_json(RESULTS / f"{name}.json") for name in DATASETS if (RESULTS / f"{name}.json").exists()}
+    """Read the report of each data set that has a whole one."""
+    reports = {name: read_json(RESULTS / f"{name}.json") for name in DATASETS if (RESULTS / f"{name}.json").exists()}
+    return {name: report for name, report in reports.items() if report["complete"]}
 
 
 def best_single(report: Mapping[str, Any]) -> tuple[str, float]:
