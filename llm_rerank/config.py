@@ -35,7 +35,6 @@ class RerankerConfig:
     """Settings of ``Reranker``. Every field has a default that works without tuning.
 
     encoder: folder or hub name of a sentence encoder; "default" is the embedded all-MiniLM-L6-v2; None: no encoder.
-    history_length: newest events of a user that text models read.
     candidates_per_source: items that each retriever adds to a user's candidates.
     target_events: events that count as a positive; None: purchases where there are any, else every event but views.
     min_rating: a rated event below this is a dislike; None: ratings do not make dislikes.
@@ -47,7 +46,6 @@ class RerankerConfig:
     """
 
     encoder: str | None = "default"
-    history_length: int = 20
     candidates_per_source: int = 100
     target_events: tuple[str, ...] | None = None
     min_rating: float | None = None
@@ -59,7 +57,7 @@ class RerankerConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name, least in (("history_length", 1), ("candidates_per_source", 1), ("min_items", 0)):
+        for name, least in (("candidates_per_source", 1), ("min_items", 0)):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise DataError(f"{name} is {value!r}; it must be a whole number of at least {least}")
