@@ -178,9 +178,11 @@ class Benchmark:
         return replace(outcome, settings=f"z-scores of {', '.join(Z_SUM_PARTS)} as tuned for themselves, summed")
 
     def _fused(self, name: str) -> Outcome:
-        trial = self.trial
+        trial, cache = self.trial, None if self.tools.cache is None else str(self.tools.cache)
         outcome, reranker, ranked = self._measure(
-            lambda seed: FUSED[name](trial, seed).fit(trial.interactions, trial.item_frame, users=trial.user_frame),
+            lambda seed: FUSED[name](trial, seed, cache).fit(
+                trial.interactions, trial.item_frame, users=trial.user_frame
+            ),
             lambda r: ranking_from_frame(r.recommend(list(trial.user_ids), k=DEPTH, at=trial.at), trial),
             drawn=True,
         )
@@ -224,7 +226,8 @@ class Benchmark:
 NOTES = (
     "All items ranked, items the user has seen removed, a target that is not retrieved scores 0.",
     "map@10 divides by min(10, number of targets); mrr and recall@100 read the first 100.",
-    "seconds_fit of single systems is without the encoding of texts (seconds_encode), of fused ones with it.",
+    "seconds_fit of single systems is without the encoding of texts (seconds_encode), of fused ones with it; texts "
+    "that an earlier run left in the folder of --cache take no time.",
     "Validation figures of single systems are those of the best of their settings on the same users: optimistic.",
     "Settings {}: the scorer's own defaults, chosen on the validation split of amazon_scientific.",
     "ceiling: what the best order of the 100 items that were returned would reach.",

@@ -184,18 +184,19 @@ class ZSum:
         return total
 
 
-Fused = Callable[[Trial, int], Reranker]
+Fused = Callable[[Trial, int, str | None], Reranker]
+"""From a trial, a seed and the folder that keeps encoded texts."""
 
 
-def _fused(trial: Trial, seed: int) -> Reranker:
-    return Reranker(RerankerConfig(seed=seed), verbose=False)
+def _fused(trial: Trial, seed: int, cache: str | None) -> Reranker:
+    return Reranker(RerankerConfig(cache_folder=cache, seed=seed), verbose=False)
 
 
-def _fused_without_language_model(trial: Trial, seed: int) -> Reranker:
+def _fused_without_language_model(trial: Trial, seed: int, cache: str | None) -> Reranker:
     return Reranker(RerankerConfig(encoder=None, seed=seed), verbose=False)
 
 
-def _fused_behaviour(trial: Trial, seed: int) -> Reranker:
+def _fused_behaviour(trial: Trial, seed: int, cache: str | None) -> Reranker:
     return Reranker(
         RerankerConfig(encoder=None, seed=seed),
         components=default_specs(len(trial.items), encoder=None, text=False),
@@ -204,9 +205,9 @@ def _fused_behaviour(trial: Trial, seed: int) -> Reranker:
     )
 
 
-def _fused_without_item_support(trial: Trial, seed: int) -> Reranker:
+def _fused_without_item_support(trial: Trial, seed: int, cache: str | None) -> Reranker:
     features = [name for name in PAIR_FEATURES if name != "item_support"]
-    return Reranker(RerankerConfig(seed=seed), features=features, verbose=False)
+    return Reranker(RerankerConfig(cache_folder=cache, seed=seed), features=features, verbose=False)
 
 
 FUSED: dict[str, Fused] = {

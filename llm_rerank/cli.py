@@ -16,6 +16,7 @@ from typer.core import TyperGroup
 
 from llm_rerank.options import (
     At,
+    CacheFolder,
     CandidatesPerSource,
     Columns,
     Device,
@@ -145,6 +146,7 @@ def fit(
     time_unit: TimeUnitOption = "auto",
     start_from: Annotated[Path | None, typer.Option("--start-from", help="Folder of another shop's reranker.")] = None,
     encoder: Encoder = "default",
+    cache_folder: CacheFolder = None,
     target_event: TargetEvents = None,
     min_rating: MinRating = None,
     threshold: Threshold = None,
@@ -171,6 +173,7 @@ def fit(
     check_target(out)
     config = reranker_config(
         encoder=encoder,
+        cache_folder=cache_folder,
         target_events=target_event,
         min_rating=min_rating,
         threshold=threshold_rule(threshold),
@@ -279,6 +282,7 @@ def evaluate(
         typer.Option("--cut", help="Hold out everything from this date on; 'last': each user's last event instead."),
     ] = None,
     encoder: Encoder = "default",
+    cache_folder: CacheFolder = None,
     device: Device = "auto",
     seed: Seed = 0,
     quiet: Quiet = False,
@@ -294,7 +298,7 @@ def evaluate(
 
     if out is not None and not out.parent.is_dir():
         raise DataError(f"output {out} lies in a folder that does not exist; make {out.parent} first")
-    config = reranker_config(encoder=encoder, device=device, seed=seed)
+    config = reranker_config(encoder=encoder, cache_folder=cache_folder, device=device, seed=seed)
     comparison = evaluate_shop(
         interactions,
         items,

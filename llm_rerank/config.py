@@ -35,6 +35,7 @@ class RerankerConfig:
     """Settings of ``Reranker``. Every field has a default that works without tuning.
 
     encoder: folder or hub name of a sentence encoder; "default" is the embedded all-MiniLM-L6-v2; None: no encoder.
+    cache_folder: folder where vectors of texts are kept between fits; None: nothing is kept on disk.
     candidates_per_source: items that each retriever adds to a user's candidates.
     target_events: events that count as a positive; None: purchases where there are any, else every event but views.
     min_rating: a rated event below this is a dislike; None: ratings do not make dislikes.
@@ -46,6 +47,7 @@ class RerankerConfig:
     """
 
     encoder: str | None = "default"
+    cache_folder: str | None = None
     candidates_per_source: int = 100
     target_events: tuple[str, ...] | None = None
     min_rating: float | None = None
@@ -61,6 +63,8 @@ class RerankerConfig:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise DataError(f"{name} is {value!r}; it must be a whole number of at least {least}")
+        if self.cache_folder is not None and not (isinstance(self.cache_folder, str) and self.cache_folder.strip()):
+            raise DataError(f"cache_folder is {self.cache_folder!r}; it must be a folder's name as text, or None")
         if self.max_items is not None and self.max_items < max(1, self.min_items):
             raise DataError(
                 f"max_items is {self.max_items}; it must be at least 1 and at least min_items ({self.min_items})"

@@ -44,6 +44,9 @@ At = Annotated[
 Encoder = Annotated[
     str, typer.Option("--encoder", help="Folder or hub name of a sentence encoder; 'default' is built in; 'none'.")
 ]
+CacheFolder = Annotated[
+    Path | None, typer.Option("--cache-folder", help="Folder that keeps vectors of texts between fits.")
+]
 TargetEvents = Annotated[
     list[str] | None, typer.Option("--target-event", help="Kind of event that counts as a success; may be repeated.")
 ]
@@ -60,12 +63,19 @@ Seed = Annotated[int, typer.Option("--seed", help="Seed of everything that is dr
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing of plan, decisions and progress.")]
 
 
-def reranker_config(*, encoder: str, target_events: Sequence[str] | None = None, **settings: Any) -> RerankerConfig:
+def reranker_config(
+    *,
+    encoder: str,
+    cache_folder: Path | None = None,
+    target_events: Sequence[str] | None = None,
+    **settings: Any,
+) -> RerankerConfig:
     """Build the settings; encoder "none" is none."""
     from llm_rerank.config import RerankerConfig
 
     return RerankerConfig(
         encoder=None if encoder == "none" else encoder,
+        cache_folder=None if cache_folder is None else str(cache_folder),
         target_events=tuple(target_events) if target_events else None,
         **settings,
     )

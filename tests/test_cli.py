@@ -183,6 +183,16 @@ def test_a_failure_is_one_line_and_exit_code_2(shop, tmp_path, case):
     assert result.stdout == ""
 
 
+@pytest.mark.parametrize("command", ["fit", "evaluate"])
+def test_the_cache_folder_reaches_the_fit(shop, tmp_path, command):
+    """Shown by its refusal, which comes before any fit: a fit that fills a folder is in test_planning.py."""
+    (tmp_path / "file").write_text("")
+    words = (command, shop / "orders.csv", shop / "items.jsonl", "--quiet", "--out", tmp_path / "out", *COLUMNS)
+    result = run(*words, "--cache-folder", tmp_path / "file")
+    assert result.exit_code == 2
+    assert f"cache folder {tmp_path / 'file'} cannot be made" in result.stderr
+
+
 def test_a_failure_keeps_the_earlier_output(shop, tmp_path):
     out = tmp_path / "ranked.csv"
     out.write_text("earlier")

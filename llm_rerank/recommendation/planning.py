@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -12,10 +12,14 @@ from llm_rerank.config import RerankerConfig
 from llm_rerank.data.frames import applicable, to_pandas
 from llm_rerank.data.schema import validate_impressions, validate_interactions, validate_items, validate_users
 from llm_rerank.data.times import TimeUnit
+from llm_rerank.models.semantic.sentiment import review_sentiment
 from llm_rerank.recommendation.components import MOST_ITEMS_FOR_EASE, ComponentSpec
 from llm_rerank.recommendation.estimate import estimate_fit_seconds, measure_encoder, seconds_in_words
 from llm_rerank.recommendation.log import FitLog
 from llm_rerank.types import DataError, DataReport, Encoder, FloatArray, Interactions, Items, Users
+
+if TYPE_CHECKING:
+    from llm_rerank.models.semantic.cache import CachedEncoder
 
 MOST_REVIEWS_READ = 20_000
 """Newest reviews whose sentiment is read with the encoder; older ones count through their ratings only."""
@@ -64,14 +68,17 @@ def read_shop(
     return events, valid_items, valid_users, shown
 
 
-def make_encoder(config: RerankerConfig) -> Encoder | None:
-    """Build the encoder that the settings name, with a memory of what it has encoded; None without one."""
+def make_encoder(config: RerankerConfig) -> CachedEncoder | None:
+    """Build the encoder that the settings name, with a memory of what it has encoded; None without one.
+
+    Raises StorageError where the weights cannot be had or the cache folder cannot be made.
+    """
     if config.encoder is None:
         return None
     from llm_rerank.models.semantic.cache import CachedEncoder
     from llm_rerank.models.semantic.encoder import SentenceEncoder
 
-    return CachedEncoder(SentenceEncoder(config.encoder, device=config.device))
+    return CachedEncoder(SentenceEncoder(config.encoder, device=config.device), config.cache_folder)
 
 
 def sentiment_of(events: Interactions, encoder: Encoder | None) -> FloatArray:
@@ -79,8 +86,6 @@ def sentiment_of(events: Interactions, encoder: Encoder | None) -> FloatArray:
     sentiment = np.full(len(events), np.nan, dtype=np.float32)
     with_review = np.flatnonzero(events.reviews.astype(bool))[-MOST_REVIEWS_READ:]
     if encoder is not None and len(with_review):
-        from llm_rerank.models.semantic.encoder import review_sentiment
-
         sentiment[with_review] = review_sentiment(encoder, list(events.reviews[with_review]))
     return sentiment
 
@@ -90,11 +95,11 @@ def say_plan(
     events: Interactions,
     items: Items,
     specs: Sequence[ComponentSpec],
-    encoder: Encoder | None,
+    encoder: CachedEncoder | None,
     *,
     refit: bool,
 ) -> None:
-    """Say what a fit is going to do and about how long it takes."""
+    """Say what a fit is going to do and about how long it takes; vectors of earlier fits are not counted on."""
     n_settings = sum(spec.n_settings for spec in specs)
     # titles and descriptions stand for the texts, which are rendered as of a cut that is not chosen yet
     texts = [" ".join(parts) for parts in zip(items.frame["title"], items.frame["description"], strict=True)]
@@ -102,7 +107,7 @@ def say_plan(
         events,
         items,
         specs,
-        seconds_per_text=0.0 if encoder is None else measure_encoder(encoder, texts),
+        seconds_per_text=0.0 if encoder is None else measure_encoder(encoder.encoder, texts),
         n_reviews_read=0 if encoder is None else min(int(events.reviews.astype(bool).sum()), MOST_REVIEWS_READ),
         refit=refit,
     )
@@ -119,3 +124,7 @@ def say_plan(
         )
     if encoder is None:
         log.say("plan: no encoder: reviews count through their ratings, and texts through their words at most")
+        return
+    log.say(f"plan: {encoder.description}")
+    if len(encoder):
+        log.say(f"plan: {len(encoder):,} vectors of earlier fits are in the cache folder; the same texts take no time")

@@ -107,6 +107,8 @@ class Reranker:
         tools = FitTools(self.config, encoder, specs, self._features, Renderer())
         data = FitData(events, valid_items, valid_users, shown, sentiment)
         fitted = fit_reranker(data, tools, log, start)
+        if encoder is not None:
+            encoder.flush()
         log.finish()
         summary = {**fitted.report, "lines": log.lines, "seconds": log.seconds, "dropped": report.dropped}
         fitted = replace(fitted, report=summary)

@@ -91,7 +91,7 @@ def write_reranker(folder: Path, saved: Saved) -> None:
     write_json(
         folder / "config.json",
         {
-            "config": saved.config.to_dict(),
+            "config": replace(saved.config, cache_folder=None).to_dict(),  # a place on this machine
             "components": described,
             "stage": fitted.stage.to_dict(),
             "upstream_stage": None if fitted.upstream_stage is None else fitted.upstream_stage.to_dict(),

@@ -13,6 +13,9 @@ import numpy as np
 from llm_rerank.storage import read_arrays, write_arrays
 from llm_rerank.types import Encoder, FloatArray, IntArray, StorageError
 
+TEXTS_AT_ONCE = 8192
+"""Texts encoded between two writes: what a killed process loses, or 5 % of the file where that is more."""
+
 _DIGEST_SIZE = 16  # bytes: two of 10^9 texts collide with probability 10^-21
 
 
@@ -21,34 +24,48 @@ class CachedEncoder:
 
     encoder: any encoder of texts. folder: where the vectors are kept too, None: in memory only. One file an encoder,
     named by its fingerprint; a file that is damaged or of another encoder is reported, not used, and written anew.
-    Small additions are written when they amount to 5 % of the file, or on ``flush``. The memory only grows.
+    A file is replaced in one step, so a killed process leaves the old one or the new one. Small additions are written
+    when they amount to 5 % of the file, or on ``flush``; where writing fails, that is reported once and the vectors
+    stay in memory only. Known limits: the memory only grows; of two processes that write at once the later one's
+    vectors stay, and the other's new texts are encoded again next time.
+
+    Raises StorageError where the folder cannot be made.
     """
 
     def __init__(self, encoder: Encoder, folder: Path | str | None = None) -> None:
-        self._encoder = encoder
+        self.encoder = encoder
         self.embedding_size = encoder.embedding_size
         self.fingerprint = encoder.fingerprint
         self._rows: dict[bytes, int] = {}
         self._vectors = np.empty((0, self.embedding_size), dtype=np.float32)  # spare rows at the end
         self._n_written = 0
         self.path = None if folder is None else Path(folder) / f"{self.fingerprint[:32]}.safetensors"
-        if self.path is not None and self.path.exists():
-            self._read(self.path)
+        if self.path is not None:
+            try:  # now, not after hours of encoding
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise StorageError(
+                    f"cache folder {folder} cannot be made ({error.strerror}); name another, or None to keep nothing"
+                ) from error
+            if self.path.exists():
+                self._read(self.path)
 
     def __len__(self) -> int:
         return len(self._rows)
 
     def __getattr__(self, name: str) -> Any:
-        if name == "_encoder":  # not there yet: an object being copied
+        if name == "encoder":  # not there yet: an object being copied
             raise AttributeError(name)
-        return getattr(self._encoder, name)
+        return getattr(self.encoder, name)
 
     def encode(self, inputs: Sequence[Any]) -> FloatArray:
         """Vectors of the inputs: float32, shape (n_inputs, embedding_size); only new texts reach the encoder."""
         keys = [_key(text) for text in inputs]
         new = {key: text for key, text in zip(keys, inputs, strict=True) if key not in self._rows}
-        if new:
-            self._add(list(new), self._encoder.encode(list(new.values())))
+        unknown = list(new)
+        for start in range(0, len(unknown), TEXTS_AT_ONCE):
+            part = unknown[start : start + TEXTS_AT_ONCE]
+            self._add(part, self.encoder.encode([new[key] for key in part]))
             if len(self) - self._n_written > self._n_written // 20:
                 self.flush()
         rows: IntArray = np.array([self._rows[key] for key in keys], dtype=np.int64)
@@ -58,11 +75,15 @@ class CachedEncoder:
         """Write what is not on disk yet; nothing happens without a folder."""
         if self.path is None or self._n_written == len(self):
             return
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         keys = np.frombuffer(b"".join(self._rows), dtype=np.uint8).reshape(len(self), _DIGEST_SIZE)
         vectors = self._vectors[: len(self)]
         metadata = {"fingerprint": self.fingerprint, "sha256": _checksum(keys, vectors)}
-        write_arrays(self.path, {"keys": keys, "vectors": vectors}, metadata)
+        try:
+            write_arrays(self.path, {"keys": keys, "vectors": vectors}, metadata)
+        except OSError as error:  # a full disk must not cost a fit
+            warnings.warn(f"{self.path} cannot be written ({error}); new vectors stay in memory only", stacklevel=3)
+            self.path = None
+            return
         self._n_written = len(self)
 
     def _add(self, keys: list[bytes], vectors: FloatArray) -> None:
@@ -81,7 +102,8 @@ class CachedEncoder:
             sound = (
                 metadata["fingerprint"] == self.fingerprint
                 and metadata["sha256"] == _checksum(keys, vectors)
-                and vectors.shape == (len(keys), self.embedding_size)
+                and (keys.dtype.name, keys.shape[1:]) == ("uint8", (_DIGEST_SIZE,))  # the checksum knows bytes only
+                and (vectors.dtype.name, vectors.shape) == ("float32", (len(keys), self.embedding_size))
             )
         except (StorageError, KeyError):
             sound = False

@@ -1,6 +1,7 @@
-"""Texts to unit vectors with a sentence encoder, each different text once, and a memory of what was encoded.
+"""Texts to unit vectors with a sentence encoder, each different text of a call once.
 
-Where the weights come from is said in ``weights.py``; what is done with the vectors, in ``similarity.py``.
+Where the weights come from is said in ``weights.py``, what remembers vectors between calls and fits in ``cache.py``;
+what is done with them, in ``similarity.py`` and ``sentiment.py``.
 """
 
 from __future__ import annotations
@@ -10,8 +11,6 @@ from typing import Any, Literal
 
 import numpy as np
 
-from llm_rerank.models.semantic.cache import CachedEncoder as CachedEncoder
-from llm_rerank.models.semantic.sentiment import review_sentiment as review_sentiment
 from llm_rerank.models.semantic.weights import (
     DEFAULT_MODEL,
     DTypeName,
