@@ -42,7 +42,7 @@ FORMAT_VERSION = 1
 """Raised by one whenever an older library could not read what this one writes."""
 
 MANIFEST = "manifest.states.json"  # not manifest.json: a saved model's must survive a folder given by mistake
-_LOCK = "lock.states"
+_LOCK = ".states-lock"
 _SEGMENT = re.compile(r"[0-9a-f]{32}\.states")
 _LEFTOVER = re.compile(r"\.unfinished-[0-9a-f]{32}\.states(\.json)?")  # of killed writes, as atomic_path names them
 _DIGEST_SIZE = 16  # bytes: two of 10^9 texts collide with probability 10^-21
@@ -70,6 +70,7 @@ class StateCache:
     def __init__(self, folder: Path, *, fingerprint: str, state_size: int, dtype: StateType = "float16") -> None:
         if folder.exists() and not folder.is_dir():
             raise StorageError(f"{folder} is a file; token states are kept in a folder: give another name")
+        self.dtype = dtype
         self.notes: list[str] = []
         self._folder = folder
         self._state_size = state_size
@@ -224,8 +225,6 @@ class StateCache:
         """Read the manifest; empty where it is not this cache's, with a note where that drops segments."""
         path = self._folder / MANIFEST
         n_segments = sum(bool(_SEGMENT.fullmatch(entry.name)) for entry in self._folder.iterdir())
-        if not path.exists() and not n_segments:
-            return {}
         try:
             manifest = read_json(path)
             differing = [name for name, value in self._header.items() if manifest[name] != value]
@@ -236,7 +235,8 @@ class StateCache:
         if is_ours and not differing:
             return manifest
         wrong = f"is of another {', '.join(differing)}" if differing else "is missing or damaged"
-        self.notes.append(f"{path} {wrong}: {n_segments} segments are dropped")
+        if n_segments:
+            self.notes.append(f"{path} {wrong}: {n_segments} segments are dropped")
         return {}
 
     def _write_manifest(self, listed: Mapping[str, str]) -> None:
