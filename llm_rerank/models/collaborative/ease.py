@@ -8,13 +8,12 @@ from typing import Self
 import numpy as np
 
 from llm_rerank.models.collaborative.item_inverse import (
-    Contributed,
     ItemInverse,
     check_catalogue,
     gram_matrix,
     invert_in_place,
 )
-from llm_rerank.models.scoring import history_matrix, score_candidates
+from llm_rerank.models.scoring import score_candidates
 from llm_rerank.storage import read_arrays, write_arrays
 from llm_rerank.types import Cases, DataError, FloatArray, IntArray, Interactions, Items, NotFittedError, Ragged
 
@@ -56,8 +55,7 @@ class EASE:
 
     def score_catalogue(self, cases: Cases) -> FloatArray:
         """Scores: float32, shape (n_cases, n_items)."""
-        model = self._fitted()
-        return model.catalogue_scores(history_matrix(cases, len(model.support), decay=self.decay), exponent=0.0)
+        return self._fitted().catalogue_scores(cases, decay=self.decay, exponent=0.0)
 
     def score(self, cases: Cases) -> FloatArray:
         """Scores: float32, shape (n_candidates,)."""
@@ -77,14 +75,8 @@ class EASE:
         weights: float32, shape (n_contributed,), of those events; 1 where not given. times: without effect here.
         Returns float32, shape (n_candidates,).
         """
-        model = self._fitted()
-        n_items = len(model.support)
-        return model.scores_without_user(
-            history_matrix(cases, n_items, decay=self.decay),
-            cases.candidates,
-            Contributed.from_history(contributed, weights, times, n_items),
-            pair_decay=0.0,
-            exponent=0.0,
+        return self._fitted().scores_without_user(
+            cases, contributed, weights, times, decay=self.decay, pair_decay=0.0, exponent=0.0
         )
 
     def save(self, folder: Path) -> None:

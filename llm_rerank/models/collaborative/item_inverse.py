@@ -13,8 +13,8 @@ from scipy.linalg import lapack
 from scipy.sparse import csr_matrix
 
 from llm_rerank.models.collaborative.item_item import SUPPORT_OFFSET, decayed_pairs, distinct_events
-from llm_rerank.models.scoring import histories_of
-from llm_rerank.types import BoolArray, DataError, FloatArray, IntArray, Interactions, Ragged
+from llm_rerank.models.scoring import histories_of, history_matrix
+from llm_rerank.types import BoolArray, Cases, DataError, FloatArray, IntArray, Interactions, Ragged
 
 MOST_ITEMS = 20_000
 """n² float32 is 1.6 GB here and the inverse takes minutes; beyond it ``ItemKNN`` is the tool."""
@@ -125,8 +125,12 @@ class ItemInverse:
     support: FloatArray
     has_text: BoolArray
 
-    def catalogue_scores(self, history: csr_matrix, exponent: float) -> FloatArray:
-        """Scores: float32, shape (n_cases, n_items); NaN for items and histories of which nothing is known."""
+    def catalogue_scores(self, cases: Cases, *, decay: float, exponent: float) -> FloatArray:
+        """Scores: float32, shape (n_cases, n_items); NaN for items and histories of which nothing is known.
+
+        decay: of the history, a visit.
+        """
+        history = history_matrix(cases, len(self.support), decay=decay)
         known = (self.support > 0) | self.has_text
         scores = np.asarray(history @ self.inverse)
         scores /= -self.inverse.diagonal()
@@ -139,32 +143,43 @@ class ItemInverse:
         return scores
 
     def scores_without_user(
-        self, history: csr_matrix, candidates: Ragged, contributed: Contributed, *, pair_decay: float, exponent: float
+        self,
+        cases: Cases,
+        contributed: Ragged,
+        weights: FloatArray | None,
+        times: IntArray | None,
+        *,
+        decay: float,
+        pair_decay: float,
+        exponent: float,
     ) -> FloatArray:
         """Scores of candidates as if each case's user had not been in the Gram matrix. Exact.
+
+        contributed, weights, times: as ``LeaveUserOutScorer.score_without_user`` takes them; without weights each
+        event weighs 1, without times each is a visit of its own, which is exact where that is so.
 
         With E the user's items and B their part of the Gram matrix, Woodbury gives
         (G + λI − E B Eᵀ)⁻¹ = P + P_E M P_Eᵀ, M = (I − B P_EE)⁻¹ B, of which only the candidates' entries are formed.
 
-        history: CSR, shape (n_cases, n_items). Returns float32, shape (n_candidates,).
+        Returns float32, shape (n_candidates,).
         """
-        n_items = len(self.support)
+        n_items, candidates = len(self.support), cases.candidates
+        history = history_matrix(cases, n_items, decay=decay)
+        removed = Contributed.from_history(contributed, weights, times, n_items)
         inside = (candidates.values >= 0) & (candidates.values < n_items)
         codes = np.where(inside, candidates.values, 0)
         rows = candidates.row_of_value
         history_items = Ragged(history.indices.astype(np.int64), history.indptr.astype(np.int64))
         scores = np.empty(len(codes))
-        lengths = (contributed.items.lengths, history_items.lengths, candidates.lengths)
-        for cases in _blocks_of_like_length(*lengths):
-            places = candidates.value_positions(cases)
-            shown = _padded(Ragged(codes, candidates.offsets), cases)
-            products, diagonal = self._corrected(cases, history_items, history.data, shown, contributed, pair_decay)
-            filled = np.arange(shown.shape[1]) < candidates.lengths[cases][:, None]
+        lengths = (removed.items.lengths, history_items.lengths, candidates.lengths)
+        for block in _blocks_of_like_length(*lengths):
+            places = candidates.value_positions(block)
+            shown = _padded(Ragged(codes, candidates.offsets), block)
+            products, diagonal = self._corrected(block, history_items, history.data, shown, removed, pair_decay)
+            filled = np.arange(shown.shape[1]) < candidates.lengths[block][:, None]
             scores[places] = (-products / diagonal)[filled]
         scores += _entries(history, rows, codes)
-        given = csr_matrix(
-            (contributed.weights, contributed.items.values, contributed.items.offsets), shape=history.shape
-        )
+        given = csr_matrix((removed.weights, removed.items.values, removed.items.offsets), shape=history.shape)
         remaining = self.support[codes] - _entries(given, rows, codes)
         if exponent:
             scores *= (remaining.clip(min=0) + SUPPORT_OFFSET) ** exponent

@@ -8,14 +8,13 @@ from typing import Self
 import numpy as np
 
 from llm_rerank.models.collaborative.item_inverse import (
-    Contributed,
     ItemInverse,
     check_catalogue,
     gram_matrix,
     invert_in_place,
 )
 from llm_rerank.models.collaborative.text_kernel import TextKernel, has_text
-from llm_rerank.models.scoring import history_matrix, score_candidates
+from llm_rerank.models.scoring import score_candidates
 from llm_rerank.storage import read_arrays, write_arrays
 from llm_rerank.types import (
     Cases,
@@ -92,9 +91,7 @@ class TextAwareEASE:
 
     def score_catalogue(self, cases: Cases) -> FloatArray:
         """Scores: float32, shape (n_cases, n_items)."""
-        model = self._fitted()
-        history = history_matrix(cases, len(model.support), decay=self.decay)
-        return model.catalogue_scores(history, self.support_exponent)
+        return self._fitted().catalogue_scores(cases, decay=self.decay, exponent=self.support_exponent)
 
     def score(self, cases: Cases) -> FloatArray:
         """Scores: float32, shape (n_candidates,)."""
@@ -115,12 +112,12 @@ class TextAwareEASE:
         is a visit of its own, which is exact where that is so.
         Returns float32, shape (n_candidates,).
         """
-        model = self._fitted()
-        n_items = len(model.support)
-        return model.scores_without_user(
-            history_matrix(cases, n_items, decay=self.decay),
-            cases.candidates,
-            Contributed.from_history(contributed, weights, times, n_items),
+        return self._fitted().scores_without_user(
+            cases,
+            contributed,
+            weights,
+            times,
+            decay=self.decay,
             pair_decay=self.pair_decay,
             exponent=self.support_exponent,
         )
