@@ -297,15 +297,6 @@ class LeaveUserOutScorer(Scorer, Protocol):
 
 
 @runtime_checkable
-class Retriever(Protocol):
-    """A source of candidates."""
-
-    def retrieve(self, cases: Cases, k: int) -> Ragged:
-        """At most k item codes a case, best first."""
-        ...
-
-
-@runtime_checkable
 class Encoder(Protocol):
     """Anything that turns inputs (texts, images) into vectors of unit length."""
 

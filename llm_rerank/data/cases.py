@@ -72,20 +72,6 @@ def seen_items(events: Interactions, users: IntArray, times: IntArray) -> Ragged
     return Ragged.from_lengths(pairs % max(events.n_items, 1), lengths)
 
 
-def remove_seen(candidates: Ragged, seen: Ragged) -> Ragged:
-    """Candidates without those in the same row of ``seen``; order and unknown candidates (-1) stay.
-
-    Raises DataError where the two differ in their number of rows.
-    """
-    if len(candidates) != len(seen):
-        raise DataError(f"seen has {len(seen)} rows for {len(candidates)} rows of candidates; give one row a case")
-    span = int(max(candidates.values.max(initial=0), seen.values.max(initial=0))) + 2
-    rows = candidates.row_of_value
-    kept = ~np.isin(rows * span + candidates.values + 1, seen.row_of_value * span + seen.values + 1)
-    lengths = np.bincount(rows[kept], minlength=len(candidates)).astype(np.int64)
-    return Ragged.from_lengths(candidates.values[kept], lengths)
-
-
 def _check_users(users: IntArray, n_users: int) -> None:
     """Raise DataError where a code is not a user of the events and not -1."""
     wrong = users[(users < UNKNOWN) | (users >= n_users)]

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llm_rerank.data.cases import build_cases, remove_seen, seen_items
+from llm_rerank.data.cases import build_cases, seen_items
 from llm_rerank.types import DataError, Ragged
 from tests.data.making import LAST_DAY, N_ITEMS, N_USERS, event_rows, make_events
 
@@ -88,16 +88,3 @@ def test_seen_items_agree_with_a_loop(rows, asked):
         sorted({r["item"] for r in rows if r["user"] == u and r["time"] < t and r["positive"] and r["item"] >= 0})
         for u, t in asked
     ]
-
-
-@given(ragged_rows, st.data())
-def test_remove_seen_agrees_with_a_loop(candidates, data):
-    n_rows = len(candidates)
-    seen = data.draw(st.lists(st.lists(st.integers(0, 6), max_size=4), min_size=n_rows, max_size=n_rows))
-    kept = remove_seen(Ragged.from_lists(candidates), Ragged.from_lists(seen))
-    assert lists(kept) == [[c for c in row if c not in gone] for row, gone in zip(candidates, seen, strict=True)]
-
-
-def test_remove_seen_refuses_other_rows():
-    with pytest.raises(DataError, match="seen has 1 rows for 2 rows"):
-        remove_seen(Ragged.empty(2), Ragged.empty(1))

@@ -7,7 +7,7 @@ from llm_rerank.models.semantic.cache import CachedEncoder
 from llm_rerank.models.semantic.encoder import SentenceEncoder
 from llm_rerank.models.semantic.similarity import SemanticScorer, greatest_similarity
 from llm_rerank.models.semantic.whitening import Whitening
-from llm_rerank.types import CatalogueScorer, DataError, NotFittedError, Ragged, Retriever, StorageError
+from llm_rerank.types import CatalogueScorer, DataError, NotFittedError, Ragged, StorageError
 from tests.planted import cases_of, items_of, planted_shop
 from tests.scorer_suite import check_scorer
 
@@ -177,7 +177,6 @@ def test_whitening_keeps_blank_texts_out():
 def test_suite(encoder, tmp_path, settings, floor):
     scorer = check_scorer(lambda: SemanticScorer(encoder, **settings), tmp_path, quality_floor=floor)
     assert isinstance(scorer, CatalogueScorer)
-    assert isinstance(scorer, Retriever)
 
 
 def test_items_that_nobody_took_are_scored(encoder):
