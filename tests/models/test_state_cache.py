@@ -253,7 +253,8 @@ def test_fingerprint_tells_parts_apart():
     [({"fingerprint": "0" * 64}, "fingerprint"), ({"state_size": 4}, "state_size"), ({"dtype": "int8"}, "dtype")],
 )
 def test_a_stale_cache_is_dropped(tmp_path, changed, word):
-    old = segments_of(three_segments(tmp_path)._folder)
+    three_segments(tmp_path)
+    old = segments_of(tmp_path)
     cache = opened(tmp_path, **changed)
     assert len(cache) == 0
     assert len(cache.notes) == 1
@@ -301,6 +302,7 @@ def test_damage_drops_its_segment_only(tmp_path, damage):
     assert cache.missing(TEXTS).tolist() == [2, 3]
     assert_holds(cache, TEXTS[:2] + TEXTS[4:], [*LENGTHS[:2], *LENGTHS[4:]])
     assert not path.exists()
+    assert opened(tmp_path).notes == []  # said once
     cache.add(*batch(TEXTS[2:4], LENGTHS[2:4]))
     again = opened(tmp_path)
     assert again.notes == []
@@ -381,12 +383,12 @@ def test_compacting_keeps_states_bit_for_bit(tmp_path):
         before, lengths = cache.read(keys)
         for _ in range(2):
             cache.compact()
+            assert len(list((tmp_path / dtype).glob("*.states"))) == 1
             for after in (cache, opened(tmp_path / dtype, dtype=dtype)):
                 np.testing.assert_array_equal(after.read(keys)[0], before)
                 np.testing.assert_array_equal(after.read(keys)[1], lengths)
                 assert len(after) == 10
                 assert after.notes == []
-            assert len(list((tmp_path / dtype).glob("*.states"))) == 1
             assert cache.n_bytes == bytes_needed(30, STATE_SIZE, dtype) + 24 * 10 + 8
 
 
@@ -433,7 +435,7 @@ def test_two_caches_on_one_folder_keep_each_others_segments(tmp_path):
 
 
 COMMON = """
-import os, signal, sys
+import json, os, signal, sys
 from pathlib import Path
 import numpy as np
 from llm_rerank.models.cross_encoder.state_cache import StateCache
@@ -544,7 +546,8 @@ while died:
     assert not list(folder.glob(".unfinished-*"))
     held = groups_held(cache)
     print(n_lines, *held)
-    assert len(list(folder.glob("*.states"))) == len(cache._segments)
+    listed = json.loads((folder / "manifest.states.json").read_bytes())["segments"]
+    assert {path.name for path in folder.glob("*.states")} == set(listed)
     if held != [0, 1, 2]:  # the next death must find the old state to lose
         cache.compact(keep=[])
         for group in range(3):
