@@ -1,9 +1,12 @@
-"""The ranking benchmark on a planted shop, from the outside: files in, a report out, and what must be true of it."""
+"""The benchmarks from the outside: files in, a report out, and what must be true of it, on a planted shop."""
 
 import json
 
+import numpy as np
+import pandas as pd
 import pytest
 
+from benchmarks import review_sentiment
 from benchmarks.ranking import main, pairs_to_test
 from benchmarks.systems import FUSED, N_SETTINGS, SINGLES, system_names
 from llm_rerank.types import DataError
@@ -113,8 +116,6 @@ def test_settings_of_an_earlier_report_give_its_figures_again(shop: list[str], r
 
 
 def test_tuning_does_not_see_the_test_events(shop: list[str], report: dict, tmp_path) -> None:  # noqa: ANN001
-    import pandas as pd
-
     events = pd.read_csv(shop[1])
     cut = events["timestamp"].quantile(0.9, interpolation="lower")
     events.loc[events["timestamp"] > cut, "item_id"] = events["item_id"].iloc[0]
@@ -160,3 +161,36 @@ def test_errors_name_value_rule_and_remedy(arguments: list[str], message: str) -
 def test_unknown_systems_are_named(shop: list[str]) -> None:
     with pytest.raises(DataError, match=r"--systems names \['magic'\]"):
         main([*shop, "--systems", "ease,magic"])
+
+
+def test_wins_are_counted_by_pair() -> None:
+    # 0.1 < both; 0.5 ties with one and lies below none: (1 + 1 + ½ + 0) / 4
+    pairs = review_sentiment.wins(np.array([0.1, 0.5]), np.array([0.5, 0.2]))
+    assert pairs.tolist() == [[1, 1], [0.5, 0]]
+    assert review_sentiment.interval(np.ones((5, 7)), 0) == pytest.approx([1, 1])
+    low, high = review_sentiment.interval(np.tile([[1.0], [0.0]], (50, 100)), 0)
+    # the mean of 100 draws of 0 or 1: ½ ± 1.96 × .05
+    assert (low, high) == pytest.approx((0.402, 0.598), abs=0.012)
+
+
+def test_reviews_are_drawn_by_stars_and_few_tokens_lose() -> None:
+    stars = [1.0, 2.0, 3.0, 4.0, 5.0] * 4 + [1.0, 5.0]
+    events = pd.DataFrame({"rating": stars, "review": [f"{rating} stars" for rating in stars[:-2]] + ["", " "]})
+    low, high = review_sentiment.sample_of_reviews(events, 10, np.random.default_rng(0))
+    assert set(low) == {"1.0 stars", "2.0 stars"}
+    assert set(high) == {"4.0 stars", "5.0 stars"}
+    assert (len(low), len(high)) == (5, 5)
+    low, high = review_sentiment.sample_of_reviews(events, 100, np.random.default_rng(0))
+    assert (len(low), len(high)) == (8, 8)
+    with pytest.raises(DataError, match="no reviews with ratings"):
+        review_sentiment.sample_of_reviews(events[["rating"]], 10, np.random.default_rng(0))
+
+    report = review_sentiment.main(["--dataset", "sample", "--reviews", "60", "--tokens", "3,32"])
+    entries = report["by_tokens"]
+    assert list(entries) == ["32", "3"]
+    assert entries["3"]["share_of_reviews_cut"] == 1
+    # one token tells little: the first word of a review
+    assert entries["32"]["auc"] > 0.8
+    assert entries["3"]["auc_difference"] == pytest.approx(entries["3"]["auc"] - entries["32"]["auc"])
+    assert entries["3"]["auc_difference"] < -review_sentiment.MOST_LOSS
+    assert report["chosen_tokens"] == 32
