@@ -14,7 +14,7 @@ import pytest
 from llm_rerank.config import RerankerConfig
 from llm_rerank.data.schema import validate_interactions, validate_items
 from llm_rerank.models.semantic.cache import CachedEncoder
-from llm_rerank.recommendation import checking
+from llm_rerank.recommendation import checking, estimate
 from llm_rerank.recommendation.checking import MULTILINGUAL_ENCODER, _sample_of_texts, check_shop
 from llm_rerank.recommendation.components import ComponentSpec
 from llm_rerank.recommendation.estimate import estimate_fit_seconds, measure_encoder, seconds_in_words
@@ -156,6 +156,46 @@ def test_texts_of_a_large_catalogue_are_spread_and_carry_their_reviews(monkeypat
     assert sum("about" in text for text in texts) == 2  # the last item is never taken
 
 
+def test_thin_data_are_counted_by_hand():
+    events = pd.DataFrame(
+        {
+            "user_id": ["u", "u", "v", "w", "w"],
+            "item_id": ["a", "b", "a", None, "a"],
+            "timestamp": [1_600_000_000 + step for step in range(5)],
+            "event": ["purchase", "purchase", "purchase", "search", "view"],
+            "query": [None, None, None, "bee", None],
+        }
+    )
+    items = pd.DataFrame({"item_id": ["a", "b", "c"], "title": ["bee", "bee", "cat"]})
+    users = pd.DataFrame({"user_id": ["u"], "age": [30]})
+    check = check_shop(events, items, users=users, config=NO_ENCODER)
+    assert check.counts == {
+        "events": 5,
+        "events that are targets": 3,
+        "users": 3,
+        "items": 3,
+        "items with an event": 2,  # a search is of no item
+        "events with a review": 0,
+        "searches": 1,
+    }
+    # u has two targets, which are enough; v one and w none
+    assert "2 of 3 users have fewer than two targets: nothing to learn from" in check.missing
+    assert "1 of 3 items were never a target: only their text speaks for them" in check.missing
+    assert "1 of 3 items share their title with another: the text cannot tell them apart" in check.missing
+    assert "users: 1 rows; read: user_id; attributes: age" in check.tables
+    assert not any(line.startswith("impressions") for line in check.missing)  # there is no such table
+    assert check.advice == []
+    assert "no text to read" in str(check)
+
+
+def test_a_refit_is_in_the_estimate_of_time(shop):
+    seconds = [
+        check_shop(*shop, columns={"customer": "user_id"}, config=RerankerConfig(encoder=None, refit=refit)).fit_seconds
+        for refit in (False, True)
+    ]
+    assert seconds[1] > seconds[0]
+
+
 class SlowEncoder:
     """An encoder of known speed: a tenth of a millisecond a character."""
 
@@ -178,6 +218,30 @@ def test_encoder_is_measured_on_few_texts():
     assert measure_encoder(encoder, ["", ""]) == 0
 
 
+class Recording(SlowEncoder):
+    """Keeps what it was asked; its second call is slow, as on a machine that does something else."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls = []
+
+    def encode(self, inputs):
+        self.calls.append(list(inputs))
+        time.sleep(0.2 * (len(self.calls) == 2))
+        return super().encode(inputs)
+
+
+def test_measured_texts_are_spread_and_the_faster_half_counts():
+    encoder = Recording()
+    texts = [f"text number {row:04d}" for row in range(1_000)]  # 16 characters each
+    assert 16e-4 <= measure_encoder(encoder, texts) < 50e-4  # with the slow half 16e-4 + 0.2 s / 24
+    asked = [int(text[-4:]) for call in encoder.calls for text in call]
+    assert len(asked) == len(set(asked)) == 48
+    assert {0, 999} <= set(asked)
+    assert np.diff(sorted(asked)).max() < 30
+    assert 16e-4 <= measure_encoder(SlowEncoder(), texts[:6]) < 50e-4  # of six texts as of a thousand
+
+
 def test_an_encoder_that_remembers_is_not_taken_for_a_fast_one():
     encoder = CachedEncoder(SlowEncoder())
     texts = [f"text number {row:04d}" for row in range(1_000)]  # 16 characters each
@@ -189,28 +253,59 @@ def test_estimate_grows_as_the_work_does():
     items = validate_items(items_frame)
     events = validate_interactions(events_frame, items)
 
-    def estimate(grid=1, refit=False, seconds_per_text=0.0, n_reviews_read=0):
+    def seconds(grid=1, refit=False, seconds_per_text=0.0, n_reviews_read=0):
         spec = ComponentSpec("ease", "collaborative", object, grid=[{}] * grid)
         return estimate_fit_seconds(
             events, items, [spec], seconds_per_text=seconds_per_text, n_reviews_read=n_reviews_read, refit=refit
         )
 
-    assert estimate(refit=True) > estimate()
-    assert estimate(grid=3) > estimate()
+    assert seconds(refit=True) > seconds()
+    assert seconds(grid=3) > seconds()
     # 144 items at a second a text, twice with a refit
-    assert estimate(seconds_per_text=1.0) - estimate() == pytest.approx(len(items))
-    assert estimate(refit=True, seconds_per_text=1.0) - estimate(refit=True) == pytest.approx(2 * len(items))
+    assert seconds(seconds_per_text=1.0) - seconds() == pytest.approx(len(items))
+    assert seconds(refit=True, seconds_per_text=1.0) - seconds(refit=True) == pytest.approx(2 * len(items))
     # two reviews cost what their characters do
     newest = [review for review in events.reviews if review][-2:]
     characters = items_frame["title"].str.len() + items_frame["description"].str.len()
-    assert estimate(seconds_per_text=1.0, n_reviews_read=2) - estimate(seconds_per_text=1.0) == pytest.approx(
+    assert seconds(seconds_per_text=1.0, n_reviews_read=2) - seconds(seconds_per_text=1.0) == pytest.approx(
         sum(map(len, newest)) / characters.mean()
     )
 
 
+def test_estimate_is_the_sum_of_its_parts():
+    events_frame, items_frame = make_shop(n_users=60)
+    items = validate_items(items_frame)
+    events = validate_interactions(events_frame, items)
+    specs = [
+        ComponentSpec("text_ease", "collaborative", object, grid=[{}] * 3, decays=(0.1, 0.2)),
+        ComponentSpec("als", "collaborative", object, grid=[{}] * 2),
+    ]
+    seconds = estimate_fit_seconds(events, items, specs, seconds_per_text=0.0, n_reviews_read=0, refit=True)
+    n, held_out = len(items), 0.3 * 60
+    parts = [
+        estimate.START_S,
+        estimate.SECONDS_PER_EVENT * 2 * len(events),
+        (3 + 1) * (estimate.SECONDS_PER_SQUARED_ITEM * n**2 + estimate.SECONDS_PER_CUBED_ITEM * n**3),
+        # 6 + 2 settings on half of the held-out users, and two components twice on all
+        estimate.SECONDS_PER_SCORE * (8 / 2 + 2 * 2) * held_out * n,
+        estimate.SECONDS_PER_HELD_OUT_USER * held_out,
+    ]
+    assert seconds == pytest.approx(sum(parts), rel=1e-9)
+
+
 @pytest.mark.parametrize(
     ("seconds", "words"),
-    [(0, "10 seconds"), (43, "40 seconds"), (100, "2 minutes"), (3000, "50 minutes"), (9000, "2.5 hours")],
+    [
+        (0, "10 seconds"),
+        (89, "90 seconds"),
+        (90, "2 minutes"),
+        (5399, "90 minutes"),
+        (5400, "1.5 hours"),
+        (43, "40 seconds"),
+        (100, "2 minutes"),
+        (3000, "50 minutes"),
+        (9000, "2.5 hours"),
+    ],
 )
 def test_seconds_in_words(seconds, words):
     assert seconds_in_words(seconds) == words

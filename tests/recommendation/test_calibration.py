@@ -42,6 +42,24 @@ def test_too_few_positives_give_no_probability():
     assert fit_platt(scores, user, item, np.ones(200, dtype=bool)) is None
 
 
+def test_ten_positives_are_enough_and_nine_are_not():
+    scores, user, item, _ = drawn(200)
+    assert fit_platt(scores, user, item, np.arange(200) < 9) is None
+    calibrator = fit_platt(scores, user, item, np.arange(200) < 10)
+    assert calibrator.n_positives == 10
+    # maximum likelihood with an intercept: the mean probability is the base rate
+    assert calibrator.probability(scores, user, item).mean() == pytest.approx(10 / 200, abs=1e-4)
+
+
+def test_a_support_that_is_the_same_everywhere_says_nothing():
+    scores, user, _, positive = drawn(5_000)
+    same = np.full(len(scores), 2.0, np.float32)
+    calibrator = fit_platt(scores, user, same, positive)
+    assert calibrator.coefficients[2] == 0.0
+    assert np.isfinite(calibrator.intercept)
+    assert np.isfinite(calibrator.probability(scores, user, same)).all()
+
+
 def test_unknown_score_has_unknown_probability_and_json_keeps_all():
     calibrator = fit_platt(*drawn(2_000))
     again = PlattCalibrator.from_dict(calibrator.to_dict())

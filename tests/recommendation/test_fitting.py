@@ -6,9 +6,13 @@ import numpy as np
 import pytest
 
 from llm_rerank.config import RerankerConfig
+from llm_rerank.data.cases import build_cases, seen_items
 from llm_rerank.data.features import PAIR_FEATURES
 from llm_rerank.data.rendering import Renderer
-from llm_rerank.recommendation.components import default_specs
+from llm_rerank.data.splits import hash_users
+from llm_rerank.models.collaborative.popularity import Popularity
+from llm_rerank.recommendation.candidates import is_member
+from llm_rerank.recommendation.components import ComponentSpec, default_specs
 from llm_rerank.recommendation.fitting import fit_and_score_holdout, fit_reranker, tune
 from llm_rerank.recommendation.fusion import ndcg_of
 from llm_rerank.recommendation.holdout import LEAST_WINDOW_USERS, plan_holdout
@@ -17,6 +21,7 @@ from llm_rerank.recommendation.log import FitLog
 from llm_rerank.recommendation.planning import read_shop
 from llm_rerank.recommendation.stage import fit_stage
 from llm_rerank.types import DataReport, Ragged
+from tests.planted import cases_of
 
 CONFIG = RerankerConfig(encoder=None, candidates_per_source=30, refit=False)
 
@@ -192,8 +197,6 @@ def test_the_sales_feature_is_worth_something_in_a_shop_with_fashions(honest):
 
 
 def test_tuning_takes_the_better_decay_and_leaves_the_scorer_with_it(data, holdout, honest):
-    from llm_rerank.data.cases import build_cases, seen_items
-
     spec = next(spec for spec in default_specs(len(data.items), encoder=None) if spec.name == "item_knn")
     spec = replace(spec, grid=spec.grid[:1])
     targets = holdout.targets
@@ -219,3 +222,113 @@ def test_a_shop_too_small_to_judge_still_fits(shop):
     assert "too few" in fitted.stage.verdict.sentence()
     assert np.count_nonzero(fitted.stage.blend.weights) == 1
     assert Ragged.empty(0).lengths.sum() == 0
+
+
+def cases_and_seen(holdout):
+    targets = holdout.targets
+    cases = build_cases(holdout.past, targets.users, targets.times, targets=targets.targets)
+    return cases, seen_items(holdout.past, targets.users, targets.times)
+
+
+def test_a_user_is_in_one_fold_which_id_and_seed_decide(data, holdout, honest):
+    ids = data.events.user_ids[holdout.targets.users]
+    other = replace(tools(len(data.items)), config=replace(CONFIG, seed=1))
+    others = fit_and_score_holdout(data, other, holdout, FitLog(verbose=False))
+    for seed, folds in ((0, honest[2:]), (1, others[2:])):
+        for half, fold in enumerate(folds):
+            expected = holdout.targets.targets.take(np.flatnonzero(hash_users(ids, 2, salt=f"fold-{seed}") == half))
+            np.testing.assert_array_equal(fold.targets.values, expected.values)
+            np.testing.assert_array_equal(fold.targets.offsets, expected.offsets)
+    assert len(honest[2].targets) + len(honest[3].targets) == len(holdout.targets)
+
+
+def test_nothing_that_the_user_had_is_a_candidate(data, honest):
+    for fold in honest[2:]:
+        assert fold.seen.lengths.min() > 0
+        assert not is_member(fold.candidates, fold.seen, len(data.items)).any()
+
+
+def test_sentiment_of_held_out_events_is_not_read_where_single_users_lose_their_last(shop):
+    events, items = shop
+    few = events[events["user_id"].isin([f"u{i}" for i in range(60)])]
+    read = read_shop(CONFIG, few, items, None, None, None, "auto", DataReport())
+    sentiment = np.random.default_rng(0).uniform(-1, 1, len(read[0])).astype(np.float32)
+    data = FitData(read[0], read[1], None, None, sentiment)
+    holdout = plan_holdout(read[0], 0, FitLog(verbose=False))
+    assert holdout.protocol == "positions"
+    altered = np.full_like(sentiment, -1.0)
+    altered[holdout.past_rows] = sentiment[holdout.past_rows]
+    column = PAIR_FEATURES.index("sentiment")
+    for one, other in zip(
+        scored(data, holdout)[2:], scored(replace(data, sentiment=altered), holdout)[2:], strict=True
+    ):
+        assert np.isfinite(one.pair_values[:, column]).any()
+        np.testing.assert_array_equal(one.pair_values[:, column], other.pair_values[:, column])
+
+
+def test_settings_are_judged_over_the_catalogue_without_seen_items(data, holdout, honest):
+    cases, seen = cases_and_seen(holdout)
+    cases, seen = cases.take(np.arange(60)), seen.take(np.arange(60))
+    spec = ComponentSpec("popularity", "collaborative", Popularity, grid=[{}, {}])
+    scorer, _, value = tune(spec, holdout.past, honest[1], cases, seen, 0)
+    ndcg = []
+    for case, scores in enumerate(scorer.score_catalogue(cases)):
+        order = [code for code in np.argsort(-scores, kind="stable") if code not in seen[case]][:10]
+        gains = [1 / np.log2(2 + place) for place, code in enumerate(order) if code in cases.targets[case]]
+        ndcg.append(sum(gains) / sum(1 / np.log2(2 + place) for place in range(min(10, len(cases.targets[case])))))
+    assert value == pytest.approx(np.mean(ndcg), abs=1e-9)
+    assert value > 0
+
+
+def knn(grid=1, decays=(0.05, 0.2)):
+    spec = next(spec for spec in default_specs(144, encoder=None) if spec.name == "item_knn")
+    return replace(spec, grid=spec.grid[:grid], decays=decays)
+
+
+def test_settings_are_chosen_on_fold_f_alone(data, holdout, honest):
+    cases, seen = cases_and_seen(holdout)
+    in_f = hash_users(data.events.user_ids[holdout.targets.users], 2, salt="fold-0") == 0
+    values = [
+        tune(knn(), holdout.past, honest[1], cases.take(rows), seen.take(rows), 0)[2]
+        for rows in (np.flatnonzero(in_f), np.flatnonzero(~in_f))
+    ]
+    log = FitLog(verbose=False)
+    one = replace(tools(len(data.items)), specs=[knn()])
+    fit_and_score_holdout(data, one, holdout, log)
+    assert f"{values[0]:.4f}" != f"{values[1]:.4f}"
+    assert any("item_knn: " in line and f"(NDCG@10 {values[0]:.4f} on fold F)" in line for line in log.lines)
+
+
+def test_of_equal_settings_the_first_is_taken(data, holdout, honest):
+    # histories of one item: fading changes nothing
+    cases = cases_of([[code] for code in range(20)], [[]] * 20, [[code + 1] for code in range(20)])
+    _, settings, _ = tune(knn(), holdout.past, honest[1], cases, cases.history, 0)
+    assert settings["decay"] == 0.05
+
+
+def test_the_refit_reads_every_event_and_every_review(data, holdout):
+    late = with_future(data, holdout, reviews=lambda values: np.array(["zebra"] * len(values), dtype=object))
+    fits = {}
+    for refit in (False, True):
+        one = replace(tools(len(data.items)), specs=[knn(decays=())], config=replace(CONFIG, refit=refit))
+        fits[refit] = fit_reranker(late, one, FitLog(verbose=False))
+    assert not any("zebra" in text for text in fits[False].items.texts)
+    assert any("zebra" in text for text in fits[True].items.texts)
+    cases = cases_of([[code] for code in range(30)], [[]] * 30)
+    for refit, events in ((False, holdout.past), (True, data.events)):
+        expected = knn().make(**knn().grid[0]).fit(events, data.items, seed=0).score_catalogue(cases)
+        np.testing.assert_allclose(
+            fits[refit].components[0].scorer.score_catalogue(cases), expected, rtol=1e-5, atol=1e-7
+        )
+
+
+def test_the_seed_of_the_settings_draws_the_folds_of_the_blend(data):
+    seeded = replace(tools(len(data.items)), specs=[knn(decays=())], config=replace(CONFIG, seed=5))
+    fitted = fit_reranker(data, seeded, FitLog(verbose=False))
+    holdout = plan_holdout(data.events, 5, FitLog(verbose=False))
+    fold_f = fit_and_score_holdout(data, seeded, holdout, FitLog(verbose=False))[2]
+    stages = [
+        fit_stage(fold_f, ["item_knn"], features=PAIR_FEATURES, n_items=len(data.items), start=None, seed=seed)
+        for seed in (5, 0)
+    ]
+    assert fitted.stage.to_dict() == stages[0].to_dict() != stages[1].to_dict()

@@ -1,18 +1,118 @@
-"""Before the fit: the encoder with its memory on disk, and what the plan says of both."""
+"""Before the fit: tables read by the settings, reviews newest first, the encoder with its memory, and the plan."""
 
 import json
 import re
+from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from llm_rerank.config import RerankerConfig
+from llm_rerank.data.schema import validate_items
 from llm_rerank.models.semantic.cache import CachedEncoder
 from llm_rerank.models.semantic.encoder import SentenceEncoder
-from llm_rerank.recommendation.planning import make_encoder
+from llm_rerank.recommendation import planning
+from llm_rerank.recommendation.components import default_specs
+from llm_rerank.recommendation.log import FitLog
+from llm_rerank.recommendation.planning import make_encoder, read_shop, say_plan, sentiment_of
 from llm_rerank.recommendation.reranker import Reranker
-from llm_rerank.types import DataError
+from llm_rerank.types import DataError, DataReport
+from tests.planted import events_of
 from tests.shops import make_shop
+
+ITEMS = pd.DataFrame({"item_id": ["a", "b", "c"], "title": ["ant", "bee", "cat"]})
+EVENTS = pd.DataFrame(
+    {
+        "customer": ["u", "u", "v", "v"],
+        "item_id": ["a", "b", "a", "c"],
+        "timestamp": [1_600_000_000_000 + step for step in range(4)],
+        "event": ["view", "purchase", "view", "purchase"],
+        "rating": [5.0, 5.0, 5.0, 1.0],
+    }
+)
+USERS = pd.DataFrame({"customer": ["v", "w"], "age": [30, 40]})
+IMPRESSIONS = pd.DataFrame({"customer": ["u"], "item_id": ["c"], "timestamp": [1_600_000_000_002]})
+COLUMNS = {"customer": "user_id"}
+
+
+def read(config=None, time_unit="auto", users=USERS, impressions=IMPRESSIONS):
+    config = config or RerankerConfig(encoder=None)
+    return read_shop(config, EVENTS, ITEMS, users, impressions, COLUMNS, time_unit, DataReport())
+
+
+def test_one_mapping_of_columns_serves_all_tables():
+    events, items, users, shown = read()
+    assert list(events.user_ids) == ["u", "v"]
+    assert events.user_rows.tolist() == [-1, 0]  # the first row of users is v
+    assert list(users.ids) == ["v", "w"]
+    assert (shown["user_id"].tolist(), shown["item"].tolist()) == (["u"], [2])
+    assert read(users=None, impressions=None)[2:] == (None, None)
+    with pytest.raises(DataError, match="kunde"):
+        read_shop(RerankerConfig(), EVENTS, ITEMS, None, None, {"kunde": "user_id"}, "auto", DataReport())
+
+
+def test_targets_and_dislikes_are_those_of_the_settings():
+    assert read()[0].positive.tolist() == [False, True, False, True]
+    views = read(RerankerConfig(encoder=None, target_events=("view",)))[0]
+    assert views.positive.tolist() == [True, False, True, False]
+    disliked = read(RerankerConfig(encoder=None, min_rating=3.0))[0]
+    assert disliked.positive.tolist() == [False, True, False, False]
+    assert (disliked.weights < 0).tolist() == [False, False, False, True]
+
+
+def test_the_unit_of_time_is_that_of_events_and_lists():
+    events, _, _, shown = read()
+    assert (events.time_kind, events.times[0], shown["time"][0]) == ("time", 1_600_000_000, 1_600_000_000)
+    events, _, _, shown = read(time_unit="position")
+    assert (events.time_kind, events.times[0]) == ("position", 1_600_000_000_000)
+    assert shown["time"][0] == 1_600_000_000_002
+
+
+class Moods:
+    """An encoder of one word: liking lies at (1, 0), all else at (0, 1)."""
+
+    embedding_size, fingerprint = 2, "moods"
+
+    def encode(self, inputs):
+        words = ("good", "great", "well", "exactly", "happy", "glad", "every")
+        likes = np.array([any(word in text.lower() for word in words) for text in inputs])
+        return np.stack([likes, ~likes], axis=1).astype(np.float32)
+
+
+def reviewed():
+    events = events_of([(0, 0, step) for step in range(6)], 1)
+    reviews = np.array(["good", "", "bad", "", "good", "bad"], dtype=object)
+    return replace(events, reviews=reviews)
+
+
+def test_the_newest_reviews_are_read_and_each_keeps_its_place(monkeypatch):
+    read_all = sentiment_of(reviewed(), Moods())
+    np.testing.assert_array_equal(np.sign(read_all), [1, np.nan, -1, np.nan, 1, -1])
+    assert read_all.dtype == np.float32
+    monkeypatch.setattr(planning, "MOST_REVIEWS_READ", 2)
+    np.testing.assert_array_equal(np.sign(sentiment_of(reviewed(), Moods())), [np.nan] * 4 + [1, -1])
+    assert np.isnan(sentiment_of(reviewed(), None)).all()
+
+
+def said(n_items=3, refit=True):
+    frame = pd.DataFrame({"item_id": range(n_items), "title": "thing"})
+    events = events_of([(0, 0, 0), (0, 1, 1), (1, 2, 2)], n_items, n_users=9)
+    log = FitLog(verbose=False)
+    items = validate_items(frame, report=DataReport())
+    say_plan(log, events, items, default_specs(n_items, encoder=None), None, refit=refit)
+    return log.lines
+
+
+def test_the_plan_says_what_is_going_to_be_done():
+    lines = said()
+    assert lines[0].startswith("plan: 3 events of 2 users on 3 items; components text_ease, als, item_knn, recent")
+    # 4 + 3 + 3 settings with two decays each, and one of recent popularity
+    assert "(21 settings tried), then a refit on all rows; about 10 seconds" in lines[0]
+    assert "refit" not in said(refit=False)[0]
+    assert any("no encoder: reviews count through their ratings" in line for line in lines)
+    assert not any("EASE, whose inverse is dense" in line for line in lines)
+    assert any("20,001 items are more than 20,000, so EASE" in line for line in said(n_items=20_001))
 
 
 @pytest.fixture(scope="module")

@@ -8,6 +8,7 @@ import pytest
 from llm_rerank.config import RerankerConfig, ThresholdConfig
 from llm_rerank.data.features import PAIR_FEATURES
 from llm_rerank.data.rendering import Renderer
+from llm_rerank.recommendation.candidates import is_member
 from llm_rerank.recommendation.components import default_specs, reference_items
 from llm_rerank.recommendation.fitting import fit_and_score_holdout
 from llm_rerank.recommendation.holdout import plan_holdout
@@ -37,8 +38,9 @@ def judged(shop):
     return specs, components, past_items, fold_g, stage, holdout
 
 
-def refit(judged, events):
+def refit(judged, events, **changes):
     specs, components, items, fold_g, stage, _ = judged
+    fold_g, stage = changes.get("fold", fold_g), changes.get("stage", stage)
     log = FitLog(verbose=False)
     kept = refit_components(components, specs, events, items, fold_g, stage, reference_items(len(items), 0), 0, log)
     return kept, log.lines[-1]
@@ -56,3 +58,76 @@ def test_components_that_rank_otherwise_are_refused_with_a_warning(judged):
     kept, line = refit(judged, shuffled)
     assert line.startswith("warning: refit")
     assert all(new is old for new, old in zip(kept, judged[1], strict=True))
+
+
+def test_the_settings_that_were_chosen_are_fitted_again(judged):
+    specs, components, items, fold_g, stage, holdout = judged
+    chosen = [
+        replace(component, settings={"candidate_exponent": 0.7}) if component.name == "item_knn" else component
+        for component in components
+    ]
+    kept, _ = refit((specs, chosen, items, fold_g, stage, holdout), holdout.past)
+    exponents = {component.name: getattr(component.scorer, "candidate_exponent", None) for component in kept}
+    assert exponents["item_knn"] == 0.7
+
+
+def with_scores(fold, change):
+    """The fold as if the judged components had said something else of its candidates."""
+    return replace(fold, scored=replace(fold.scored, scores=change(fold.scored.scores).astype(np.float32)))
+
+
+def is_refused(judged, **changes):
+    kept, line = refit(judged, judged[5].past, **changes)
+    refused = line.startswith("warning: refit")
+    assert refused == all(new is old for new, old in zip(kept, judged[1], strict=True))
+    assert refused != all(new is not old for new, old in zip(kept, judged[1], strict=True))
+    return refused, line
+
+
+def test_an_order_that_is_half_the_same_or_turned_over_is_refused(judged):
+    fold, stage = judged[3], replace(judged[4], cut=None)
+    noise = np.random.default_rng(0).normal(size=fold.scored.scores.shape)
+    refused, line = is_refused(judged, stage=stage, fold=with_scores(fold, lambda scores: scores + 1.5 * noise))
+    assert refused
+    assert 0.3 < float(line.split("before and after ")[1].split(":")[0]) < 0.75
+    refused, line = is_refused(judged, stage=stage, fold=with_scores(fold, lambda scores: -scores))
+    assert refused
+    assert "before and after -1.000" in line
+
+
+def test_where_the_judged_components_said_nothing_any_order_is_another(judged):
+    fold, stage = judged[3], replace(judged[4], cut=None)
+    assert is_refused(judged, stage=stage, fold=with_scores(fold, np.zeros_like))[0]
+
+
+@pytest.mark.parametrize(("factor", "refused"), [(1.0, False), (1.2, True), (0.8, True)])
+def test_the_same_order_with_another_kept_rate_is_refused(judged, factor, refused):
+    # all scores times a factor: the order stays, and at a cut that few reach the kept rate does not
+    fold, stage = with_scores(judged[3], lambda scores: factor * scores), judged[4]
+    probabilities = stage.probability(stage.score(judged[3]), judged[3].pair_values)
+    cut = replace(stage.cut, least_probability=float(np.quantile(probabilities, 0.98)))
+    said, line = is_refused(judged, stage=replace(stage, cut=cut), fold=fold)
+    assert said == refused
+    assert "before and after 1.000" in line
+    before, after = (float(rate.strip(" :,")) for rate in line.split("kept rate ")[1].split(":")[0].split("→"))
+    assert 0 < after < 0.03
+    assert (before > after) == (factor > 1)
+    assert abs(before - after) < 0.9 * before  # it is no matter of all or nothing
+
+
+def test_pairs_that_are_targets_are_not_asked(judged):
+    # the judged components turn the targets over and nothing else
+    fold, stage = judged[3], replace(judged[4], cut=None)
+    hit = is_member(fold.candidates, fold.targets, len(judged[2]))[:, None]
+    assert not is_refused(judged, stage=stage, fold=with_scores(fold, lambda s: np.where(hit, -s, s)))[0]
+    only = with_scores(fold, lambda s: np.where(hit, s, np.random.default_rng(0).normal(size=s.shape)))
+    assert is_refused(judged, stage=stage, fold=only)[0]
+
+
+def test_without_candidates_there_is_nothing_to_compare(judged):
+    fold = judged[3].take(np.empty(0, dtype=np.int64))
+    specs, components, items, _, stage, holdout = judged
+    log = FitLog(verbose=False)
+    reference = reference_items(len(items), 0)
+    kept = refit_components(components, specs, holdout.past, items, fold, stage, reference, 0, log)
+    assert all(new is not old for new, old in zip(kept, components, strict=True))

@@ -21,8 +21,38 @@ def test_fixed_probability_by_hand():
     assert (cut.precision, cut.recall, cut.mean_kept) == (pytest.approx(2 / 3), pytest.approx(2 / 3), 1.5)
 
 
-def recall_cut(share):
-    return choose_cut(ThresholdConfig("recall", share), PROBABILITIES, POSITIVE, ROWS).least_probability
+def test_a_probability_at_the_cut_is_kept():
+    cut = choose_cut(ThresholdConfig("recall", 0.5), PROBABILITIES, POSITIVE, ROWS)
+    # kept from .8 on: .9 .8 .8, as by hand above
+    assert (cut.precision, cut.recall, cut.mean_kept) == (pytest.approx(2 / 3), pytest.approx(2 / 3), 1.5)
+    assert (cut.n_cases, cut.n_targets) == (2, 3)
+
+
+def test_a_cut_says_its_figures_in_its_sentence():
+    # kept: .9 .8 .8 .4, two of four are right, two of three are found, in two cases
+    sentence = choose_cut(ThresholdConfig("probability", 0.4), PROBABILITIES, POSITIVE, ROWS).sentence()
+    assert "on 2 held-out cases precision 0.500, recall of retrieved targets 0.667, 2.0 kept a case" in sentence
+
+
+def test_a_target_without_a_probability_was_not_retrieved():
+    positive = POSITIVE.copy()
+    positive[-1] = True  # its probability is NaN
+    cut = choose_cut(ThresholdConfig("recall", 1.0), PROBABILITIES, positive, ROWS)
+    assert (cut.n_targets, cut.recall, cut.least_probability) == (3, 1.0, np.float32(0.1))
+
+
+def test_a_share_that_floats_cannot_hold_is_met_exactly():
+    # 0.55 × 100 is 55.00000000000001: the 55th target reaches it all the same
+    probabilities = np.linspace(1, 0.01, 100).astype(np.float32)
+    rows = Ragged.from_lengths(np.arange(100), np.array([100]))
+    cut = choose_cut(ThresholdConfig("recall", 0.55), probabilities, np.ones(100, dtype=bool), rows)
+    assert (cut.recall, cut.mean_kept) == (0.55, 55.0)
+
+
+def test_where_nothing_is_kept_precision_is_unknown():
+    cut = choose_cut(ThresholdConfig("probability", 1.0), PROBABILITIES, POSITIVE, ROWS)
+    assert np.isnan(cut.precision)
+    assert (cut.recall, cut.mean_kept) == (0.0, 0.0)
 
 
 def test_target_recall_takes_the_highest_cut_that_reaches_it():

@@ -1,16 +1,24 @@
 """Lists of an upstream recommender: its score joins the blend, with a stage of its own."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
 
 from llm_rerank.config import RerankerConfig
-from llm_rerank.recommendation.holdout import plan_holdout
+from llm_rerank.data.features import PAIR_FEATURES
+from llm_rerank.data.rendering import Renderer
+from llm_rerank.data.splits import HeldOut, hash_users
+from llm_rerank.recommendation.holdout import Holdout, plan_holdout
+from llm_rerank.recommendation.inputs import FitData, FitTools
 from llm_rerank.recommendation.log import FitLog
 from llm_rerank.recommendation.planning import read_shop
 from llm_rerank.recommendation.reranker import Reranker
-from llm_rerank.recommendation.upstream import shown_lists
-from llm_rerank.types import DataReport
+from llm_rerank.recommendation.stage import Start
+from llm_rerank.recommendation.upstream import fit_upstream_stage, shown_lists
+from llm_rerank.types import DataReport, Ragged
+from tests.planted import events_of
 
 CONFIG = RerankerConfig(encoder=None, candidates_per_source=30, refit=False)
 
@@ -86,3 +94,80 @@ def test_without_real_time_impressions_are_not_used_and_it_is_said(shop):
     reranker = Reranker(CONFIG, verbose=False).fit(positions, items, impressions=lists)
     assert reranker._fit_result().upstream_stage is None
     assert "impressions need the time protocol" in str(reranker.report())
+
+
+def test_lists_by_hand():
+    rows = [
+        (0, 0, 10), (1, 1, 20), (2, 2, 30),
+        (0, 5, 105), (1, 3, 110), (0, 6, 150), (0, 7, 155, -1.0), (0, 0, 160), (0, 8, 170), (0, 6, 180),
+    ]  # fmt: skip
+    events = events_of(rows, 9, time_kind="time")
+    past = np.flatnonzero(events.times < 100)
+    nothing = HeldOut(np.empty(0, np.int64), np.empty(0, np.int64), Ragged.empty(0))
+    holdout = Holdout("time", events.take(past), past, 100, nothing, "")
+    impressions = pd.DataFrame(
+        [
+            ("u1", 8, 90, 0.1),  # before the cut
+            ("u2", 4, 95, 0.2),  # u2 has no list after it
+            ("u1", 2, 100, 0.3), ("u0", 5, 105, 0.4), ("u1", 3, 100, 0.5), ("u0", 7, 105, 0.6),
+            ("u0", 6, 105, 0.7), ("nobody", 1, 105, 0.8), ("u0", 0, 105, 0.9),
+            ("u1", 4, 130, 1.0), ("u0", 8, 140, 1.1),  # not their first
+        ],
+        columns=["user_id", "item", "time", "upstream_score"],
+    )  # fmt: skip
+    cases, seen, scores = shown_lists(impressions, events, holdout)
+    assert [cases.candidates[row].tolist() for row in range(len(cases))] == [[5, 7, 6, 0], [2, 3]]
+    np.testing.assert_allclose(scores, [0.4, 0.6, 0.7, 0.9, 0.3, 0.5])
+    # 5 was taken at the very moment; 7 was disliked, 0 had been taken before, 8 was not on the first list
+    assert [sorted(cases.targets[row].tolist()) for row in range(len(cases))] == [[5, 6], [3]]
+    assert [seen[row].tolist() for row in range(len(cases))] == [[0], [1]]
+    assert [cases.history[row].tolist() for row in range(len(cases))] == [[0], [1]]
+    assert cases.times.tolist() == [100, 100]  # as old as the components
+
+
+@pytest.fixture(scope="module")
+def parts(shop, fitted_with_lists):
+    """What a fit has at hand when it comes to the upstream stage."""
+    events, items, _, lists = read_shop(CONFIG, *shop, None, shown(shop), None, "auto", DataReport())
+    holdout = plan_holdout(events, 0, FitLog(verbose=False))
+    fitted = fitted_with_lists._fit_result()
+    data = FitData(events, items, None, lists, np.full(len(events), np.nan, np.float32))
+    tools = FitTools(CONFIG, None, (), PAIR_FEATURES, Renderer())
+    return data, tools, holdout, fitted
+
+
+def fit_stage_of(parts, data=None, start=None):
+    given, tools, holdout, fitted = parts
+    log = FitLog(verbose=False)
+    data = given if data is None else data
+    stage = fit_upstream_stage(data, tools, holdout, fitted.items, fitted.components, fitted.reference, log, start)
+    return stage, log.lines
+
+
+def test_half_of_the_users_fit_the_stage_and_the_others_judge_it(parts):
+    data, _, holdout, _ = parts
+    cases, _, _ = shown_lists(data.impressions, data.events, holdout)
+    late = data.impressions["user_id"][data.impressions["time"] >= holdout.as_of].unique()
+    n_judging = int((hash_users(late, 2, salt="fold-0") == 1).sum())
+    assert 0.4 * len(cases) < n_judging < 0.6 * len(cases)
+    _, lines = fit_stage_of(parts)
+    assert any(line.startswith(f"fold G ({n_judging:,} cases") for line in lines)
+
+
+def test_the_stage_of_another_shop_is_where_the_fit_starts(parts):
+    alone, _ = fit_stage_of(parts)
+    blend = replace(alone.blend, weights=alone.blend.weights + 3.0)
+    start = Start({}, None, replace(alone, blend=blend))
+    started, _ = fit_stage_of(parts, start=start)
+    assert not np.allclose(started.blend.weights, alone.blend.weights, atol=0.05)
+
+
+def test_without_late_lists_the_stage_of_another_shop_serves(parts):
+    data = parts[0]
+    early = replace(data, impressions=data.impressions.assign(time=0))
+    stage, lines = fit_stage_of(parts, data=early)
+    assert stage is None
+    assert "no impressions of known users at or after the cut" in lines[-1]
+    borrowed = parts[3].upstream_stage
+    assert fit_stage_of(parts, data=early, start=Start({}, None, borrowed))[0] is borrowed
+    assert fit_stage_of(parts, data=replace(data, impressions=None))[0] is None

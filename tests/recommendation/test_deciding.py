@@ -1,0 +1,92 @@
+"""Decisions on a fitted shop: what is kept, bounds on it, groups of columns, and results that come in again."""
+
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from llm_rerank.recommendation.deciding import groups_of_columns
+
+
+@pytest.fixture(scope="module")
+def asked(shop):
+    """Every item for u0 and u1, and two items that the catalogue lacks for each, in front."""
+    items = ["nowhere", "gone", *shop[1]["item_id"]]
+    return pd.concat([pd.DataFrame({"user_id": user, "item_id": items}) for user in ("u0", "u1")], ignore_index=True)
+
+
+@pytest.fixture
+def changed(fitted, monkeypatch):
+    """Ask the fitted reranker as if its settings or its cut were others."""
+
+    def change(*, cut="same", **settings):
+        monkeypatch.setattr(fitted, "config", replace(fitted.config, **settings))
+        if cut != "same":
+            result = fitted._saved.fitted
+            stage = replace(result.stage, cut=cut)
+            monkeypatch.setattr(fitted, "_saved", replace(fitted._saved, fitted=replace(result, stage=stage)))
+        return fitted
+
+    return change
+
+
+def test_bounds_hold_for_each_user_by_rank(changed, asked):
+    least = changed().report().values["cut"]["least_probability"]
+    few = changed(min_items=2, max_items=4).rerank(asked)
+    expected = ((few["probability"] >= least) | (few["rank"] <= 2)) & (few["rank"] <= 4)
+    assert few["kept"].tolist() == expected.tolist()
+    assert few.groupby("user_id")["kept"].sum().between(2, 4).all()
+    many = changed(min_items=100, max_items=None).rerank(asked)
+    assert (many.groupby("user_id")["kept"].sum() >= 100).all()
+
+
+def test_each_user_has_their_rows_together_in_order_of_rank(fitted, asked):
+    mixed = asked.iloc[np.random.default_rng(0).permutation(len(asked))].reset_index(drop=True)
+    first = mixed["user_id"][0]
+    other = {"u0": "u1", "u1": "u0"}[first]
+    for k, n in ((None, len(asked) // 2), (3, 3)):
+        result = fitted.rerank(mixed, k=k)
+        assert result["user_id"].tolist() == [first] * n + [other] * n
+        assert result["rank"].tolist() == [*range(1, n + 1)] * 2
+
+
+def test_an_unknown_item_is_not_kept_even_to_fill_up(changed, shop):
+    pair = pd.DataFrame({"user_id": "u0", "item_id": ["nowhere", shop[1]["item_id"][0]]})
+    result = changed(min_items=2).rerank(pair)
+    assert result["kept"].tolist() == [True, False]
+    assert result["score"].isna().tolist() == [False, True]
+
+
+def test_without_a_cut_all_known_items_are_kept(changed, asked):
+    result = changed(cut=None).rerank(asked)
+    assert result["kept"].tolist() == (~result["item_id"].isin(["nowhere", "gone"])).tolist()
+    assert changed(cut=None).rerank(asked, k=5)["kept"].all()
+
+
+def test_a_probability_at_the_cut_is_kept(changed, asked):
+    plain = changed().rerank(asked)
+    cut = changed().components and changed()._saved.fitted.stage.cut
+    at = float(plain["probability"][7])
+    result = changed(cut=replace(cut, least_probability=at)).rerank(asked)
+    assert result["kept"][7]
+    assert result["kept"].tolist() == (result["probability"] >= at).tolist()
+
+
+def test_a_component_and_its_products_with_support_are_of_one_group(fitted):
+    result = fitted._saved.fitted
+    names = ("als", "als × user_support", "text_ease × item_support", "upstream", "upstream × user_support", "sales_7d")
+    blend = replace(result.stage.blend, names=names, weights=np.zeros(6))
+    assert groups_of_columns(result, replace(result.stage, blend=blend)) == [
+        "collaborative", "collaborative", "collaborative", "upstream", "upstream", "context",
+    ]  # fmt: skip
+
+
+def test_a_result_that_comes_in_again_is_decided_anew(fitted, asked):
+    fresh = fitted.rerank(asked)
+    stale = asked.assign(score=-1.0, rank=99, probability=0.5, kept=True, score_context=7.0, colour="red")
+    again = fitted.rerank(stale)
+    pd.testing.assert_frame_equal(again.drop(columns="colour"), fresh)
+    assert (again["colour"] == "red").all()
+    # its own result in its own order keeps its order
+    pd.testing.assert_frame_equal(fitted.rerank(fresh), fresh, check_exact=False, rtol=1e-5)

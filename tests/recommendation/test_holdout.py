@@ -1,0 +1,69 @@
+"""Which targets are held out: bounds by hand, who may be held out, and draws that a seed decides."""
+
+from dataclasses import replace
+
+import numpy as np
+
+from llm_rerank.recommendation.holdout import MOST_HOLDOUT_USERS, plan_holdout
+from llm_rerank.recommendation.log import FitLog
+from tests.planted import events_of
+
+
+def planned(events, seed=0):
+    return plan_holdout(events, seed, FitLog(verbose=False))
+
+
+def window_shop(n_users):
+    """Nine events of each user, then a tenth, of an item that nobody had, after all the others."""
+    rows = [(user, step % 5, step * 10_000 + user) for user in range(n_users) for step in range(9)]
+    return events_of(rows + [(user, 5, 10**6 + user) for user in range(n_users)], 6, time_kind="time")
+
+
+def test_four_hundred_users_in_the_newest_tenth_are_enough_and_one_less_is_not():
+    holdout = planned(window_shop(400))
+    assert holdout.protocol == "time"
+    assert "the 90% quantile" in holdout.description
+    assert holdout.as_of == 10**6  # the first of the tenth events
+    assert len(holdout.past) == 9 * 400  # the event at the cut itself is not past
+    assert len(holdout.targets) == 400
+    assert set(holdout.targets.targets.values) == {5}
+    assert planned(window_shop(399)).protocol == "positions"
+
+
+def mixed_users():
+    """Users 0 to 4 with three positives each; 5 to 9 with two and five views; 10 to 19 without any event."""
+    rows = [(user, step, step) for user in range(5) for step in range(3)]
+    rows += [(user, step, step) for user in range(5, 10) for step in range(7)]
+    events = events_of(rows, 7, n_users=20)
+    return replace(events, positive=~((events.users >= 5) & (events.items >= 2)))
+
+
+def test_users_with_three_positives_are_held_out_and_a_seed_says_which():
+    events = mixed_users()
+    drawn = [tuple(planned(events, seed).targets.users) for seed in range(12)]
+    for users in drawn:
+        assert len(users) == 3  # 30 % of the ten users with events
+        assert set(users) <= set(range(5))  # two positives are too few, whatever was viewed
+    assert set().union(*drawn) == set(range(5))
+    assert planned(events, 3).targets.users.tolist() == list(drawn[3])
+
+
+def test_only_the_held_out_users_lose_their_target_and_what_follows():
+    events = mixed_users()
+    holdout = planned(events)
+    assert (holdout.targets.times == 2).all()
+    gone = np.isin(events.users, holdout.targets.users) & (events.times >= 2)
+    np.testing.assert_array_equal(holdout.past_rows, np.flatnonzero(~gone))
+    np.testing.assert_array_equal(holdout.past.items, events.items[~gone])
+    assert holdout.as_of == 7  # after the last event, so that all of the past counts
+
+
+def test_of_many_users_three_thousand_are_held_out():
+    n_users = 10_100
+    events = events_of([(user, step, step) for user in range(n_users) for step in range(3)], 3, n_users=n_users)
+    assert len(planned(events).targets) == MOST_HOLDOUT_USERS == 3_000
+
+
+def test_without_events_nothing_is_held_out():
+    holdout = planned(events_of([], 3, n_users=2, time_kind="time"))
+    assert (holdout.protocol, len(holdout.targets), len(holdout.past), holdout.as_of) == ("positions", 0, 0, 0)

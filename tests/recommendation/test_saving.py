@@ -1,0 +1,144 @@
+"""What a saved folder keeps, part by part: ids and their types, users, events, statistics, settings, cut."""
+
+import datetime
+from dataclasses import replace
+from importlib import import_module
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from llm_rerank.data.cases import build_cases
+from llm_rerank.data.features import PAIR_FEATURES, pair_features
+from llm_rerank.recommendation.components import Component
+from llm_rerank.recommendation.saving import SCORERS, read_reranker, read_start, statistics_of, write_reranker
+from llm_rerank.types import EVENT_ARRAYS, Ragged, StorageError, Users
+
+
+def objects(values):
+    values = list(values)
+    array = np.empty(len(values), dtype=object)
+    array[:] = values
+    return array
+
+
+@pytest.fixture(scope="module")
+def saved(fitted):
+    """The fitted shop with ids of every kind, attributes, sentiments, searches, and odd columns."""
+    whole = fitted._saved
+    events, items = whole.events, whole.fitted.items
+    user_ids, item_ids = objects(events.user_ids), objects(items.ids)
+    user_ids[:4] = [7, "7", 1.5, True]
+    item_ids[:2] = [7, "7"]
+    odd = [None, float("nan"), {"a": 1}, "text"]
+    frame = items.frame.assign(item_id=item_ids, odd=objects(odd[place % 4] for place in range(len(items))))
+    rng = np.random.default_rng(0)
+    sentiment = np.where(rng.random(len(events)) < 0.5, rng.uniform(-1, 1, len(events)), np.nan).astype(np.float32)
+    queries = objects("" if place % 3 else f"search {place}" for place in range(len(events)))
+    users = Users(objects(["7", 7]), pd.DataFrame({"user_id": objects(["7", 7]), "age": [30.0, np.nan]}))
+    user_rows = np.full(len(user_ids), -1)
+    user_rows[:2] = [1, 0]
+    return replace(
+        whole,
+        events=replace(events, user_ids=user_ids, queries=queries, user_rows=user_rows),
+        sentiment=sentiment,
+        users=users,
+        fitted=replace(whole.fitted, items=replace(items, ids=item_ids, frame=frame)),
+    )
+
+
+@pytest.fixture(scope="module")
+def again(saved, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("saved")
+    write_reranker(folder, saved)
+    return read_reranker(folder)
+
+
+def assert_same_ids(here, there):
+    assert list(here) == list(there)
+    assert [type(value) for value in here] == [type(value) for value in there]
+
+
+def test_ids_come_back_as_what_they_were(saved, again):
+    assert_same_ids(again.events.user_ids, saved.events.user_ids)
+    assert_same_ids(again.fitted.items.ids, saved.fitted.items.ids)
+    assert_same_ids(again.fitted.items.frame["item_id"], saved.fitted.items.ids)
+    assert_same_ids(again.users.ids, saved.users.ids)
+    assert_same_ids(again.users.frame["user_id"], saved.users.ids)
+
+
+def test_events_come_back_whole(saved, again):
+    for name in EVENT_ARRAYS:
+        np.testing.assert_array_equal(getattr(again.events, name), getattr(saved.events, name))
+        assert getattr(again.events, name).dtype == getattr(saved.events, name).dtype
+    np.testing.assert_array_equal(again.events.user_rows, saved.events.user_rows)
+    np.testing.assert_array_equal(again.sentiment, saved.sentiment)
+    assert (again.events.n_items, again.events.time_kind) == (saved.events.n_items, saved.events.time_kind)
+    assert np.isfinite(saved.sentiment).any()
+
+
+def test_items_users_and_decisions_come_back(saved, again):
+    np.testing.assert_array_equal(again.users.frame["age"], [30.0, np.nan])
+    titles = [list(source.fitted.items.frame["title"]) for source in (again, saved)]
+    assert titles[0] == titles[1]
+    assert list(again.fitted.items.texts) == list(saved.fitted.items.texts)
+    odd = again.fitted.items.frame["odd"]
+    assert odd.isna().tolist()[:4] == [True, True, False, False]
+    assert odd.tolist()[2:4] == ["{'a': 1}", "text"]  # what has no table type becomes text
+    assert again.config == saved.config
+    assert again.fitted.stage.to_dict() == saved.fitted.stage.to_dict()
+    assert again.fitted.stage.cut == saved.fitted.stage.cut is not None
+    assert again.fitted.report["lines"] == saved.fitted.report["lines"]
+    np.testing.assert_array_equal(again.fitted.reference, saved.fitted.reference)
+    described = [
+        [(c.name, c.group, c.retrieves, c.blends, dict(c.settings)) for c in source.fitted.components]
+        for source in (again, saved)
+    ]
+    assert described[0] == described[1]
+    assert len({(retrieves, blends) for _, _, retrieves, blends, _ in described[0]}) == 2
+
+
+def test_another_shop_borrows_settings_and_stages(saved, tmp_path):
+    upstream = replace(saved.fitted.stage, cut=None)
+    write_reranker(tmp_path, replace(saved, fitted=replace(saved.fitted, upstream_stage=upstream)))
+    start = read_start(tmp_path)
+    assert start.settings == {c.name: dict(c.settings) for c in saved.fitted.components}
+    assert any(start.settings.values())
+    assert start.stage.to_dict() == saved.fitted.stage.to_dict()
+    assert start.upstream_stage.to_dict() == upstream.to_dict()
+    assert read_reranker(tmp_path).fitted.upstream_stage.to_dict() == upstream.to_dict()
+
+
+def test_statistics_count_every_event_and_outlive_the_histories(saved, tmp_path):
+    events, items = saved.events, saved.fitted.items
+    every_item = Ragged.from_lists([np.arange(len(items))])
+    cases = build_cases(events, np.array([5]), np.array([events.times.max() + 1]), candidates=every_item)
+    known = pair_features(cases, statistics_of(saved), items)
+    bought = pd.DataFrame({"user": events.users, "item": events.items})[events.positive & (events.items >= 0)]
+    buyers = bought.drop_duplicates()["item"].value_counts().reindex(range(len(items)), fill_value=0)
+    np.testing.assert_allclose(known[:, PAIR_FEATURES.index("item_support")], np.log1p(buyers), rtol=1e-5)
+    assert np.isfinite(known[:, PAIR_FEATURES.index("sentiment")]).sum() > 100
+    write_reranker(tmp_path, replace(saved, has_histories=False, statistics=statistics_of(saved)))
+    again = read_reranker(tmp_path)
+    assert (len(again.events), len(again.events.user_ids), len(again.sentiment)) == (0, 0, 0)
+    np.testing.assert_array_equal(pair_features(cases, statistics_of(again), again.fitted.items), known)
+
+
+def test_an_id_that_json_cannot_keep_is_refused(saved, tmp_path):
+    ids = saved.events.user_ids.copy()
+    ids[3] = datetime.date(2024, 5, 31)
+    with pytest.raises(StorageError, match="of type date cannot be saved"):
+        write_reranker(tmp_path, replace(saved, events=replace(saved.events, user_ids=ids)))
+
+
+def test_a_component_that_could_not_be_loaded_is_not_saved(saved, tmp_path):
+    foreign = Component(SimpleNamespace(name="magic"), "collaborative", True, True, {})
+    components = (*saved.fitted.components, foreign)
+    with pytest.raises(StorageError, match="'magic' cannot be saved; known: als, "):
+        write_reranker(tmp_path, replace(saved, fitted=replace(saved.fitted, components=components)))
+
+
+def test_each_name_leads_to_the_scorer_of_that_name():
+    for name, (module, attribute) in SCORERS.items():
+        assert getattr(import_module(module), attribute).name == name
