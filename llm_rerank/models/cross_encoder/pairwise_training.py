@@ -23,6 +23,9 @@ OFFSET_LEARNING_RATE = 1e-2
 
 WEIGHT_DECAY = 0.01
 
+PAIRS_A_PASS = 64
+"""Pairs (in whole lists) whose activations are held at once; gradients add up over the passes of a step."""
+
 
 @dataclass(frozen=True)
 class TuningSettings:
@@ -165,8 +168,8 @@ def _step(network: Any, lists: TextLists, drawn: IntArray, offset_weight: Tensor
     network.zero_grad()
     offset_weight.grad = None
     total = 0.0
-    for row in drawn:  # one list at a time: memory is that of one list, and its pairs are of nearly one length
-        loss = _loss(network, lists, int(row), offset_weight, dtype) / len(drawn)
+    for rows in _passes(lists, drawn):
+        loss = _losses(network, lists, rows, offset_weight, dtype).sum() / len(drawn)
         loss.backward()
         total += float(loss.detach())
     return total
@@ -175,19 +178,28 @@ def _step(network: Any, lists: TextLists, drawn: IntArray, offset_weight: Tensor
 @torch.no_grad()
 def _mean_loss(network: Any, lists: TextLists, offset_weight: Tensor, dtype: DTypeName) -> float:
     network.eval()
-    return float(np.mean([float(_loss(network, lists, row, offset_weight, dtype)) for row in range(len(lists))]))
+    passes = _passes(lists, np.arange(len(lists), dtype=np.int64))
+    return sum(float(_losses(network, lists, rows, offset_weight, dtype).sum()) for rows in passes) / len(lists)
 
 
-def _loss(network: Any, lists: TextLists, row: int, offset_weight: Tensor, dtype: DTypeName) -> Tensor:
-    """−log softmax(λ × offset + score) of one list's positive."""
+def _passes(lists: TextLists, rows: IntArray) -> list[IntArray]:
+    """Cut rows into runs of whole lists that end where ``PAIRS_A_PASS`` pairs are reached."""
+    through = np.cumsum([len(lists.candidates[row]) for row in rows])
+    return np.split(rows, np.flatnonzero(np.diff(through // PAIRS_A_PASS)) + 1)
+
+
+def _losses(network: Any, lists: TextLists, rows: IntArray, offset_weight: Tensor, dtype: DTypeName) -> Tensor:
+    """−log softmax(λ × offset + score) of each list's positive: shape (n_rows,)."""
     from sentence_transformers.util import batch_to_device
 
-    features = network.preprocess([(lists.histories[row], text) for text in lists.candidates[row]])
-    features = batch_to_device(features, network.device)
+    pairs = [(lists.histories[row], text) for row in rows for text in lists.candidates[row]]
+    features = batch_to_device(network.preprocess(pairs), network.device)
     with torch.autocast(network.device.type, torch.bfloat16, enabled=dtype == "bfloat16"):
         scores = network(features)["scores"][:, 0].float()
-    offsets = torch.from_numpy(lists.offsets[row]).to(scores.device)
-    return -torch.log_softmax(offset_weight * offsets + scores, dim=0)[int(lists.positives[row])]
+    offsets = torch.from_numpy(np.concatenate([lists.offsets[row] for row in rows])).to(scores.device)
+    logits = (offset_weight * offsets + scores).split([len(lists.candidates[row]) for row in rows])
+    places = lists.positives[rows].tolist()
+    return torch.stack([-one.log_softmax(0)[place] for one, place in zip(logits, places, strict=True)])
 
 
 def _state(network: Any, offset_weight: Tensor) -> tuple[dict[str, Tensor], float]:
