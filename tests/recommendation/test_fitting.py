@@ -248,22 +248,22 @@ def test_nothing_that_the_user_had_is_a_candidate(data, honest):
         assert not is_member(fold.candidates, fold.seen, len(data.items)).any()
 
 
-def test_sentiment_of_held_out_events_is_not_read_where_single_users_lose_their_last(shop):
+def test_reviews_of_held_out_events_are_not_read_where_single_users_lose_their_last(shop):
     events, items = shop
     few = events[events["user_id"].isin([f"u{i}" for i in range(60)])]
     read = read_shop(CONFIG, few, items, None, None, None, "auto", DataReport())
     sentiment = np.random.default_rng(0).uniform(-1, 1, len(read[0])).astype(np.float32)
-    data = FitData(read[0], read[1], None, None, sentiment)
     holdout = plan_holdout(read[0], 0, FitLog(verbose=False))
     assert holdout.protocol == "positions"
-    altered = np.full_like(sentiment, -1.0)
-    altered[holdout.past_rows] = sentiment[holdout.past_rows]
-    column = PAIR_FEATURES.index("sentiment")
-    for one, other in zip(
-        scored(data, holdout)[2:], scored(replace(data, sentiment=altered), holdout)[2:], strict=True
-    ):
-        assert np.isfinite(one.pair_values[:, column]).any()
-        np.testing.assert_array_equal(one.pair_values[:, column], other.pair_values[:, column])
+    held_out = np.setdiff1d(np.arange(len(read[0])), holdout.past_rows)
+    reviews, moods = read[0].reviews.copy(), sentiment.copy()
+    reviews[held_out], moods[held_out] = "zebra", -1.0
+    data = FitData(read[0], read[1], None, None, sentiment)
+    altered = FitData(replace(read[0], reviews=reviews), read[1], None, None, moods)
+    honest, other = scored(data, holdout), scored(altered, holdout)
+    assert_same_folds(honest, other)
+    for fold in honest[2:]:
+        assert np.isfinite(fold.pair_values[:, PAIR_FEATURES.index("sentiment")]).any()
 
 
 def test_settings_are_judged_over_the_catalogue_without_seen_items(data, holdout, honest):
