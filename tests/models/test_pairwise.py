@@ -225,6 +225,20 @@ def test_bfloat16_is_near_and_never_ties(learned):
     np.testing.assert_array_equal(model.predict(histories, candidates)[0], exact)
 
 
+def test_bfloat16_is_tuned_and_reads_the_tuned_weights(tiny_folder):
+    model = tiny(tiny_folder, dtype="bfloat16")
+    histories, candidates = [["tent", "piano"]], [list(WORDS)]
+    assert not model.predict(histories, candidates)[0].any()
+    model.fine_tune(word_lists(20, 1), TEXTS, **(QUICK | {"steps": 4}))
+    assert {value.dtype for value in weights_of(model).values() if value.is_floating_point()} == {torch.float32}
+    fast = model.predict(histories, candidates)[0]
+    exact = PairwiseCrossEncoder(
+        model._network, history_tokens=24, item_tokens=8, dtype="float32", new_weights=[]
+    ).predict(histories, candidates)[0]
+    assert exact.std() > 1e-3
+    np.testing.assert_allclose(fast, exact, atol=0.02 * np.abs(exact).max())
+
+
 # --- fine-tuning -----------------------------------------------------------------------------------------------------
 
 
@@ -327,18 +341,24 @@ def test_same_seed_same_weights_and_the_callers_random_state_stays(tokenizer, tm
     assert "without validation" in first.description
 
 
-def test_validation_loss_by_hand_and_without_dropout(tokenizer, tmp_path):
+def test_validation_losses_by_hand_and_without_dropout(tokenizer, tmp_path):
     model = tiny(save_bert(BertModel, tokenizer, tmp_path, dropout=0.3), head=True)
     lists = word_lists(12, 9, offset=1.5)
-    rows = range(12)
-    scores = model.predict(
-        [TEXTS[lists.cases.history[row]].tolist() for row in rows],
-        [TEXTS[lists.cases.candidates[row]].tolist() for row in rows],
-    )
-    logits = np.stack(scores).astype(np.float64) + lists.offsets.reshape(12, LIST_LENGTH)
-    expected = np.log(np.exp(logits).sum(axis=1)) - logits[lists.positive.reshape(12, LIST_LENGTH)]
-    record = model.fine_tune(word_lists(20, 1), TEXTS, validation=lists, **(QUICK | {"steps": 1}))
-    assert record.validation_losses[0] == pytest.approx(expected.mean(), abs=1e-5)
+    offsets, positive = (values.reshape(12, LIST_LENGTH) for values in (lists.offsets, lists.positive))
+
+    def loss(offset_weight):
+        scores = model.predict(
+            [TEXTS[lists.cases.history[row]].tolist() for row in range(12)],
+            [TEXTS[lists.cases.candidates[row]].tolist() for row in range(12)],
+        )
+        logits = np.stack(scores).astype(np.float64) + offset_weight * offsets
+        return np.mean(np.log(np.exp(logits).sum(axis=1)) - logits[positive])
+
+    untrained = loss(1)
+    record = model.fine_tune(lists, TEXTS, validation=lists, **(QUICK | {"steps": 8, "evaluate_every": 4}))
+    assert record.kept_step > 0
+    assert record.validation_losses[0] == pytest.approx(untrained, abs=1e-5)
+    assert record.validation_losses.min() == pytest.approx(loss(record.offset_weight), abs=1e-5)
 
 
 # --- as a scorer -----------------------------------------------------------------------------------------------------
