@@ -102,7 +102,9 @@ def say_plan(
     """Say what a fit is going to do and about how long it takes; vectors of earlier fits are not counted on."""
     n_settings = sum(spec.n_settings for spec in specs)
     # titles and descriptions stand for the texts, which are rendered as of a cut that is not chosen yet
-    texts = [" ".join(parts) for parts in zip(items.frame["title"], items.frame["description"], strict=True)]
+    texts = [" ".join(parts).strip() for parts in zip(items.frame["title"], items.frame["description"], strict=True)]
+    if not any(texts):  # items that only their reviews describe
+        texts = list(events.reviews[events.reviews.astype(bool)])
     seconds = estimate_fit_seconds(
         events,
         items,

@@ -2,6 +2,7 @@
 
 import json
 import re
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -9,7 +10,7 @@ import pandas as pd
 import pytest
 
 from llm_rerank.config import RerankerConfig
-from llm_rerank.data.schema import validate_items
+from llm_rerank.data.schema import validate_interactions, validate_items
 from llm_rerank.models.semantic.cache import CachedEncoder
 from llm_rerank.models.semantic.encoder import SentenceEncoder
 from llm_rerank.recommendation import planning
@@ -193,6 +194,30 @@ def test_the_plan_names_the_encoder_in_one_line(first):
     said = [line for line in first.report().values["lines"] if line.startswith("plan: encoder")]
     assert len(said) == 1
     assert re.fullmatch(r"plan: encoder 'default': 384 numbers a text of at most 128 tokens, \w+ on \w+.*", said[0])
+
+
+class SlowEncoder:
+    """Five milliseconds a character."""
+
+    embedding_size, fingerprint, description = 2, "slow", "slow encoder"
+
+    def encode(self, inputs):
+        time.sleep(5e-3 * sum(map(len, inputs)))
+        return np.ones((len(inputs), 2), dtype=np.float32)
+
+
+def test_the_plan_counts_reviews_where_items_have_no_text_of_their_own(shop):
+    items = validate_items(shop[1].assign(title="", description=""))
+    events = validate_interactions(shop[0], items)
+    reviews = [review for review in events.reviews if review]
+    log = FitLog(verbose=False)
+    say_plan(log, events, items, [], CachedEncoder(SlowEncoder()), refit=False)
+    # every review, and an item's text as long as a review: the rest of the fit is 10 seconds
+    mean_s = 5e-3 * np.mean([len(review) for review in reviews])
+    expected = (len(reviews) + len(items)) * mean_s
+    assert expected > 15
+    said = int(re.search(r"about (\d+) seconds", log.lines[0]).group(1))
+    assert expected < said < expected * 1.5 + 15
 
 
 def test_a_saved_model_does_not_name_the_folder(first, folder, tmp_path):
