@@ -196,6 +196,18 @@ def test_a_refit_is_in_the_estimate_of_time(shop):
     assert seconds[1] > seconds[0]
 
 
+def test_long_reviews_are_in_the_estimate_of_time(shop):
+    events = pd.read_csv(shop[0])
+    of_one_item = events["item_id"] == events["item_id"].mode()[0]  # the other items' texts stay as short as they are
+    seconds = [
+        check_shop(
+            events.assign(review=np.where(of_one_item, review, "")), shop[1], columns={"customer": "user_id"}
+        ).fit_seconds
+        for review in ("good", "a good thing to have " * 200)
+    ]
+    assert seconds[1] > 1.5 * seconds[0]
+
+
 class SlowEncoder:
     """An encoder of known speed: a tenth of a millisecond a character."""
 

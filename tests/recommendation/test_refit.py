@@ -50,6 +50,9 @@ def test_the_same_rows_give_the_same_components(judged):
     kept, line = refit(judged, judged[5].past)
     assert "before and after 1.000" in line
     assert all(new is not old for new, old in zip(kept, judged[1], strict=True))
+    cases = judged[3].scored.cases.take(np.arange(5))
+    for new, old in zip(kept, judged[1], strict=True):  # drawn from the same seed, too
+        np.testing.assert_allclose(new.scorer.score_catalogue(cases), old.scorer.score_catalogue(cases), rtol=1e-5)
 
 
 def test_components_that_rank_otherwise_are_refused_with_a_warning(judged):
