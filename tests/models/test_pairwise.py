@@ -236,7 +236,7 @@ def test_bfloat16_is_tuned_and_reads_the_tuned_weights(tiny_folder):
         model._network, history_tokens=24, item_tokens=8, dtype="float32", new_weights=[]
     ).predict(histories, candidates)[0]
     assert exact.std() > 1e-3
-    np.testing.assert_allclose(fast, exact, atol=0.02 * np.abs(exact).max())
+    assert np.abs(fast - exact).max() < 0.1 * exact.std()
 
 
 # --- fine-tuning -----------------------------------------------------------------------------------------------------
@@ -274,13 +274,14 @@ def test_what_the_offset_explains_is_not_learned(tiny_folder):
     explained = word_lists(240, 4, offset=3.0, positive="drawn")
     ignored = replace(explained, offsets=np.zeros_like(explained.offsets))
     with_offset, without = tiny(tiny_folder), tiny(tiny_folder)
-    record = with_offset.fine_tune(explained, TEXTS, **QUICK)
-    without.fine_tune(ignored, TEXTS, **QUICK)
-    assert same_word_gap(without, explained) > 1.2  # on its way to 3, what the offset would have said
+    settings = QUICK | {"steps": 40, "lists_per_step": 6}
+    record = with_offset.fine_tune(explained, TEXTS, **settings)
+    without.fine_tune(ignored, TEXTS, **settings)
+    assert same_word_gap(without, explained) > 0.5  # on its way to 3, what the offset would have said
     # λ and the score share what is left to share: their sum is the 3 of the truth
     total = same_word_gap(with_offset, explained) + 3 * record.offset_weight
     assert total == pytest.approx(3, abs=0.6)
-    assert abs(same_word_gap(with_offset, explained)) < 0.6
+    assert abs(same_word_gap(with_offset, explained)) < 0.2
     assert record.offset_weight == pytest.approx(1, abs=0.2)
     assert with_offset.offset_weight == record.offset_weight
 
@@ -289,15 +290,19 @@ def test_offset_weight_is_learned(tiny_folder):
     # offsets of 6 where the truth is 3, and no text to lean on: λ falls toward 1/2 as fast as its learning rate lets it
     lists = word_lists(240, 5, offset=3.0, positive="drawn")
     blank = np.full(len(WORDS), "piano", dtype=object)
-    record = tiny(tiny_folder).fine_tune(replace(lists, offsets=lists.offsets * 2), blank, **QUICK)
-    assert 0.4 < record.offset_weight < 0.85
+    record = tiny(tiny_folder).fine_tune(
+        replace(lists, offsets=lists.offsets * 2), blank, **(QUICK | {"steps": 40, "lists_per_step": 4})
+    )
+    assert 0.4 < record.offset_weight < 0.9
 
 
 def test_untrained_model_is_kept_where_no_step_beats_it(tiny_folder):
     model = tiny(tiny_folder, head=False)
     before = weights_of(model)
     wrong = word_lists(40, 2, positive="other")
-    record = model.fine_tune(word_lists(160, 1), TEXTS, validation=wrong, **(QUICK | {"steps": 500, "patience": 2}))
+    record = model.fine_tune(
+        word_lists(160, 1), TEXTS, validation=wrong, **(QUICK | {"steps": 500, "patience": 2, "lists_per_step": 4})
+    )
     assert record.kept_step == 0
     assert record.validation_steps.tolist() == [0, 20, 40], "two evaluations without a new least, then it stops"
     assert len(record.training_losses) == 40
@@ -316,7 +321,7 @@ def test_best_weights_are_kept_not_the_last(tiny_folder):
     mixed = TrainingLists(cases, np.append(same.positive, other.positive), np.append(same.offsets, other.offsets))
     model = tiny(tiny_folder)
     record = model.fine_tune(
-        word_lists(160, 1), TEXTS, validation=mixed, **(QUICK | {"evaluate_every": 5, "patience": 20})
+        word_lists(160, 1), TEXTS, validation=mixed, **(QUICK | {"evaluate_every": 10, "patience": 20})
     )
     assert 0 < record.kept_step < 60
     assert record.validation_losses[-1] > record.validation_losses.min() + 0.1
@@ -372,8 +377,8 @@ def test_suite(tiny_folder, tmp_path):
     own = training.cases.candidates.values == training.cases.targets.values[training.cases.candidates.row_of_value]
     lists = TrainingLists(training.cases, own, np.zeros(len(own), dtype=np.float32))
     tuned = tiny(tiny_folder, item_tokens=4)
-    tuned.fine_tune(lists, with_themes(training).texts, **(QUICK | {"steps": 100}))
-    shop = planted_shop(n_users=40, n_candidates=6)
+    tuned.fine_tune(lists, with_themes(training).texts, **(QUICK | {"steps": 80}))
+    shop = planted_shop(n_users=24, n_candidates=6)
     shop = replace(shop, items=with_themes(shop))
     check_scorer(lambda: tuned, tmp_path, quality_floor=0.7, needs_history=False, shop=shop)
 

@@ -23,7 +23,7 @@ OFFSET_LEARNING_RATE = 1e-2
 
 WEIGHT_DECAY = 0.01
 
-PAIRS_A_PASS = 64
+PAIRS_A_PASS = 32
 """Pairs (in whole lists) whose activations are held at once; gradients add up over the passes of a step."""
 
 
