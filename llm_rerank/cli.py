@@ -19,9 +19,12 @@ from llm_rerank.options import (
     CacheFolder,
     CandidatesPerSource,
     Columns,
+    CrossEncoderChoice,
     Device,
     Encoder,
+    FineTuneSteps,
     HistoriesFile,
+    HistoryLength,
     ImpressionsFile,
     InteractionsFile,
     ItemsFile,
@@ -153,6 +156,9 @@ def fit(
     min_items: Annotated[int, typer.Option("--min-items", help="Least number of kept items of a user.")] = 0,
     max_items: Annotated[int | None, typer.Option("--max-items", help="Greatest number of kept items.")] = None,
     candidates_per_source: CandidatesPerSource = 100,
+    cross_encoder: CrossEncoderChoice = "auto",
+    history_length: HistoryLength = 20,
+    fine_tune_steps: FineTuneSteps = 300,
     refit: Annotated[bool, typer.Option("--refit/--no-refit", help="Fit again on all rows after the report.")] = True,
     device: Device = "auto",
     seed: Seed = 0,
@@ -180,6 +186,9 @@ def fit(
         min_items=min_items,
         max_items=max_items,
         candidates_per_source=candidates_per_source,
+        cross_encoder=cross_encoder,
+        history_length=history_length,
+        fine_tune_steps=fine_tune_steps,
         refit=refit,
         device=device,
         seed=seed,
@@ -194,6 +203,55 @@ def fit(
         start_from=start_from,
     )
     reranker.save(out)
+    _note(f"saved to {out}", quiet)
+
+
+@app.command()
+def finetune(
+    interactions: Annotated[Path, typer.Option("--interactions", help="Events: user_id, item_id, timestamp, …")],
+    items: Annotated[Path, typer.Option("--items", help="Catalogue: item_id, title, optional description, …")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the model, its log and its picture.")],
+    column: Columns = None,
+    time_unit: TimeUnitOption = "auto",
+    encoder: Encoder = "default",
+    cache_folder: CacheFolder = None,
+    target_event: TargetEvents = None,
+    min_rating: MinRating = None,
+    history_length: HistoryLength = 20,
+    fine_tune_steps: FineTuneSteps = 300,
+    device: Device = "auto",
+    seed: Seed = 0,
+    quiet: Quiet = False,
+) -> None:
+    r"""Fine-tune the cross-encoder alone on your events and items.
+
+    It learns what the other components leave unexplained, stops where that no longer helps, and says what it gained. A
+    run that was killed goes on where it was when the same command is given again; Ctrl-C keeps the best so far.
+
+    \b
+    llm-rerank finetune --interactions orders.csv --items items.csv --out tuned
+    """
+    from llm_rerank.recommendation.fine_tuning import fine_tune_on_shop
+
+    config = reranker_config(
+        encoder=encoder,
+        cache_folder=cache_folder,
+        target_events=target_event,
+        min_rating=min_rating,
+        history_length=history_length,
+        fine_tune_steps=fine_tune_steps,
+        device=device,
+        seed=seed,
+    )
+    fine_tune_on_shop(
+        interactions,
+        items,
+        out,
+        config=config,
+        columns=column_mapping(column),
+        time_unit=time_unit,  # type: ignore[arg-type]  # the library checks it and names the choices
+        verbose=not quiet,
+    )
     _note(f"saved to {out}", quiet)
 
 

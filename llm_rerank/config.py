@@ -8,6 +8,7 @@ from typing import Any, Literal
 from llm_rerank.types import DataError
 
 THRESHOLD_RULES = ("probability", "f_beta", "recall")
+CROSS_ENCODER_CHOICES = ("auto", "always", "off")
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,12 @@ class RerankerConfig:
 
     encoder: folder or hub name of a sentence encoder; "default" is the embedded all-MiniLM-L6-v2; None: no encoder.
     cache_folder: folder where vectors of texts are kept between fits; None: nothing is kept on disk.
+    history_length: newest events of a user that the cross-encoder reads.
     candidates_per_source: items that each retriever adds to a user's candidates.
+    cross_encoder: "auto": fine-tuned, and kept where it pays on held-out users; "always": kept in any case; "off".
+    cross_encoder_depth: candidates of a user that the cross-encoder reads, best first; the others keep their order
+    below. None: all.
+    fine_tune_steps: most steps of the fine-tuning; it stops by itself where they no longer help.
     target_events: events that count as a positive; None: purchases where there are any, else every event but views.
     min_rating: a rated event below this is a dislike; None: ratings do not make dislikes.
     threshold: how ``kept`` is cut; None: ``kept`` is True for the first ``k``.
@@ -48,7 +54,11 @@ class RerankerConfig:
 
     encoder: str | None = "default"
     cache_folder: str | None = None
+    history_length: int = 20
     candidates_per_source: int = 100
+    cross_encoder: Literal["auto", "always", "off"] = "auto"
+    cross_encoder_depth: int | None = None
+    fine_tune_steps: int = 300
     target_events: tuple[str, ...] | None = None
     min_rating: float | None = None
     threshold: ThresholdConfig | None = None
@@ -59,12 +69,19 @@ class RerankerConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name, least in (("candidates_per_source", 1), ("min_items", 0)):
+        whole = {"candidates_per_source": 1, "min_items": 0, "history_length": 1, "fine_tune_steps": 1}
+        if self.cross_encoder_depth is not None:
+            whole["cross_encoder_depth"] = 1
+        for name, least in whole.items():
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise DataError(f"{name} is {value!r}; it must be a whole number of at least {least}")
         if self.cache_folder is not None and not (isinstance(self.cache_folder, str) and self.cache_folder.strip()):
             raise DataError(f"cache_folder is {self.cache_folder!r}; it must be a folder's name as text, or None")
+        if self.cross_encoder not in CROSS_ENCODER_CHOICES:
+            raise DataError(
+                f"cross_encoder is {self.cross_encoder!r}; it must be one of {', '.join(CROSS_ENCODER_CHOICES)}"
+            )
         if self.max_items is not None and self.max_items < max(1, self.min_items):
             raise DataError(
                 f"max_items is {self.max_items}; it must be at least 1 and at least min_items ({self.min_items})"

@@ -58,6 +58,18 @@ Threshold = Annotated[
 CandidatesPerSource = Annotated[
     int, typer.Option("--candidates-per-source", help="Items that each retriever brings for a user.")
 ]
+CrossEncoderChoice = Annotated[
+    str,
+    typer.Option(
+        "--cross-encoder", help="auto: fine-tuned, kept where it pays on held-out users; always: kept; off: left out."
+    ),
+]
+HistoryLength = Annotated[
+    int, typer.Option("--history-length", help="Newest events of a user that the cross-encoder reads.")
+]
+FineTuneSteps = Annotated[
+    int, typer.Option("--fine-tune-steps", help="Most steps of the fine-tuning; it stops where they no longer help.")
+]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, mps.")]
 Seed = Annotated[int, typer.Option("--seed", help="Seed of everything that is drawn at random.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing of plan, decisions and progress.")]

@@ -19,7 +19,7 @@ from llm_rerank.types import Cases, CatalogueScorer, DataError, Encoder, FloatAr
 if TYPE_CHECKING:
     from llm_rerank.types import BoolArray
 
-Group = Literal["collaborative", "semantic", "upstream"]
+Group = Literal["collaborative", "semantic", "cross_encoder", "upstream"]
 
 MOST_ITEMS_FOR_EASE = 20_000
 """Above this EASE's dense inverse (n² × 4 bytes, n³ time) gives way to sparse co-occurrence."""

@@ -10,13 +10,14 @@ import numpy.typing as npt
 
 from llm_rerank.config import RerankerConfig
 from llm_rerank.data.features import ItemStatistics, pair_features
-from llm_rerank.recommendation.candidates import ranks_in_row
-from llm_rerank.recommendation.components import retrieve_and_score
+from llm_rerank.recommendation.candidates import positions_in_row, ranks_in_row
+from llm_rerank.recommendation.components import ScoredCases, retrieve_and_score
 from llm_rerank.recommendation.fitting import Fitted
 from llm_rerank.recommendation.inputs import Fold
+from llm_rerank.recommendation.residual import CROSS_ENCODER
 from llm_rerank.recommendation.stage import UPSTREAM, Stage
 from llm_rerank.recommendation.thresholds import bounded_kept
-from llm_rerank.types import BoolArray, Cases, FloatArray, IntArray, Ragged
+from llm_rerank.types import BoolArray, Cases, FloatArray, IntArray, Ragged, Scorer
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -59,8 +60,11 @@ def decide(
     upstream stage decides. exclude: items not to retrieve.
     """
     n_items = len(fitted.items)
+    stage = fitted.stage if upstream is None or fitted.upstream_stage is None else fitted.upstream_stage
+    depth = config.cross_encoder_depth if stage.residual_verdict is not None else None
+    readers = [c for c in fitted.components if c.name == CROSS_ENCODER]
     scored = retrieve_and_score(
-        fitted.components,
+        fitted.components if depth is None else [c for c in fitted.components if c.name != CROSS_ENCODER],
         cases,
         fitted.reference,
         n_items,
@@ -68,7 +72,9 @@ def decide(
         seen=exclude,
     )
     pair_values = pair_features(scored.cases, statistics, fitted.items)
-    stage = fitted.stage if upstream is None or fitted.upstream_stage is None else fitted.upstream_stage
+    read = np.ones(len(pair_values), dtype=np.bool_)
+    if depth is not None:
+        scored, read = _read_to_depth(scored, readers[0].scorer, stage, pair_values, upstream, depth)
     fold = Fold(scored, seen, pair_values, upstream)
     candidates = fold.candidates
     contributions = stage.blend.contributions(stage.design(scored.scores, pair_values, upstream))
@@ -76,12 +82,46 @@ def decide(
     contributions[unknown] = np.nan
     scores = contributions.sum(axis=1)
     probabilities = stage.probability(scores, pair_values)
-    ranks = ranks_in_row(scores, candidates)
+    ranks = _ranks(scores, read, candidates)
     kept = ~unknown
     if stage.cut is not None:
         kept &= np.nan_to_num(probabilities, nan=-1.0) >= stage.cut.least_probability
     kept = bounded_kept(kept, ranks, min_items=config.min_items, max_items=config.max_items) & ~unknown
     return Decided(candidates, stage, contributions, scores, probabilities, ranks, kept)
+
+
+def _read_to_depth(
+    scored: ScoredCases,
+    reader: Scorer,
+    stage: Stage,
+    pair_values: FloatArray,
+    upstream: FloatArray | None,
+    depth: int,
+) -> tuple[ScoredCases, BoolArray]:
+    """Let the cross-encoder read each case's best ``depth`` candidates by all else; also which those are.
+
+    What it did not read has NaN for its score, which counts as no opinion.
+    """
+    rows = scored.cases.candidates
+    nothing = np.full((len(pair_values), 1), np.nan, dtype=np.float32)
+    first = stage.blend.score(stage.design(np.column_stack([scored.scores, nothing]), pair_values, upstream))
+    read = ranks_in_row(first, rows) <= depth
+    lengths = np.bincount(rows.row_of_value[read], minlength=len(rows)).astype(np.int64)
+    values = nothing[:, 0]
+    values[read] = reader.score(scored.cases.with_candidates(Ragged.from_lengths(rows.values[read], lengths)))
+    scores, raw = (np.column_stack([table, values]).astype(np.float32) for table in (scored.scores, scored.raw))
+    return ScoredCases(scored.cases, scores, raw), read
+
+
+def _ranks(scores: npt.NDArray[np.float64], read: BoolArray, rows: Ragged) -> IntArray:
+    """Rank by score, what the cross-encoder did not read below what it read."""
+    if read.all():
+        return ranks_in_row(scores, rows)
+    badness = np.where(np.isnan(scores), np.inf, -scores)
+    order = np.lexsort((badness, ~read, rows.row_of_value))
+    ranks = np.empty(len(scores), dtype=np.int64)
+    ranks[order] = positions_in_row(rows) + 1
+    return ranks
 
 
 def groups_of_columns(fitted: Fitted, stage: Stage) -> list[str]:

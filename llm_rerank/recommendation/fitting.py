@@ -1,12 +1,13 @@
 """The fit protocol, from events to a fitted reranker, top to bottom.
 
 Hold out the newest targets; fit the components on what came before; let half of the held-out users fit the blend, the
-guard and the calibrator; report and choose the cut on the other half; then fit the components again on everything.
+guard and the calibrator, and a cross-encoder, fine-tuned on the past, join where it pays; report and choose the cut on
+the other half; then fit the components again on everything.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
 from typing import Any
@@ -19,6 +20,7 @@ from llm_rerank.data.splits import hash_users
 from llm_rerank.metrics import hit_matrix, ndcg_at_k
 from llm_rerank.models.scoring import retrieve
 from llm_rerank.recommendation.components import Component, ComponentSpec, reference_items, retrieve_and_score
+from llm_rerank.recommendation.cross_reading import read_with_cross_encoder
 from llm_rerank.recommendation.holdout import Holdout, plan_holdout
 from llm_rerank.recommendation.inputs import FitData, FitTools, Fold
 from llm_rerank.recommendation.judging import report_and_cut
@@ -50,30 +52,45 @@ def fit_reranker(data: FitData, tools: FitTools, log: FitLog, start: Start | Non
     holdout = plan_holdout(data.events, config.seed, log)
     components, items, fold_f, fold_g = fit_and_score_holdout(data, tools, holdout, log, start)
 
-    log.step("fusion")
-    stage = fit_stage(
-        fold_f,
-        [component.name for component in components if component.blends],
-        features=tools.features,
-        n_items=n_items,
-        start=None if start is None else start.stage,
-        seed=config.seed,
-    )
+    stage = _fit_fusion(fold_f, components, tools, n_items, start, log)
     log.say(stage.verdict.sentence())
+    specs = list(tools.specs)
+    reading = read_with_cross_encoder(data, tools, holdout, items, components, stage, fold_f, fold_g, log)
+    if reading is not None:
+        with_reading = _fit_fusion(reading.fold_f, [*components, reading.component], tools, n_items, start, log)
+        verdict = with_reading.residual_verdict
+        assert verdict is not None
+        log.say(verdict.sentence())
+        if verdict.kept:
+            stage, fold_f, fold_g = with_reading, reading.fold_f, reading.fold_g
+            components, specs = [*components, reading.component], [*specs, reading.spec]
     stage, report = report_and_cut(stage, fold_g, config, n_items, log)
     upstream_stage = fit_upstream_stage(data, tools, holdout, items, components, reference, log, start)
 
     if config.refit:
         log.step("refit on all rows")
         items = tools.render(data.items, data.events, None)
-        components = refit_components(
-            components, tools.specs, data.events, items, fold_g, stage, reference, config.seed, log
-        )
+        components = refit_components(components, specs, data.events, items, fold_g, stage, reference, config.seed, log)
     else:
         log.say("refit=False: the components keep what they learned before the hold-out")
     settings = {component.name: dict(component.settings) for component in components}
     summary = {"protocol": holdout.protocol, "holdout": holdout.description, "settings": settings, **report}
     return Fitted(items, tuple(components), reference, stage, upstream_stage, summary)
+
+
+def _fit_fusion(
+    fold: Fold, components: Sequence[Component], tools: FitTools, n_items: int, start: Start | None, log: FitLog
+) -> Stage:
+    log.step("fusion")
+    return fit_stage(
+        fold,
+        [component.name for component in components if component.blends],
+        features=tools.features,
+        n_items=n_items,
+        start=None if start is None else start.stage,
+        seed=tools.config.seed,
+        cross_encoder="always" if tools.config.cross_encoder == "always" else "auto",
+    )
 
 
 def fit_and_score_holdout(

@@ -3,10 +3,10 @@
 A conditional logit: within a case's list, P(target = i) = softmax_i(x_i · w). Linear, so a score splits exactly into
 contributions. The weights are shrunk toward a prior (the default component alone, or another shop's blend).
 
-How far they are shrunk, and which kinds of columns join at all (``RUNGS``), is chosen by cross-validation over cases:
-the penalty by likelihood, the rung by NDCG@10, because many columns on few cases gain likelihood in the tail of the
-list and lose its top. (Taking the simplest rung within one standard error of the best was tried and lost more than it
-saved: docs/lab-notebook.md.)
+How far they are shrunk, and which kinds of columns join at all (``RUNGS``), is decided by cross-validation over cases:
+the penalty by likelihood, the rungs by NDCG@10, because many columns on few cases gain likelihood in the tail of the
+list and lose its top. No rung is chosen: each has a share of the blend by how near it comes to the best, in units of
+the error of that difference (``shares_of_rungs``), so that noise between equals moves nothing.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ import numpy as np
 import numpy.typing as npt
 
 from llm_rerank.metrics import hit_matrix, ndcg_at_k
-from llm_rerank.recommendation.candidates import ranked
-from llm_rerank.recommendation.conditional_logit import (
+from llm_rerank.models.conditional_logit import (
     Float64Array,
     conditional_log_likelihood,
     fit_conditional_logit,
     informative,
 )
+from llm_rerank.recommendation.candidates import ranked
 from llm_rerank.recommendation.guard import LEAST_CASES_FOR_BLEND, RUNGS, GuardVerdict, judge
 from llm_rerank.types import FloatArray, IntArray, Ragged
 
@@ -33,6 +33,9 @@ if TYPE_CHECKING:
     from llm_rerank.types import BoolArray
 
 PENALTIES = (3.0, 30.0, 300.0)
+SHARPNESS = 1.0
+"""How fast a rung's share falls with its distance from the best one, a standard error (benchmarks/blend_rungs.py)."""
+
 SUPPORT_CAP = np.log1p(40.0)
 """Log support beyond which more behaviour changes nothing: findings put the turn near 40 interactions."""
 
@@ -44,7 +47,7 @@ class Blend:
     """Weights of a linear score over named columns (see ``design_columns``).
 
     names: columns in order. weights: float64, shape (n_columns,). default: name of the component to fall back to.
-    penalty: strength of the shrinkage that was chosen; None where nothing was fitted.
+    penalty: strength of the shrinkage, the shares' geometric mean over rungs; None where nothing was fitted.
     """
 
     names: tuple[str, ...]
@@ -96,12 +99,18 @@ def design_columns(
     blocks, names = [known], list(component_names)
     for label, support in ((USER_SUPPORT, user_support), (ITEM_SUPPORT, item_support)):
         if support is not None:
-            # centred at half the cap, so that a component's own weight is its weight at middling support
-            centred = (np.minimum(support, SUPPORT_CAP) / SUPPORT_CAP - 0.5).astype(np.float32)
-            blocks.append(known * centred[:, None])
+            blocks.append(known * centred_support(support)[:, None])
             names += [f"{name} × {label}" for name in component_names]
     blocks.append(features)
     return np.concatenate(blocks, axis=1, dtype=np.float32), (*names, *feature_names)
+
+
+def centred_support(support: FloatArray) -> FloatArray:
+    """Cap log support and centre it at half the cap, so that a column's own weight is its weight at middling support.
+
+    Returns float32 in [−0.5, 0.5], shape as given.
+    """
+    return (np.minimum(support, SUPPORT_CAP) / SUPPORT_CAP - 0.5).astype(np.float32)
 
 
 def fold_of_case(n_cases: int, n_folds: int, seed: int) -> IntArray:
@@ -136,6 +145,7 @@ def fit_fusion(
     start: Blend | None,
     seed: int,
     n_folds: int = 5,
+    sharpness: float = SHARPNESS,
 ) -> FusionFit:
     """Fit the blend on all cases, and judge it by cross-validation over cases.
 
@@ -161,7 +171,7 @@ def fit_fusion(
             n_cases=n_informative,
             kept_blend=start is not None,
             non_inferior=False,
-            rung=RUNGS[0],
+            shares={},
             rungs={},
         )
         return FusionFit(blend, verdict, scores)
@@ -192,14 +202,38 @@ def fit_fusion(
     by_rung = np.stack([ndcg_of(out_of_fold[r, penalties[r]], rows, targets)[judged] for r in range(len(RUNGS))])
     if start is None:
         by_rung[0] = default_ndcg[judged]
-    rung = int(by_rung.mean(axis=1).argmax())  # of equals the simplest
-    verdict = judge(by_rung, rung, default_ndcg[judged], overall, seed)
-    penalty = PENALTIES[penalties[rung]]
+    shares = shares_of_rungs(by_rung, sharpness)
+    blended = np.tensordot(shares, out_of_fold[np.arange(len(RUNGS)), penalties], axes=1)
+    blend_ndcg = ndcg_of(blended, rows, targets)[judged]
+    verdict = judge(by_rung, shares, blend_ndcg, default_ndcg[judged], overall, seed)
     if not verdict.kept_blend:
         blend = Blend(names, _prior(design, names, rows, positive, overall, None), overall, None)
         return FusionFit(blend, verdict, blend.score(design))
-    weights = _fit_columns(design, rows, positive, columns[rung], prior, penalty)
-    return FusionFit(Blend(names, weights, overall, penalty), verdict, out_of_fold[rung, penalties[rung]])
+    of_rungs = [
+        _fit_columns(design, rows, positive, columns[rung], prior, PENALTIES[penalties[rung]])
+        for rung in range(len(RUNGS))
+    ]
+    penalty = float(np.exp(shares @ np.log(np.array(PENALTIES)[penalties])))
+    return FusionFit(Blend(names, shares @ np.stack(of_rungs), overall, penalty), verdict, blended)
+
+
+def shares_of_rungs(by_rung: Float64Array, sharpness: float) -> Float64Array:
+    """Share of each rung in the blend: proportional to exp(−sharpness × (best − mean) / its standard error).
+
+    by_rung: NDCG@10, shape (n_rungs, n_cases). The error is that of the paired difference from the best rung; one that
+    differs from the best without any error has a share only if it is as good. sharpness: 0 averages all rungs evenly,
+    infinity takes the best alone. Returns float64, shape (n_rungs,), summing to 1.
+    """
+    means = by_rung.mean(axis=1)
+    best = int(means.argmax())  # of equals the simplest
+    losses = by_rung[best] - by_rung
+    errors = losses.std(axis=1, ddof=1) / np.sqrt(by_rung.shape[1])
+    with np.errstate(divide="ignore", invalid="ignore"):
+        distances = np.where(means[best] > means, (means[best] - means) / errors, 0.0)
+    if np.isinf(sharpness):
+        return np.eye(len(means))[best]
+    shares = np.exp(-sharpness * distances)
+    return shares / shares.sum()
 
 
 def columns_of_rungs(names: Sequence[str], n_components: int) -> list[IntArray]:

@@ -16,7 +16,7 @@ Float64Array = npt.NDArray[np.float64]
 LEAST_CASES_FOR_BLEND = 50
 GUARD_MARGIN = 0.02
 RUNGS = ("prior", "components", "components + features", "components + features + support")
-"""Kinds of columns that may carry a fitted weight, simplest first."""
+"""Kinds of columns that may carry a fitted weight, fewest first."""
 
 
 @dataclass(frozen=True)
@@ -25,9 +25,9 @@ class GuardVerdict:
 
     difference: NDCG@10 of blend − default over out-of-fold cases, with its 95 % interval.
     margin: loss that counts as harmless, in NDCG (2 % of the default's mean).
-    kept_blend: False where the default alone ranks: no rung is better out of fold, or the point estimate lies below
-    −margin. non_inferior: whether the one-sided 95 % bound lies above −margin. rungs: out-of-fold
-    NDCG@10 of each rung; rung: the chosen one. (The interval knows nothing of that choice among four.)
+    kept_blend: False where the default alone ranks, because the point estimate lies below −margin.
+    non_inferior: whether the one-sided 95 % bound lies above −margin. rungs: out-of-fold NDCG@10 of each rung; shares:
+    what part of the blend each has. (The interval knows nothing of how the shares came about.)
     """
 
     default: str
@@ -38,7 +38,7 @@ class GuardVerdict:
     n_cases: int
     kept_blend: bool
     non_inferior: bool
-    rung: str
+    shares: Mapping[str, float]
     rungs: Mapping[str, float]
 
     def sentence(self) -> str:
@@ -48,19 +48,13 @@ class GuardVerdict:
                 f"guard: {self.n_cases} cases with a retrieved target are too few to fit a blend "
                 f"(at least {LEAST_CASES_FOR_BLEND}); {self.default} or the given start ranks"
             )
-        tried = ", ".join(f"{name} {ndcg:.4f}" for name, ndcg in self.rungs.items())
-        tail = f" (out of fold: {tried})"
-        if self.rung == RUNGS[0]:
-            return (
-                f"guard: no blend is better than {self.default} alone on {self.n_cases:,} held-out cases, so it ranks "
-                f"alone{tail}"
-            )
+        tried = ", ".join(f"{name} {self.rungs[name]:.4f} (share {share:.2f})" for name, share in self.shares.items())
         low, high = self.difference.low, self.difference.high
         head = (
-            f"guard: blend of {self.rung}: NDCG@10 {self.blend_ndcg:.4f}, {self.default} alone "
-            f"{self.default_ndcg:.4f}, difference {self.difference.mean:+.4f} [{low:+.4f}, {high:+.4f}], "
-            f"n = {self.n_cases:,} held-out cases"
+            f"guard: blend: NDCG@10 {self.blend_ndcg:.4f}, {self.default} alone {self.default_ndcg:.4f}, difference "
+            f"{self.difference.mean:+.4f} [{low:+.4f}, {high:+.4f}], n = {self.n_cases:,} held-out cases"
         )
+        tail = f"; out of fold: {tried}"
         if not self.kept_blend:
             return f"{head}: worse by more than {GUARD_MARGIN:.0%}, so {self.default} alone ranks{tail}"
         if self.non_inferior:
@@ -80,15 +74,21 @@ class GuardVerdict:
         return cls(**{**values, "difference": None if d is None else Difference(**d)})
 
 
-def judge(by_rung: Float64Array, rung: int, default_ndcg: Float64Array, default: str, seed: int) -> GuardVerdict:
-    """Compare the chosen rung with the default and decide which of them ranks.
+def judge(
+    by_rung: Float64Array,
+    shares: Float64Array,
+    blend_ndcg: Float64Array,
+    default_ndcg: Float64Array,
+    default: str,
+    seed: int,
+) -> GuardVerdict:
+    """Compare the blend with the default, case by case, and decide which of them ranks.
 
-    by_rung: NDCG@10, shape (len(RUNGS), n_cases). default_ndcg: shape (n_cases,).
+    by_rung: NDCG@10, shape (len(RUNGS), n_cases). shares: shape (len(RUNGS),). blend_ndcg, default_ndcg: shape
+    (n_cases,).
     """
-    blend_ndcg = by_rung[rung]
     margin = GUARD_MARGIN * float(default_ndcg.mean())
     difference = paired_difference(blend_ndcg, default_ndcg, seed=seed)
-    differs = bool((blend_ndcg != default_ndcg).any()) or rung > 0
     return GuardVerdict(
         default=default,
         default_ndcg=float(default_ndcg.mean()),
@@ -96,8 +96,8 @@ def judge(by_rung: Float64Array, rung: int, default_ndcg: Float64Array, default:
         difference=difference,
         margin=margin,
         n_cases=len(default_ndcg),
-        kept_blend=differs and difference.mean >= -margin,
+        kept_blend=difference.mean >= -margin,
         non_inferior=non_inferior(blend_ndcg - default_ndcg, margin=margin, confidence=0.95),
-        rung=RUNGS[rung],
+        shares=dict(zip(RUNGS, shares.tolist(), strict=True)),
         rungs={name: float(values.mean()) for name, values in zip(RUNGS, by_rung, strict=True)},
     )

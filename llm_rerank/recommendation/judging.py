@@ -9,12 +9,12 @@ import numpy as np
 
 from llm_rerank.config import RerankerConfig
 from llm_rerank.metrics import brier_skill, calibration_line, expected_calibration_error
+from llm_rerank.models.conditional_logit import Float64Array
 from llm_rerank.recommendation.candidates import is_member, ranks_in_row
-from llm_rerank.recommendation.conditional_logit import Float64Array
 from llm_rerank.recommendation.fusion import ndcg_of
 from llm_rerank.recommendation.inputs import Fold
 from llm_rerank.recommendation.log import FitLog
-from llm_rerank.recommendation.stage import Stage
+from llm_rerank.recommendation.stage import UPSTREAM, Stage
 from llm_rerank.recommendation.thresholds import choose_cut
 from llm_rerank.types import BoolArray, FloatArray, IntArray
 
@@ -34,8 +34,9 @@ def report_and_cut(
     n_retrieved = np.bincount(rows.row_of_value, weights=positive, minlength=len(rows))
     with_target = targets.lengths > 0
     ranking = {"fused": _mean(ndcg_of(scores, rows, targets)[with_target])}
-    for column, name in enumerate(stage.component_names):
-        values = fold.scored.scores[:, column] if column < fold.scored.scores.shape[1] else fold.upstream
+    own_names = [name for name in stage.component_names if name != UPSTREAM]
+    for name in stage.component_names:
+        values = fold.upstream if name == UPSTREAM else fold.scored.scores[:, own_names.index(name)]
         assert values is not None
         ranking[name] = _mean(ndcg_of(values, rows, targets)[with_target])
     recall = _mean(n_retrieved[with_target] / targets.lengths[with_target])

@@ -29,6 +29,11 @@ class FitLog:
         if self.verbose:
             print(line, flush=True)  # noqa: T201  # fit is asked to tell its user what it decided
 
+    def detail(self, line: str) -> None:
+        """Print a line of progress that the report need not keep."""
+        if self.verbose:
+            print(line, flush=True)  # noqa: T201  # as above
+
     def say_report(self, report: DataReport) -> None:
         """Say what was understood of the data and what was dropped."""
         for line in report.lines():

@@ -34,13 +34,7 @@ def refit_components(
     The new components are kept where Spearman's correlation of the fused scores is at least .80 and the kept rate
     moves by at most 10 %; otherwise the old ones stay and a warning says so.
     """
-    spec_of = {spec.name: spec for spec in specs}
-    refitted = []
-    with log.progress(len(components), "refit") as bar:
-        for component in components:
-            scorer = spec_of[component.name].make(**component.settings).fit(events, items, seed=seed)
-            refitted.append(replace(component, scorer=scorer))
-            bar.update(1)
+    refitted = fit_again(components, specs, events, items, seed, log)
     cases = fold.scored.cases
     if not len(cases.candidates.values):
         return refitted
@@ -64,6 +58,25 @@ def refit_components(
         f"{MOST_CHANGE_OF_KEPT_RATE:.0%}), so the components that were judged stay in use"
     )
     return list(components)
+
+
+def fit_again(
+    components: Sequence[Component],
+    specs: Sequence[ComponentSpec],
+    events: Interactions,
+    items: Items,
+    seed: int,
+    log: FitLog,
+) -> list[Component]:
+    """Fit each component on other events with the settings that were chosen for it."""
+    spec_of = {spec.name: spec for spec in specs}
+    fitted = []
+    with log.progress(len(components), "fit again") as bar:
+        for component in components:
+            scorer = spec_of[component.name].make(**component.settings).fit(events, items, seed=seed)
+            fitted.append(replace(component, scorer=scorer))
+            bar.update(1)
+    return fitted
 
 
 def _spearman(before: np.ndarray, after: np.ndarray) -> float:

@@ -34,6 +34,7 @@ TEXT_ARRAYS = ("reviews", "queries")
 
 SCORERS = {
     "als": ("llm_rerank.models.collaborative.als", "ALS"),
+    "cross_encoder": ("llm_rerank.models.cross_encoder.scorer", "HistoryCrossEncoder"),
     "ease": ("llm_rerank.models.collaborative.ease", "EASE"),
     "item_knn": ("llm_rerank.models.collaborative.item_item", "ItemKNN"),
     "neural": ("llm_rerank.models.collaborative.neural", "NeuralScorer"),

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +18,7 @@ from llm_rerank.recommendation.calibration import PlattCalibrator, fit_platt
 from llm_rerank.recommendation.candidates import is_member
 from llm_rerank.recommendation.fusion import (
     ITEM_SUPPORT,
+    SHARPNESS,
     USER_SUPPORT,
     Blend,
     FusionFit,
@@ -26,6 +27,12 @@ from llm_rerank.recommendation.fusion import (
 )
 from llm_rerank.recommendation.guard import GuardVerdict
 from llm_rerank.recommendation.inputs import Fold
+from llm_rerank.recommendation.residual import (
+    CROSS_ENCODER,
+    ResidualVerdict,
+    add_residual,
+    residual_columns,
+)
 from llm_rerank.recommendation.thresholds import Cut
 from llm_rerank.types import FloatArray, Ragged
 
@@ -40,7 +47,8 @@ class Stage:
     """Everything between component scores and a decision. Built by ``fit_stage``, immutable after.
 
     feature_names: the pair features in use, a part of ``PAIR_FEATURES``. upstream_scale: mean and standard deviation
-    of the upstream scores it was fitted on; None where there are none.
+    of the upstream scores it was fitted on; None where there are none. residual_verdict: what was decided of the
+    cross-encoder, whose score is then the last column of the component scores; None without one.
     """
 
     component_names: tuple[str, ...]
@@ -53,6 +61,12 @@ class Stage:
     verdict: GuardVerdict
     calibrator: PlattCalibrator | None
     cut: Cut | None
+    residual_verdict: ResidualVerdict | None = None
+
+    @property
+    def standardised_names(self) -> tuple[str, ...]:
+        """The components whose scores are standardised: all but the cross-encoder."""
+        return tuple(name for name in self.component_names if name != CROSS_ENCODER)
 
     def design(self, component_scores: FloatArray, pair_values: FloatArray, upstream: FloatArray | None) -> FloatArray:
         """Columns of the blend for each candidate: float32, shape (n_candidates, n_columns).
@@ -60,7 +74,7 @@ class Stage:
         component_scores: shape (n_candidates, n_components without upstream). pair_values: shape (n_candidates,
         len(PAIR_FEATURES)), NaN unknown. upstream: raw upstream scores, shape (n_candidates,), NaN unknown.
         """
-        scores = component_scores
+        scores, residual = split_residual(component_scores, self.residual_verdict is not None)
         if self.upstream_scale is not None:
             mean, deviation = self.upstream_scale
             given = np.full(len(scores), np.nan, dtype=np.float32) if upstream is None else upstream
@@ -70,13 +84,18 @@ class Stage:
         user_support, item_support = supports(pair_values)
         design, _ = design_columns(
             scores,
-            self.component_names,
+            self.standardised_names,
             features,
             self.missing.output_names,
             user_support,
             item_support if self.uses_item_support else None,
         )
-        return design
+        if residual is None:
+            return design
+        return np.column_stack([design, self._residual_columns(residual, user_support, item_support)])
+
+    def _residual_columns(self, residual: FloatArray, user_support: FloatArray, item_support: FloatArray) -> FloatArray:
+        return residual_columns(residual, user_support, item_support if self.uses_item_support else None)[0]
 
     def score(self, fold: Fold) -> Float64Array:
         """Fused scores of a fold's candidates: float64, shape (n_candidates,)."""
@@ -102,12 +121,13 @@ class Stage:
             "verdict": self.verdict.to_dict(),
             "calibrator": None if self.calibrator is None else self.calibrator.to_dict(),
             "cut": None if self.cut is None else self.cut.to_dict(),
+            "residual_verdict": None if self.residual_verdict is None else self.residual_verdict.to_dict(),
         }
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Stage:
         """Rebuild from ``to_dict``'s values."""
-        scale = values["upstream_scale"]
+        scale, residual = values["upstream_scale"], values.get("residual_verdict")
         return cls(
             component_names=tuple(values["component_names"]),
             feature_names=tuple(values["feature_names"]),
@@ -119,6 +139,7 @@ class Stage:
             verdict=GuardVerdict.from_dict(values["verdict"]),
             calibrator=None if values["calibrator"] is None else PlattCalibrator.from_dict(values["calibrator"]),
             cut=None if values["cut"] is None else Cut.from_dict(values["cut"]),
+            residual_verdict=None if residual is None else ResidualVerdict.from_dict(residual),
         )
 
 
@@ -161,14 +182,19 @@ def fit_stage(
     n_items: int,
     start: Stage | None,
     seed: int,
+    cross_encoder: Literal["auto", "always"] = "auto",
+    sharpness: float = SHARPNESS,
 ) -> Stage:
     """Fit blend, guard and calibrator on the cases of fold F.
 
+    component_names: of the columns of the fold's scores; a "cross_encoder", if there is one, comes last.
     features: the pair features allowed. start: the stage of another shop, whose blend becomes the prior.
+    cross_encoder: "always" lets its score count even where that does not pay. sharpness: see ``shares_of_rungs``.
     """
     rows, targets, pair_values, upstream = fold.candidates, fold.targets, fold.pair_values, fold.upstream
-    names = tuple(component_names)
-    scores = fold.scored.scores
+    has_residual = CROSS_ENCODER in component_names
+    names = tuple(name for name in component_names if name != CROSS_ENCODER)
+    scores, residual = split_residual(fold.scored.scores, has_residual)
     scale = None
     if upstream is not None:
         scale = (float(np.nanmean(upstream)), max(float(np.nanstd(upstream)), 1e-9))
@@ -199,8 +225,33 @@ def fit_stage(
         default=UPSTREAM if upstream is not None else None,
         start=None if start is None else start.blend,
         seed=seed,
+        sharpness=sharpness,
     )
+    residual_verdict = None
+    if residual is not None:
+        columns, residual_names = residual_columns(residual, user_support, item_support if uses_item_support else None)
+        fusion, residual_verdict = add_residual(
+            fusion, columns, residual_names, rows, positive, targets, choice=cross_encoder, seed=seed
+        )
+        names = (*names, CROSS_ENCODER)
     calibrator = fit_platt(fusion.out_of_fold, user_support, item_support, positive)
     return Stage(
-        names, used, uses_item_support, missing, standardizer, scale, fusion.blend, fusion.verdict, calibrator, None
+        names,
+        used,
+        uses_item_support,
+        missing,
+        standardizer,
+        scale,
+        fusion.blend,
+        fusion.verdict,
+        calibrator,
+        None,
+        residual_verdict,
     )
+
+
+def split_residual(component_scores: FloatArray, has_residual: bool) -> tuple[FloatArray, FloatArray | None]:
+    """Part the cross-encoder's scores, the last column where there are any, from the standardised ones."""
+    if not has_residual:
+        return component_scores, None
+    return component_scores[:, :-1], component_scores[:, -1]

@@ -59,6 +59,7 @@ def fit_upstream_stage(
         n_items=len(items),
         start=None if start is None else start.upstream_stage,
         seed=tools.config.seed,
+        cross_encoder="always" if tools.config.cross_encoder == "always" else "auto",
     )
     log.say(f"upstream lists: {stage.verdict.sentence()}")
     return report_and_cut(stage, fold_g, tools.config, len(items), log)[0]

@@ -6,14 +6,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import check_grad
 
+from llm_rerank.models.conditional_logit import conditional_log_likelihood, fit_conditional_logit
 from llm_rerank.recommendation.candidates import is_member
-from llm_rerank.recommendation.conditional_logit import conditional_log_likelihood, fit_conditional_logit
 from llm_rerank.recommendation.fusion import (
     Blend,
     columns_of_rungs,
     design_columns,
     fit_fusion,
     ndcg_of,
+    shares_of_rungs,
 )
 from llm_rerank.recommendation.guard import LEAST_CASES_FOR_BLEND, RUNGS, GuardVerdict, judge
 from llm_rerank.types import Ragged
@@ -122,7 +123,7 @@ def test_blend_of_two_halves_of_the_truth_beats_the_better_half():
     design, rows, targets = planted(800, [1.5, 1.2], seed=1)
     fit = run(design, rows, targets, names=("first", "second"))
     assert fit.blend.default == "first"
-    assert fit.verdict.rung == "components"
+    assert fit.verdict.shares["prior"] < 0.01  # the second half is worth many standard errors
     assert fit.verdict.kept_blend
     assert fit.verdict.difference.low > 0.05  # two sources of equal worth: the gain is large and certain
     assert fit.verdict.non_inferior
@@ -138,17 +139,31 @@ def test_noise_beside_the_truth_does_no_harm():
     assert fit.verdict.difference.mean > -fit.verdict.margin
 
 
-def test_the_rung_of_best_ndcg_is_taken_and_the_verdict_shows_them_all():
+def test_shares_fall_with_the_distance_in_standard_errors():
+    # 4 cases; the second rung gains 1, 1, 1, −1: mean .5, deviation 1, standard error .5, so a distance of 1
+    first = np.zeros(4)
+    by_rung = np.stack([first, np.array([1.0, 1.0, 1.0, -1.0])])
+    np.testing.assert_allclose(shares_of_rungs(by_rung, 1.0), np.array([np.exp(-1), 1.0]) / (1 + np.exp(-1)))
+    np.testing.assert_allclose(shares_of_rungs(by_rung, 2.0), np.array([np.exp(-2), 1.0]) / (1 + np.exp(-2)))
+    np.testing.assert_allclose(shares_of_rungs(by_rung, 0.0), [0.5, 0.5])
+    np.testing.assert_allclose(shares_of_rungs(by_rung, np.inf), [0.0, 1.0])
+    # worse in every case by the same: no error, no share; exactly as good: an equal share
+    np.testing.assert_allclose(shares_of_rungs(np.stack([first, first - 0.01, first]), 1.0), [0.5, 0.0, 0.5])
+
+
+def test_the_verdict_shows_every_rung():
     design, rows, targets = planted(600, [1.5, 1.2], seed=4)
     fit = run(design, rows, targets, names=("first", "second"))
-    assert list(fit.verdict.rungs) == list(RUNGS)
-    assert fit.verdict.rungs[fit.verdict.rung] == max(fit.verdict.rungs.values())
+    assert list(fit.verdict.rungs) == list(fit.verdict.shares) == list(RUNGS)
+    best = max(fit.verdict.rungs, key=fit.verdict.rungs.get)
+    assert fit.verdict.shares[best] == max(fit.verdict.shares.values())
+    assert sum(fit.verdict.shares.values()) == pytest.approx(1.0)
     for value in fit.verdict.rungs.values():
         assert f"{value:.4f}" in fit.verdict.sentence()
 
 
 def judged(blend, default):
-    return judge(np.stack([default, blend, blend, blend]), 1, default, "als", seed=0)
+    return judge(np.stack([default, blend, blend, blend]), np.full(4, 0.25), blend, default, "als", seed=0)
 
 
 def test_guard_falls_back_where_the_blend_loses():
@@ -171,11 +186,14 @@ def test_guard_says_that_n_is_too_small():
     assert "n = 60" in verdict.sentence()
 
 
-def test_the_prior_rung_is_the_default_alone():
-    default = np.random.default_rng(0).random(500)
-    verdict = judge(np.stack([default] * 4), 0, default, "als", seed=0)
-    assert not verdict.kept_blend
-    assert "no blend is better than als alone" in verdict.sentence()
+def test_the_blend_is_the_average_of_its_rungs_by_their_shares():
+    design, rows, targets = planted(600, [1.5, 0.3], seed=4)
+    whole = run(design, rows, targets, names=("first", "second"), sharpness=0.0)
+    best = run(design, rows, targets, names=("first", "second"), sharpness=np.inf)
+    # with these two columns the last three rungs are the same fit and the first is the prior
+    prior = np.array([run(design[:, :1], rows, targets, names=("first",), sharpness=np.inf).blend.weights[0], 0.0])
+    np.testing.assert_allclose(whole.blend.weights, 0.25 * prior + 0.75 * best.blend.weights, atol=0.05)
+    assert whole.blend.weights[1] == pytest.approx(0.75 * best.blend.weights[1], abs=0.02)
 
 
 def test_rungs_hold_their_kinds_of_columns():

@@ -128,7 +128,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def first(shop, folder) -> Reranker:
-    config = RerankerConfig(cache_folder=str(folder), candidates_per_source=20)
+    config = RerankerConfig(cache_folder=str(folder), candidates_per_source=20, cross_encoder="off")
     return Reranker(config, verbose=False).fit(*shop)
 
 
@@ -174,7 +174,9 @@ def test_vectors_are_taken_from_the_folder(folder, first, shop, tmp_path):
     events, items = shop
     reviews = [review for review in events["review"].unique() if review]
     CachedEncoder(Constant(), tmp_path).encode(reviews)
-    told = Reranker(RerankerConfig(cache_folder=str(tmp_path), refit=False), verbose=False).fit(events, items)
+    told = Reranker(RerankerConfig(cache_folder=str(tmp_path), refit=False, cross_encoder="off"), verbose=False).fit(
+        events, items
+    )
     # all reviews are one vector, so one sentiment; with the encoder's own vectors they differ
     assert len(np.unique(sentiments(told))) == 1
     assert len(np.unique(sentiments(first))) > 1

@@ -139,7 +139,7 @@ def test_probabilities_come_from_scores_of_cases_left_out_of_the_fit():
     # one telling feature among eleven of noise, on 60 lists: a blend tells the lists that it was fitted on too well
     fold = made_fold(60, opinion=1.0)
     stage = fitted(fold, features=PAIR_FEATURES)
-    assert "features" in stage.verdict.rung
+    assert stage.verdict.shares["components + features"] + stage.verdict.shares["components + features + support"] > 0.5
     positive = is_member(fold.candidates, fold.targets, N_CANDIDATES)
     flattered = fit_platt(stage.score(fold), *supports(fold.pair_values), positive)
     assert stage.calibrator.coefficients[0] < 0.9 * flattered.coefficients[0]

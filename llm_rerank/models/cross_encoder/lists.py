@@ -40,7 +40,7 @@ class TrainingLists:
         return len(self.cases)
 
     def take(self, rows: IntArray) -> TrainingLists:
-        """Lists in the order given."""
+        """Take lists in the order given."""
         positions = self.cases.candidates.value_positions(rows)
         return TrainingLists(self.cases.take(rows), self.positive[positions], self.offsets[positions])
 

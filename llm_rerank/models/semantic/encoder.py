@@ -196,7 +196,9 @@ def _torch_dtype(name: DTypeName) -> Any:
 
 def _clean(texts: Sequence[Any]) -> list[str]:
     """Texts without outer blanks and with "?" for what is no character (halves of emoji), which tokenizers refuse."""
-    wrong = next((text for text in texts if not isinstance(text, str)), None)
-    if wrong is not None:
-        raise DataError(f"texts hold {wrong!r} of type {type(wrong).__name__}; give strings, '' where there is no text")
+    wrong = [text for text in texts if not isinstance(text, str)]
+    if wrong:
+        raise DataError(
+            f"texts hold {wrong[0]!r} of type {type(wrong[0]).__name__}; give strings, '' where there is no text"
+        )
     return [text.strip().encode("utf-8", "replace").decode("utf-8") for text in texts]

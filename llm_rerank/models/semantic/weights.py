@@ -145,17 +145,17 @@ def network_fingerprint(network: Any, max_tokens: int, dtype: DTypeName, prompt:
     for module in network.children():
         pooling = getattr(module, "pooling_mode", None) or getattr(module, "get_pooling_mode_str", str)()
         digest.update(f"{type(module).__name__} {pooling if type(module).__name__ == 'Pooling' else ''}".encode())
-    digest.update(_tokenizer_json(network.tokenizer).encode())
+    digest.update(tokenizer_json(network.tokenizer).encode())
     digest.update(json.dumps([max_tokens, dtype, prompt]).encode())
     return digest.hexdigest()
 
 
-def _tokenizer_json(tokenizer: Any) -> str:
+def tokenizer_json(tokenizer: Any) -> str:
+    """Describe a tokenizer in full, without the state that its last call left behind."""
     backend = getattr(tokenizer, "backend_tokenizer", tokenizer)
     if not hasattr(backend, "to_str"):  # a tokenizer written in Python
         return json.dumps(sorted(tokenizer.get_vocab().items()))
     settings = json.loads(backend.to_str())
-    # the state that the last call left behind, not a property of the tokenizer
     settings["truncation"] = settings["padding"] = None
     return json.dumps(settings, sort_keys=True)
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from llm_rerank.recommendation.conditional_logit import (
+from llm_rerank.models.conditional_logit import (
     conditional_log_likelihood,
     fit_conditional_logit,
     informative,

@@ -1,0 +1,187 @@
+"""Texts to the states of the frozen lower layers: each text read once, alone, and kept on disk where a folder is given.
+
+What the states are used for is said in ``history_encoder.py``; the files, in ``state_cache.py``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from llm_rerank.models.cross_encoder.history_encoder import NetworkShape, TransformerLayer
+from llm_rerank.models.cross_encoder.packing import Packing, pack
+from llm_rerank.models.cross_encoder.state_cache import StateCache, StateType, bytes_needed, fingerprint_of
+from llm_rerank.models.semantic.weights import load_network, tokenizer_json
+from llm_rerank.types import DataError, IntArray, Ragged, StorageError
+
+TOKENS_AT_ONCE = 16_384
+CHARACTERS_PER_TOKEN = 32
+"""Of a text no more than this many characters a token are looked at: what follows could not be read anyway."""
+
+
+class ItemReader:
+    """The frozen part: tokenizer, embeddings and lower layers of a BERT or (XLM-)RoBERTa sentence encoder.
+
+    model: "default", a folder, or a hub name (``semantic/weights.py``). n_upper: layers left to the trained part.
+    item_tokens: tokens of a text that are read, special ones included. device: a torch device. dtype: of the states.
+    cache_folder: where states are kept between runs; None: nowhere.
+
+    Raises DataError for another architecture or impossible sizes, StorageError where the weights are missing.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        *,
+        n_upper: int,
+        item_tokens: int,
+        device: str,
+        dtype: torch.dtype,
+        cache_folder: Path | None = None,
+        cache_type: StateType = "float16",
+    ) -> None:
+        network = load_network(model, "cpu")
+        bert = getattr(network[0], "auto_model", None)
+        kind = getattr(getattr(bert, "config", None), "model_type", type(bert).__name__)
+        if kind not in ("bert", "roberta", "xlm-roberta"):
+            raise DataError(
+                f"encoder {model!r} is a {kind!r} model; the history cross-encoder is built from BERT, RoBERTa or "
+                "XLM-RoBERTa layers: name such an encoder, for example 'default'"
+            )
+        assert bert is not None
+        config = bert.config
+        if not 1 <= n_upper < config.num_hidden_layers:
+            raise DataError(f"n_upper is {n_upper}; {model!r} has {config.num_hidden_layers} layers, so 1 to one less")
+        most = config.max_position_embeddings - (0 if kind == "bert" else config.pad_token_id + 1)
+        if not 3 <= item_tokens <= most:
+            raise DataError(f"item_tokens is {item_tokens}; {model!r} reads from 3 to {most}")
+        self.model = model
+        self.item_tokens = item_tokens
+        self.device, self.dtype = device, dtype
+        self._first_position = 0 if kind == "bert" else config.pad_token_id + 1
+        self._tokenizer = network.tokenizer
+        self.shape = NetworkShape(
+            hidden_size=config.hidden_size,
+            n_heads=config.num_attention_heads,
+            intermediate_size=config.intermediate_size,
+            norm_epsilon=config.layer_norm_eps,
+            n_lower=config.num_hidden_layers - n_upper,
+            n_upper=n_upper,
+        )
+        layers = [TransformerLayer(self.shape) for _ in bert.encoder.layer]
+        with torch.no_grad():
+            for own, given in zip(layers, bert.encoder.layer, strict=True):
+                own.load_bert(given)
+        # the embedding's own dropout and the layers' are off in eval mode, and gradients are never needed below
+        self._embeddings = bert.embeddings.eval().requires_grad_(False).to(device, dtype)
+        self._lower = nn.ModuleList(layers[: self.shape.n_lower]).eval().requires_grad_(False).to(device, dtype)
+        self.upper_weights = [layer.state_dict() for layer in layers[self.shape.n_lower :]]
+        """State dicts of the pretrained upper layers, float32 on the CPU: where training starts."""
+        self.fingerprint = fingerprint_of(
+            "lower states 1",
+            _weights_digest(self._embeddings, self._lower),
+            tokenizer_json(self._tokenizer),
+            str(item_tokens),
+        )
+        self._cache_type: StateType = cache_type
+        self.cache = None
+        if cache_folder is not None:
+            folder = Path(cache_folder) / f"states-{self.fingerprint[:16]}"
+            self.cache = StateCache(
+                folder, fingerprint=self.fingerprint, state_size=self.shape.hidden_size, dtype=cache_type
+            )
+
+    def check(self, fingerprint: str | None) -> None:
+        """Raise StorageError where a saved model was made with other layers or another tokenizer."""
+        if fingerprint is not None and fingerprint != self.fingerprint:
+            raise StorageError(
+                f"the frozen layers of {self.model!r} have fingerprint {self.fingerprint[:12]}, the saved model was "
+                f"made with {fingerprint[:12]}; use the encoder, number format and tokenizer of then, or train again"
+            )
+
+    def token_ids(self, texts: Sequence[str]) -> tuple[Ragged, int]:
+        """Tokens of each text, [CLS] and [SEP] included, cut at the end; and how many texts were cut."""
+        if not texts:
+            return Ragged.empty(0), 0
+        most = CHARACTERS_PER_TOKEN * self.item_tokens
+        cut = [text[:most].encode("utf-8", "replace").decode("utf-8") for text in texts]
+        rows = self._tokenizer(cut, add_special_tokens=True, truncation=False, verbose=False)["input_ids"]
+        n_cut = sum(len(row) > self.item_tokens for row in rows)
+        kept = [row if len(row) <= self.item_tokens else [*row[: self.item_tokens - 1], row[-1]] for row in rows]
+        return Ragged.from_lists(kept), n_cut
+
+    def size_in_words(self, texts: Sequence[str]) -> str:
+        """Say what keeping the states of these texts takes, from the first thousand of them."""
+        sample = list(texts[:1000])
+        mean = float(self.token_ids(sample)[0].lengths.mean()) if sample else 0.0
+        kind: StateType = self._cache_type
+        n_bytes = bytes_needed(int(mean * len(texts)), self.shape.hidden_size, kind)
+        return f"states of {len(texts):,} texts of about {mean:.0f} tokens: {n_bytes / 2**20:,.0f} MiB in {kind}"
+
+    def batches(self, texts: Sequence[str]) -> Iterator[tuple[IntArray, Packing, Tensor]]:
+        """Lower states of distinct texts, some thousand tokens at a time, neighbours in length together.
+
+        Yields (positions in ``texts`` in the order of the packing's places, packing, states (n_tokens, hidden_size)).
+        """
+        tokens, _ = self.token_ids(texts)
+        by_length = np.argsort(-tokens.lengths, kind="stable")  # longest first: memory runs out at once or never
+        through = np.cumsum(tokens.lengths[by_length])
+        batch = (through - 1) // TOKENS_AT_ONCE
+        for start, stop in _runs(batch):
+            rows = by_length[start:stop]
+            packing = pack(tokens.lengths[rows])
+            ordered = rows[packing.order]
+            yield ordered, packing, self._states([texts[row] for row in ordered], tokens.take(ordered), packing)
+
+    def no_states(self) -> tuple[Tensor, Packing]:
+        """States of no text: shape (0, hidden_size), and their packing."""
+        none = torch.empty((0, self.shape.hidden_size), device=self.device, dtype=self.dtype)
+        return none, pack(np.empty(0, dtype=np.int64))
+
+    def _states(self, texts: list[str], tokens: Ragged, packing: Packing) -> Tensor:
+        """States of packed texts, from the cache where it has all of them."""
+        if self.cache is None:
+            return self._read(tokens, packing)
+        keys = [hashlib.sha256(text.encode("utf-8", "replace")).hexdigest() for text in texts]
+        if len(self.cache.missing(keys)):
+            states = self._read(tokens, packing)
+            fresh = self.cache.missing(keys)
+            taken = torch.from_numpy(tokens.value_positions(fresh)).to(states.device)
+            rows = states.float()[taken].cpu().numpy()
+            self.cache.add([keys[position] for position in fresh], rows, tokens.lengths[fresh])
+        # also what was just computed comes from the cache, so that a run's states do not depend on what was there
+        held, _ = self.cache.read(keys)
+        return torch.from_numpy(held).to(self.device, self.dtype)
+
+    @torch.inference_mode()
+    def _read(self, tokens: Ragged, packing: Packing) -> Tensor:
+        positions = np.arange(len(tokens.values)) - np.repeat(tokens.offsets[:-1], tokens.lengths)
+        ids = torch.from_numpy(tokens.values)[None].to(self.device)
+        places = torch.from_numpy(positions + self._first_position)[None].to(self.device)
+        states = self._embeddings(input_ids=ids, position_ids=places)[0]
+        for layer in cast("list[TransformerLayer]", list(self._lower)):
+            states = layer.read_alone(states, packing)
+        return states
+
+
+def _runs(values: IntArray) -> Iterator[tuple[int, int]]:
+    """Start and end of each run of equal values."""
+    edges = np.flatnonzero(np.diff(values)) + 1
+    bounds = [0, *edges.tolist(), len(values)] if len(values) else [0]
+    yield from zip(bounds[:-1], bounds[1:], strict=True)
+
+
+def _weights_digest(*modules: nn.Module) -> str:
+    """SHA-256 over the weights and their number format."""
+    digest = hashlib.sha256()
+    for module in modules:
+        for name, tensor in sorted(module.state_dict().items()):
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            digest.update(tensor.detach().float().cpu().contiguous().numpy().data)
+    return digest.hexdigest()

@@ -1,0 +1,336 @@
+"""``HistoryCrossEncoder``: a BERT that reads a user's history once for all candidates; over texts, and as a scorer.
+
+The network is in ``history_encoder.py``, its fine-tuning in ``training.py``.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import numpy as np
+import torch
+
+from llm_rerank.models.cross_encoder.history_encoder import HistoryNetwork, NetworkShape, scoring_copy
+from llm_rerank.models.cross_encoder.item_states import ItemReader
+from llm_rerank.models.cross_encoder.item_table import ItemTable, build_table, read_table, write_table
+from llm_rerank.models.cross_encoder.scoring import readable_histories, score_lists
+from llm_rerank.models.semantic.encoder import SentenceEncoder, check_same_encoder, encoder_reference, load_encoder
+from llm_rerank.models.semantic.weights import DEFAULT_MODEL, DTypeName, best_device, best_dtype, check_device
+from llm_rerank.storage import CURRENT, open_folder, read_arrays, read_json, write_arrays, write_json
+from llm_rerank.types import (
+    BoolArray,
+    Cases,
+    DataError,
+    Encoder,
+    FloatArray,
+    Interactions,
+    Items,
+    NotFittedError,
+    Ragged,
+)
+
+MOST_TEXTS_KEPT = 100_000
+"""Texts that ``predict`` remembers between calls; beyond, it starts afresh."""
+
+Dtype = Literal["auto", "float32", "bfloat16"]
+
+
+class HistoryCrossEncoder:
+    """A cross-encoder over (history, candidate) whose every text is read once.
+
+    score = temperature × recency-weighted cosine of the frozen encoder's vectors + head(candidate, history)
+
+    The head starts at zero, so untrained it ranks as the sentence encoder does. Items are read alone by the lower
+    layers and by trained copies of the upper ones; with ``cross_attention`` a candidate's [CLS] also reads the tokens
+    of the history, through gates that start closed.
+
+    encoder: whose vectors are the warm start; None: the encoder of ``model``. model: where the layers come from:
+    "default", a folder, or a hub name (BERT, RoBERTa, XLM-RoBERTa). history_length: newest events that are read.
+    item_tokens: tokens of a text that are read. n_upper: layers that are trained. cross_attention: see above.
+    cache_folder: where token states are kept between runs; None: nowhere. device: "auto", "cpu", "cuda", … dtype:
+    "auto", "float32" or "bfloat16", of scoring; training keeps float32 weights. seed: of the new weights.
+
+    Raises DataError for impossible settings, StorageError where weights are missing.
+    """
+
+    name = "cross_encoder"
+    depends_on_list = False
+
+    def __init__(
+        self,
+        encoder: Encoder | None = None,
+        *,
+        model: str | None = None,
+        history_length: int = 20,
+        item_tokens: int = 32,
+        n_upper: int = 2,
+        cross_attention: bool = False,
+        cache_folder: str | Path | None = None,
+        device: str = "auto",
+        dtype: Dtype = "auto",
+        seed: int = 0,
+    ) -> None:
+        if history_length < 1:
+            raise DataError(f"history_length is {history_length}; it must be at least 1, for example 20")
+        if dtype not in ("auto", "float32", "bfloat16"):
+            raise DataError(f"dtype is {dtype!r}; it must be 'auto', 'float32' or 'bfloat16'")
+        if device != "auto":
+            check_device(device)
+        self.device = best_device() if device == "auto" else device
+        self.dtype: DTypeName = best_dtype(self.device) if dtype == "auto" else dtype
+        self.model = model or str(getattr(encoder, "model", DEFAULT_MODEL))
+        self.history_length = history_length
+        self.item_tokens = item_tokens
+        self.n_upper = n_upper
+        self.cross_attention = cross_attention
+        self.cache_folder = None if cache_folder is None else Path(cache_folder)
+        self.seed = seed
+        self.training_log: list[dict[str, Any]] = []
+        """One entry an evaluation of the last fine-tuning; empty: untrained."""
+        self._encoder = encoder
+        self._stored: Mapping[str, Any] = {}  # fingerprints of a loaded model, checked when its encoder is needed
+        self._reader: ItemReader | None = None
+        self._network: HistoryNetwork | None = None
+        self._scoring: HistoryNetwork | None = None
+        self._texts: dict[str, int] = {}
+        self._text_table: ItemTable | None = None
+        self._table: ItemTable | None = None
+        self._has_text: BoolArray = np.empty(0, dtype=np.bool_)
+
+    @classmethod
+    def from_encoder(cls, model: str = DEFAULT_MODEL, **settings: Any) -> Self:
+        """Build an untrained cross-encoder from a sentence encoder's weights; settings as for the class."""
+        return cls(model=model, **settings)
+
+    @property
+    def reader(self) -> ItemReader:
+        """The frozen layers, read on first use; a loaded model that only scores never needs them."""
+        if self._reader is None:
+            reader = ItemReader(
+                self.model,
+                n_upper=self.n_upper,
+                item_tokens=self.item_tokens,
+                device=self.device,
+                dtype=torch_dtype(self.dtype),
+                cache_folder=self.cache_folder,
+            )
+            reader.check(self._stored.get("reader"))
+            self._reader = reader
+        return self._reader
+
+    @property
+    def encoder(self) -> Encoder:
+        """The frozen sentence encoder, read on first use."""
+        if self._encoder is None:
+            reference = self._stored.get("encoder")
+            if reference is None:
+                self._encoder = SentenceEncoder(self.model, device=self.device, max_tokens=self.item_tokens)
+            else:
+                self._encoder = load_encoder(reference, device=self.device)
+        return self._encoder
+
+    @property
+    def network(self) -> HistoryNetwork:
+        """The trained part, in float32 on the device."""
+        if self._network is None:
+            self._network = fresh_network(self.reader, self.history_length, self.cross_attention, self.seed)
+        return self._network
+
+    @network.setter
+    def network(self, network: HistoryNetwork) -> None:
+        """Take over a trained network; what was computed with the old one is forgotten."""
+        self._network, self._scoring = network, None
+        self._texts, self._text_table, self._table = {}, None, None
+
+    # ------------------------------------------------------------- over texts
+
+    def predict(
+        self,
+        histories: Sequence[Sequence[str]],
+        candidates: Sequence[Sequence[str]],
+        *,
+        weights: Sequence[Sequence[float]] | None = None,
+        show_progress_bar: bool = False,
+    ) -> list[FloatArray]:
+        """Score each user's candidate texts for the user's history of texts.
+
+        histories: one list a user, oldest first; each text is one visit. candidates: one list a user. weights: above
+        0, one a history text, None: all 1. A text that was read in an earlier call is not read again.
+
+        Returns one float32 array a user, shape (n_candidates of the user,), in the order given. An empty history is
+        scored by the head alone, an empty candidate text by the head and a similarity of 0.
+        Raises DataError where the lists do not match. Warns once, with counts, where something had to be cut.
+        """
+        if len(histories) != len(candidates):
+            raise DataError(
+                f"histories has {len(histories)} rows and candidates {len(candidates)}; give one of each a user"
+            )
+        kept = [list(row)[-self.history_length :] for row in histories]
+        table, rows = self._read_texts([*kept, *candidates], show_progress_bar)
+        n_long = sum(len(row) > self.history_length for row in histories)
+        if n_long:
+            warnings.warn(
+                f"{n_long:,} of {len(histories):,} histories are longer than {self.history_length} items; of each the "
+                "newest are read",
+                stacklevel=2,
+            )
+        history, items = Ragged.from_lists(rows[: len(kept)]), Ragged.from_lists(rows[len(kept) :])
+        history_weights = np.ones(len(history.values), dtype=np.float32)
+        if weights is not None:
+            given = [list(row)[-self.history_length :] for row in weights]
+            if [len(row) for row in given] != [len(row) for row in kept]:
+                raise DataError("weights do not match histories; give one weight a history text")
+            history_weights = np.array([value for row in given for value in row], dtype=np.float32)
+        times = np.arange(len(history.values)) - np.repeat(history.offsets[:-1], history.lengths)
+        cases = Cases(
+            user_rows=np.full(len(history), -1, dtype=np.int64),
+            times=np.full(len(history), np.iinfo(np.int64).max),
+            history=history,
+            history_weights=history_weights,
+            history_times=times,
+            queries=[""] * len(history),
+            candidates=items,
+            targets=Ragged.empty(len(history)),
+        )
+        has_text = (table.vectors != 0).any(dim=1).cpu().numpy()
+        found = readable_histories(cases, has_text, self.history_length)
+        scores = score_lists(self._for_scoring(), table, found, items)
+        return np.split(scores, items.offsets[1:-1]) if len(items) else []
+
+    def _read_texts(self, rows: Sequence[Sequence[str]], progress: bool) -> tuple[ItemTable, list[list[int]]]:
+        """Return a table that holds all of these texts, and each text's row in it."""
+        for row in rows:
+            wrong = [text for text in row if not isinstance(text, str)]
+            if wrong:
+                raise DataError(
+                    f"a text is {wrong[0]!r} of type {type(wrong[0]).__name__}; give strings, '' for no text"
+                )
+        distinct = dict.fromkeys(text for row in rows for text in row)
+        fresh = [text for text in distinct if text not in self._texts]
+        if self._text_table is None or len(self._texts) + len(fresh) > MOST_TEXTS_KEPT:
+            self._texts, self._text_table, fresh = {}, None, list(distinct)
+        if fresh or self._text_table is None:
+            _, n_cut = self.reader.token_ids(fresh)
+            if n_cut:
+                warnings.warn(
+                    f"{n_cut:,} of {len(fresh):,} texts are longer than {self.reader.item_tokens} tokens and were cut "
+                    "at the end; raise item_tokens to read more",
+                    stacklevel=3,
+                )
+            vectors = self.encoder.encode(fresh)
+            table = build_table(self._for_scoring(), self.reader, fresh, vectors, progress=progress)
+            self._text_table = table if self._text_table is None else ItemTable.joined([self._text_table, table])
+            self._texts.update({text: len(self._texts) + row for row, text in enumerate(fresh)})
+        return self._text_table, [[self._texts[text] for text in row] for row in rows]
+
+    # ------------------------------------------------------------- as a scorer
+
+    def fit(self, past: Interactions, items: Items, *, seed: int) -> Self:
+        """Read the items' texts with the network as it is; training is ``fine_tune``'s.
+
+        Raises DataError where no item has a text.
+        """
+        if len(items) and not any(text.strip() for text in items.texts):
+            raise DataError(
+                f"none of the {len(items)} items has a text; render them first (data/rendering.py, render_items), or "
+                "leave the cross-encoder out"
+            )
+        texts = list(items.texts)
+        vectors = self.encoder.encode(texts)
+        self._table = build_table(self._for_scoring(), self.reader, texts, vectors, progress=True)
+        self._has_text = np.array([bool(text.strip()) for text in texts], dtype=np.bool_)
+        return self
+
+    def score(self, cases: Cases) -> FloatArray:
+        """Scores: float32, shape (n_candidates,); NaN: no text, no history with text, or unknown to the catalogue."""
+        table = self._fitted()
+        codes = cases.candidates.values
+        histories = readable_histories(cases, self._has_text, self.history_length)
+        known = (codes >= 0) & (codes < len(table))
+        known[known] = self._has_text[codes[known]]
+        known &= (histories.rows.lengths > 0)[cases.candidates.row_of_value]
+        lengths = np.bincount(cases.candidates.row_of_value[known], minlength=len(cases))
+        scores = np.full(len(codes), np.nan, dtype=np.float32)
+        scores[known] = score_lists(self._for_scoring(), table, histories, Ragged.from_lengths(codes[known], lengths))
+        return scores
+
+    # ------------------------------------------------------------- on disk
+
+    def save(self, folder: Path) -> None:
+        """Write the trained part, settings, and the table of the items it was fitted on, into a folder.
+
+        The frozen layers are not written: they are named, with a fingerprint, and read again when they are needed.
+        """
+        folder.mkdir(parents=True, exist_ok=True)
+        weights = {name: tensor.float().cpu().numpy() for name, tensor in self.network.state_dict().items()}
+        write_arrays(folder / "network.safetensors", weights)
+        names = ("model", "history_length", "item_tokens", "n_upper", "cross_attention", "dtype", "seed")
+        stored = {
+            "settings": {name: getattr(self, name) for name in names},
+            "shape": self.network.shape.to_dict(),
+            "reader": self._stored.get("reader") if self._reader is None else self._reader.fingerprint,
+            "encoder": self._stored.get("encoder") if self._encoder is None else encoder_reference(self._encoder),
+            "training_log": self.training_log,
+        }
+        write_json(folder / "cross_encoder.json", stored)
+        if self._table is not None:
+            write_table(folder / "items.safetensors", self._table, self._has_text)
+
+    @classmethod
+    def load(cls, folder: Path, *, encoder: Encoder | None = None, device: str = "auto") -> Self:
+        """Read what ``save`` or ``llm-rerank finetune`` wrote; frozen layers are not loaded before a new text comes.
+
+        encoder: the encoder of then, where it cannot be found by its name.
+        Raises StorageError where the encoder given is another one.
+        """
+        if (folder / CURRENT).exists():
+            folder = open_folder(folder)
+        stored = read_json(folder / "cross_encoder.json")
+        if encoder is not None:
+            check_same_encoder(encoder, stored["encoder"])
+        settings = dict(stored["settings"])
+        if settings["dtype"] == "bfloat16" and (best_device() if device == "auto" else device).startswith("mps"):
+            settings["dtype"] = "float32"
+        model = cls(encoder, device=device, **settings)
+        model._stored = stored
+        model.training_log = stored["training_log"]
+        arrays, _ = read_arrays(folder / "network.safetensors")
+        network = HistoryNetwork(NetworkShape(**stored["shape"]))
+        network.load_state_dict({name: torch.from_numpy(array) for name, array in arrays.items()})
+        model.network = network.to(model.device).eval()
+        if (folder / "items.safetensors").exists():
+            model._table, model._has_text = read_table(
+                folder / "items.safetensors", model.device, torch_dtype(model.dtype)
+            )
+        return model
+
+    def _for_scoring(self) -> HistoryNetwork:
+        """Return the network in the number format of scoring."""
+        if self._scoring is None:
+            self._scoring = scoring_copy(self.network, torch_dtype(self.dtype))
+        return self._scoring
+
+    def _fitted(self) -> ItemTable:
+        if self._table is None:
+            raise NotFittedError("HistoryCrossEncoder has no items; call fit or load first, or predict over texts")
+        return self._table
+
+
+def fresh_network(reader: ItemReader, history_length: int, cross_attention: bool, seed: int) -> HistoryNetwork:
+    """Build a network whose upper layers are the encoder's own and whose head gives zero."""
+    shape = replace(reader.shape, cross_attention=cross_attention, n_ages=history_length)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network = HistoryNetwork(shape)
+    for layer, weights in zip(network.layers, reader.upper_weights, strict=True):
+        layer.load_state_dict(weights)
+    return network.to(reader.device).eval()
+
+
+def torch_dtype(name: DTypeName) -> torch.dtype:
+    """Return torch's name of a number format."""
+    return torch.bfloat16 if name == "bfloat16" else torch.float32

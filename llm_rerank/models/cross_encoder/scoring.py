@@ -1,0 +1,148 @@
+"""Lists of candidates through the network, a block of users at once; items come from a table, nothing is read twice."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from llm_rerank.models.cross_encoder.history_encoder import HistoryNetwork, HistoryTokens, ItemFeatures
+from llm_rerank.models.cross_encoder.item_table import ItemTable
+from llm_rerank.models.cross_encoder.packing import ListBlock, list_blocks, newest, padded
+from llm_rerank.models.scoring import visit_numbers
+from llm_rerank.types import BoolArray, Cases, FloatArray, IntArray, Ragged
+
+MOST_PAIRS = 16_384
+MOST_PAIRS_READING = 2_048
+"""Pairs scored at once with the reader, which holds the states of each pair's tokens: 2,048 × 32 × 384 × 4 = 100 MB."""
+
+
+@dataclass(frozen=True)
+class Histories:
+    """What the network reads of each user: the newest liked items that say something.
+
+    rows: item codes, oldest first. ages: int64, visits back from the user's newest event. weights: float32, above 0.
+    """
+
+    rows: Ragged
+    ages: IntArray
+    weights: FloatArray
+
+
+def readable_histories(cases: Cases, has_text: BoolArray, history_length: int) -> Histories:
+    """Pick each case's newest ``history_length`` events of known items with text and a weight above 0."""
+    items = cases.history.values
+    known = (items >= 0) & (items < len(has_text)) & (cases.history_weights > 0)
+    known[known] = has_text[items[known]]
+    kept = newest(cases.history, known, history_length)
+    visits = visit_numbers(cases.history, cases.history_times)
+    last = np.zeros(len(cases), dtype=np.int64)
+    filled = cases.history.lengths > 0
+    last[filled] = visits[cases.history.offsets[1:][filled] - 1]
+    positions = kept.values
+    ages = last[kept.row_of_value] - visits[positions]
+    return Histories(Ragged(items[positions], kept.offsets), ages, cases.history_weights[positions])
+
+
+@torch.inference_mode()
+def score_lists(network: HistoryNetwork, table: ItemTable, histories: Histories, candidates: Ragged) -> FloatArray:
+    """Score each user's candidates (codes of the table, all known): float32, shape (n_candidates,)."""
+    scores = np.empty(len(candidates.values), dtype=np.float32)
+    lengths = np.diff(table.offsets)
+    crossing = network.shape.cross_attention
+    n_tokens = np.zeros(len(histories.rows), dtype=np.int64)
+    if crossing:
+        np.add.at(n_tokens, histories.rows.row_of_value, lengths[histories.rows.values])
+    for block in list_blocks(candidates, n_tokens, most_pairs=MOST_PAIRS_READING if crossing else MOST_PAIRS):
+        values = score_block(network, table, histories, candidates, block).float().cpu().numpy()
+        real = block.candidates >= 0
+        scores[block.candidates[real]] = values[real]
+    return scores
+
+
+def score_block(
+    network: HistoryNetwork, table: ItemTable, histories: Histories, candidates: Ragged, block: ListBlock
+) -> Tensor:
+    """Scores of one block: (n_lists, width); what stands where padding is means nothing."""
+    device = table.key.device
+    codes = np.where(block.candidates >= 0, candidates.values[block.candidates], 0)
+    rows = histories.rows.take(block.rows)
+    kept = histories.rows.value_positions(block.rows)
+    cells = padded(rows)
+    real = cells >= 0
+    past = np.where(real, rows.values[cells] if cells.size else 0, 0)
+    ages = np.where(real, histories.ages[kept][cells] if cells.size else 0, -1)
+    weights = np.where(real, histories.weights[kept][cells] if cells.size else 1.0, 1.0).astype(np.float32)
+
+    item, history = torch.from_numpy(codes).to(device), torch.from_numpy(past).to(device)
+    age, weight = torch.from_numpy(ages).to(device), torch.from_numpy(weights).to(device, table.key.dtype)
+    cosines = table.vectors[item] @ table.vectors[history].transpose(1, 2)
+    item_part = table.item_part[item]
+    if network.shape.cross_attention:
+        readers = _read(network, table, codes, block.candidates >= 0, rows, ages, weights, real)
+        item_part = item_part + network.head_first(readers)
+    return network.combine(
+        item_part, table.query[item], table.value[item], table.key[history], table.value[history], age, weight, cosines
+    )
+
+
+def _read(
+    network: HistoryNetwork,
+    table: ItemTable,
+    codes: IntArray,
+    real_pair: BoolArray,
+    rows: Ragged,
+    ages: IntArray,
+    weights: FloatArray,
+    real: BoolArray,
+) -> Tensor:
+    """Run the reader over a block: (n_lists, width, hidden_size)."""
+    device, shape, dtype = table.states.device, network.shape, table.key.dtype
+    lengths = np.diff(table.offsets)
+    flat = codes.ravel()
+    groups = []
+    active = np.flatnonzero(real_pair.ravel())
+    of_active = lengths[flat[active]]
+    for length in np.unique(of_active):
+        cells = active[of_active == length]
+        tokens = table.offsets[flat[cells], None] + np.arange(length)
+        groups.append((torch.from_numpy(cells).to(device), torch.from_numpy(tokens).to(device)))
+    history = history_tokens(table.offsets, rows, ages[real], weights[real])
+    tensors = HistoryTokens(
+        torch.from_numpy(history[0]).to(device),
+        torch.from_numpy(history[1]).to(device),
+        torch.from_numpy(history[2]).to(device, dtype),
+    )
+    size = shape.hidden_size
+    inputs = tuple(table.states[:, number * size : (number + 1) * size] for number in range(shape.n_upper))
+    features = ItemFeatures(table.key, table.key, inputs)  # means and [CLS]s are in the table's columns already
+    first = torch.from_numpy(table.offsets[flat]).to(device)
+    return network.read_candidates(features, first, groups, tensors, (codes.shape[0], codes.shape[1]))
+
+
+def history_tokens(
+    offsets: IntArray, rows: Ragged, ages: IntArray, weights: FloatArray
+) -> tuple[IntArray, IntArray, FloatArray]:
+    """Token positions, ages and log weights of each list's history, padded: three arrays (n_lists, n_tokens).
+
+    offsets: first token of each item. rows: item codes of each list's history. ages, weights: shape (n_history,).
+    """
+    lengths = np.diff(offsets)[rows.values]
+    n_tokens = np.zeros(len(rows), dtype=np.int64)
+    np.add.at(n_tokens, rows.row_of_value, lengths)
+    first = np.repeat(np.cumsum(lengths) - lengths, lengths)
+    positions = np.arange(int(lengths.sum())) - first + np.repeat(offsets[:-1][rows.values], lengths)
+    cells = padded(Ragged.from_lengths(positions, n_tokens))
+    real = cells >= 0
+    if not cells.size:
+        cells, real = np.zeros((len(rows), 1), dtype=np.int64), np.zeros((len(rows), 1), dtype=bool)
+        return cells, np.full_like(cells, -1), np.zeros(cells.shape, dtype=np.float32)
+    token_ages = np.repeat(ages, lengths)
+    token_weights = np.log(np.repeat(weights, lengths))
+    return (
+        np.where(real, positions[cells], 0),
+        np.where(real, token_ages[cells], -1),
+        np.where(real, token_weights[cells], 0.0).astype(np.float32),
+    )

@@ -1,0 +1,305 @@
+"""Fine-tuning of the history cross-encoder on a shop's own lists: what everything else does not know yet.
+
+Listwise softmax over λ × offset + score, early stopping by the same loss on other users' lists, one list a user. Runs
+on ``accelerate``: CPU, one GPU or several, float32 or bfloat16. A killed run goes on from its last checkpoint and ends
+where it would have ended; Ctrl-C keeps the best step so far.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from llm_rerank.models.cross_encoder.checkpoints import (
+    Progress,
+    load_progress,
+    optimizer_moments,
+    restore_moments,
+    save_progress,
+)
+from llm_rerank.models.cross_encoder.history_encoder import HistoryNetwork
+from llm_rerank.models.cross_encoder.item_table import ItemTable
+from llm_rerank.models.cross_encoder.list_metrics import judge_lists
+from llm_rerank.models.cross_encoder.lists import TrainingLists, sample_negatives
+from llm_rerank.models.cross_encoder.packing import list_blocks
+from llm_rerank.models.cross_encoder.scorer import HistoryCrossEncoder
+from llm_rerank.models.cross_encoder.scoring import Histories, readable_histories, score_block, score_lists
+from llm_rerank.models.cross_encoder.training_settings import TrainingSettings, learning_rate_at, rows_of_step
+from llm_rerank.models.cross_encoder.training_texts import TrainingTexts
+from llm_rerank.models.cross_encoder.warm_start import fit_warm_start
+from llm_rerank.models.semantic.weights import best_dtype
+from llm_rerank.types import DataError, IntArray, Items, Ragged
+
+LEAST_LISTS = 50
+"""Fewer lists than this teach a network of millions of weights nothing but themselves."""
+
+ITEMS_AT_ONCE = 512
+
+
+@dataclass(frozen=True)
+class FineTuning:
+    """What a fine-tuning did. log: one entry an evaluation, the first before any step. best_step: 0: the warm start."""
+
+    log: list[dict[str, Any]]
+    best_step: int
+    n_lists: int
+    n_validation: int
+    interrupted: bool
+
+    def sentence(self) -> str:
+        """Say what came out in one sentence."""
+        first = self.log[0]
+        best = next(entry for entry in self.log if entry["step"] == self.best_step)
+        head = f"cross-encoder: {self.n_lists:,} lists, {self.n_validation:,} more for early stopping"
+        if self.interrupted:
+            head += f", interrupted after step {self.log[-1]['step']}"
+        if not self.best_step:
+            return f"{head}: no step beats the warm start (loss {first['loss']:.4f}), which is kept"
+        return (
+            f"{head}: loss {first['loss']:.4f} → {best['loss']:.4f} at step {self.best_step}, NDCG@10 "
+            f"{first['ndcg@10']:.4f} → {best['ndcg@10']:.4f}, accuracy {best['accuracy']:.4f} "
+            f"(base rate {best['base_rate']:.4f})"
+        )
+
+
+def fine_tune(
+    model: HistoryCrossEncoder,
+    lists: TrainingLists,
+    validation: TrainingLists,
+    items: Items,
+    settings: TrainingSettings | None = None,
+    *,
+    checkpoint: Path | None = None,
+    say: Callable[[str], None] | None = None,
+) -> FineTuning:
+    """Train the model's upper layers, attention and head in place; what it had computed of items is forgotten.
+
+    lists, validation: of different users, codes of ``items``; ``items`` carry texts. checkpoint: folder to go on from
+    and to write to at each evaluation; None: nothing is written. say: called with a line an evaluation.
+
+    Raises DataError where there are too few lists. Ctrl-C ends the training and keeps the best step so far.
+    """
+    settings = settings or TrainingSettings()
+    if len(lists) < LEAST_LISTS or not len(validation):
+        raise DataError(
+            f"there are {len(lists)} training and {len(validation)} validation lists; at least {LEAST_LISTS} and 1 are "
+            "needed: bring more users whose last item was retrieved, or leave the cross-encoder out"
+        )
+    with torch.random.fork_rng(devices=[]):
+        return _Run(model, lists, validation, items, settings, checkpoint, say or (lambda line: None)).go()
+
+
+def list_loss(scores: Tensor, offsets: Tensor, positive: Tensor, real: Tensor) -> Tensor:
+    """Mean over lists of −log softmax(scores + offsets) at the positive, over what is ``real``; (n_lists, width)."""
+    logits = (scores + offsets).masked_fill(~real, float("-inf"))
+    return -torch.log_softmax(logits, dim=1)[positive].mean()
+
+
+class ListScorer(nn.Module):
+    """The network with the texts that it reads, as one module from lists to logits: what accelerate wraps."""
+
+    def __init__(self, network: HistoryNetwork, texts: TrainingTexts, history_length: int) -> None:
+        super().__init__()
+        self.network = network
+        self.offset_weight = nn.Parameter(torch.tensor(1.0))
+        self._texts = texts
+        self._history_length = history_length
+
+    def forward(self, lists: TrainingLists) -> Tensor:
+        """Loss of some lists, each item read once."""
+        candidates = lists.cases.candidates
+        histories = self.histories(lists)
+        codes = np.unique(np.concatenate([candidates.values, histories.rows.values]))
+        table = self._texts.table(self.network, codes)
+        local, past = _renumbered(codes, candidates, histories)
+        (block,) = list_blocks(local, past.rows.lengths, most_pairs=2**40, most_candidates=2**40)
+        scores = score_block(self.network, table, past, local, block)
+        real = block.candidates >= 0
+        cells = np.where(real, block.candidates, 0)
+        device = scores.device
+        offsets = torch.from_numpy(lists.offsets[cells]).to(device)
+        positive = torch.from_numpy(lists.positive[cells] & real).to(device)
+        return list_loss(scores, self.offset_weight * offsets, positive, torch.from_numpy(real).to(device))
+
+    def histories(self, lists: TrainingLists) -> Histories:
+        """Histories as far as they are read."""
+        return readable_histories(lists.cases, self._texts.row_of_item >= 0, self._history_length)
+
+    @torch.no_grad()
+    def logits(self, lists: TrainingLists) -> np.ndarray:
+        """λ × offset + score of every candidate: float32, shape (n_candidates,)."""
+        candidates, histories = lists.cases.candidates, self.histories(lists)
+        codes = np.unique(np.concatenate([candidates.values, histories.rows.values]))
+        parts = [
+            self._texts.table(self.network, codes[start : start + ITEMS_AT_ONCE])
+            for start in range(0, len(codes), ITEMS_AT_ONCE)
+        ]
+        local, past = _renumbered(codes, candidates, histories)
+        scores = score_lists(self.network, ItemTable.joined(parts), past, local)
+        return scores + np.float32(self.offset_weight.item()) * lists.offsets
+
+
+def _renumbered(codes: IntArray, candidates: Ragged, histories: Histories) -> tuple[Ragged, Histories]:
+    """Name items by their place among ``codes`` (sorted)."""
+    local = Ragged(np.searchsorted(codes, candidates.values), candidates.offsets)
+    rows = Ragged(np.searchsorted(codes, histories.rows.values), histories.rows.offsets)
+    return local, Histories(rows, histories.ages, histories.weights)
+
+
+class _Run:
+    """One fine-tuning from start to end."""
+
+    def __init__(
+        self,
+        model: HistoryCrossEncoder,
+        lists: TrainingLists,
+        validation: TrainingLists,
+        items: Items,
+        settings: TrainingSettings,
+        checkpoint: Path | None,
+        say: Callable[[str], None],
+    ) -> None:
+        from accelerate import Accelerator
+
+        self.model, self.lists, self.validation, self.settings = model, lists, validation, settings
+        self.checkpoint, self.say = checkpoint, say
+        self.accelerator = Accelerator(cpu=model.device.startswith("cpu"))
+        codes = np.unique(
+            np.concatenate(
+                [
+                    part
+                    for these in (lists, validation)
+                    for part in (these.cases.candidates.values, _known(these, items))
+                ]
+            )
+        )
+        texts = TrainingTexts.read(model.reader, model.encoder, items, codes)
+        scorer = ListScorer(model.network.float(), texts, model.history_length).to(model.device)
+        fit_warm_start(
+            scorer.network, scorer.offset_weight, texts.vectors, texts.row_of_item, lists, scorer.histories(lists)
+        )
+        new = {id(p) for name, p in scorer.named_parameters() if ".layers." not in name}
+        groups = [
+            {"params": [p for p in scorer.parameters() if (id(p) in new) is is_new], "share": rate}
+            for is_new, rate in ((False, settings.layer_learning_rate), (True, settings.learning_rate))
+        ]
+        optimizer = torch.optim.AdamW(groups, lr=settings.learning_rate, weight_decay=settings.weight_decay)
+        self.scorer = scorer
+        self.wrapped, self.optimizer = self.accelerator.prepare(scorer, optimizer)
+        self.names = {id(p): name for name, p in scorer.named_parameters()}
+        self.run = self._fingerprint(model, items, codes)
+        precision = best_dtype(model.device) if settings.precision == "auto" else settings.precision
+        self._bfloat16 = precision == "bfloat16"
+        self._losses: list[float] = []  # of the steps since the last evaluation
+
+    def go(self) -> FineTuning:
+        """Train until the last step, or until patience or the user ends it."""
+        progress = self._start()
+        interrupted = False
+        try:
+            while progress.step < self.settings.steps and not self._is_out_of_patience(progress):
+                self._step(progress.step)
+                progress.step += 1
+                if progress.step % self.settings.evaluate_every == 0 or progress.step == self.settings.steps:
+                    self._evaluate(progress)
+                    self._save(progress)
+        except KeyboardInterrupt:
+            interrupted = True
+        self.scorer.load_state_dict(progress.best_weights)
+        self.model.network = self.scorer.network.eval()
+        self.model.training_log = progress.log
+        return FineTuning(progress.log, progress.best_step, len(self.lists), len(self.validation), interrupted)
+
+    def _start(self) -> Progress:
+        found = None if self.checkpoint is None else load_progress(self.checkpoint, self.run)
+        if found is not None:
+            self.scorer.load_state_dict(found.weights)
+            restore_moments(self.optimizer.optimizer, self.names, found.moments)
+            self.say(f"going on from the checkpoint after step {found.step}")
+            return found
+        progress = Progress(0, {}, {}, 0, self._weights(), [])
+        self._evaluate(progress)
+        return progress
+
+    def _step(self, step: int) -> None:
+        settings, accelerator = self.settings, self.accelerator
+        # everything random in a step follows from its number, so that a resumed run takes the same steps
+        torch.manual_seed(settings.seed * 1_000_003 + step)
+        rows = rows_of_step(step, len(self.lists), settings)[accelerator.process_index :: accelerator.num_processes]
+        batch = sample_negatives(self.lists.take(rows), settings.n_negatives, settings.seed * 1_000_003 + step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["share"] * learning_rate_at(step, settings)
+        self.wrapped.train()
+        with self._arithmetic():
+            loss = self.wrapped(batch)
+        accelerator.backward(loss)
+        accelerator.clip_grad_norm_(self.wrapped.parameters(), settings.most_gradient)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self._losses.append(float(loss.detach()))
+
+    def _evaluate(self, progress: Progress) -> None:
+        self.scorer.eval()
+        with self._arithmetic():
+            logits = self.scorer.logits(self.validation)
+        entry: dict[str, Any] = {"step": progress.step, **judge_lists(logits, self.validation)}
+        entry["offset_weight"] = float(self.scorer.offset_weight.detach())
+        if self._losses:
+            entry["training_loss"] = float(np.mean(self._losses))
+        self._losses = []
+        best = min((e["loss"] for e in progress.log), default=float("inf"))
+        progress.log.append(entry)
+        if entry["loss"] < best:
+            progress.best_step, progress.best_weights = progress.step, self._weights()
+        self.say(
+            f"step {progress.step}: validation loss {entry['loss']:.4f}, NDCG@10 {entry['ndcg@10']:.4f}, recall@10 "
+            f"{entry['recall@10']:.4f}, accuracy {entry['accuracy']:.4f} (base rate {entry['base_rate']:.4f})"
+        )
+
+    def _save(self, progress: Progress) -> None:
+        if self.checkpoint is None or not self.accelerator.is_main_process:
+            return
+        progress.weights = self._weights()
+        progress.moments = optimizer_moments(self.optimizer.optimizer, self.names)
+        save_progress(self.checkpoint, self.run, progress)
+
+    def _is_out_of_patience(self, progress: Progress) -> bool:
+        last = progress.log[-1]["step"]
+        return last - progress.best_step >= self.settings.patience * self.settings.evaluate_every
+
+    def _weights(self) -> dict[str, Tensor]:
+        return {name: tensor.detach().cpu().clone() for name, tensor in self.scorer.state_dict().items()}
+
+    def _arithmetic(self) -> AbstractContextManager[Any]:
+        kind = self.model.device.split(":")[0]
+        return torch.autocast(kind, torch.bfloat16) if self._bfloat16 else nullcontext()
+
+    def _fingerprint(self, model: HistoryCrossEncoder, items: Items, codes: IntArray) -> str:
+        """Hash of all that the outcome depends on."""
+        digest = hashlib.sha256(json.dumps([asdict(self.settings), model.network.shape.to_dict()]).encode())
+        digest.update(model.reader.fingerprint.encode())
+        for name, tensor in sorted(self.scorer.state_dict().items()):
+            digest.update(name.encode() + tensor.detach().cpu().numpy().tobytes())
+        for lists in (self.lists, self.validation):
+            cases = lists.cases
+            for array in (cases.candidates.values, cases.candidates.offsets, cases.history.values, cases.history_times):
+                digest.update(np.ascontiguousarray(array).tobytes())
+            digest.update(lists.positive.tobytes() + lists.offsets.tobytes())
+        for code in codes:
+            digest.update(str(items.texts[code]).encode("utf-8", "replace") + b"\0")
+        return digest.hexdigest()
+
+
+def _known(lists: TrainingLists, items: Items) -> IntArray:
+    """Codes of the histories' items that the catalogue has."""
+    codes = lists.cases.history.values
+    return codes[(codes >= 0) & (codes < len(items))]

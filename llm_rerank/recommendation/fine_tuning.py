@@ -1,0 +1,101 @@
+"""Fine-tune the cross-encoder alone on a shop's files, and leave it in a folder with its log and its picture."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from llm_rerank.config import RerankerConfig
+from llm_rerank.data.features import PAIR_FEATURES
+from llm_rerank.data.rendering import Renderer
+from llm_rerank.data.times import TimeUnit
+from llm_rerank.recommendation.components import default_specs
+from llm_rerank.recommendation.cross_reading import new_cross_encoder
+from llm_rerank.recommendation.fitting import fit_and_score_holdout
+from llm_rerank.recommendation.holdout import plan_holdout
+from llm_rerank.recommendation.inputs import FitData, FitTools
+from llm_rerank.recommendation.log import FitLog
+from llm_rerank.recommendation.planning import make_encoder, read_shop, sentiment_of
+from llm_rerank.recommendation.stage import fit_stage
+from llm_rerank.recommendation.training_lists import build_training_lists
+from llm_rerank.storage import save_folder, write_json
+from llm_rerank.types import DataError, DataReport
+
+if TYPE_CHECKING:
+    from llm_rerank.models.cross_encoder.training import FineTuning
+    from llm_rerank.models.cross_encoder.training_settings import TrainingSettings
+
+MODEL, LOG, PLOT, CHECKPOINT = "model", "training.json", "training.svg", "checkpoint"
+
+
+def fine_tune_on_shop(
+    interactions: Any,
+    items: Any,
+    out: Path,
+    *,
+    config: RerankerConfig | None = None,
+    settings: TrainingSettings | None = None,
+    columns: Mapping[str, str] | None = None,
+    time_unit: TimeUnit = "auto",
+    verbose: bool = True,
+) -> FineTuning:
+    """Fit the other components on the past, fine-tune on what they leave unexplained, save to ``out``.
+
+    ``out/model`` is what ``HistoryCrossEncoder.load`` reads; ``out/training.json`` and ``out/training.svg`` hold the
+    course; ``out/checkpoint`` is where a killed run goes on. interactions, items, columns, time_unit: as for
+    ``Reranker.fit``.
+
+    Raises DataError where the data break a rule, leave too few lists, or where there is no encoder.
+    """
+    from llm_rerank.models.cross_encoder.training import fine_tune
+    from llm_rerank.models.cross_encoder.training_plot import write_training_plot
+    from llm_rerank.models.cross_encoder.training_settings import TrainingSettings
+
+    config = config or RerankerConfig()
+    settings = settings or TrainingSettings(steps=config.fine_tune_steps, seed=config.seed)
+    encoder = make_encoder(config)
+    if encoder is None:
+        raise DataError("encoder is None; the cross-encoder is built from one: name an encoder, for example 'default'")
+    log, report = FitLog(verbose=verbose), DataReport()
+    events, valid_items, users, _ = read_shop(config, interactions, items, None, None, columns, time_unit, report)
+    log.say_report(report)
+    out.mkdir(parents=True, exist_ok=True)
+    specs = default_specs(len(valid_items), encoder=encoder)
+    tools = FitTools(config, encoder, specs, PAIR_FEATURES, Renderer())
+    data = FitData(events, valid_items, users, None, sentiment_of(events, encoder))
+    holdout = plan_holdout(events, config.seed, log)
+    components, _, fold_f, _ = fit_and_score_holdout(data, tools, holdout, log)
+    stage = fit_stage(
+        fold_f,
+        [component.name for component in components if component.blends],
+        features=PAIR_FEATURES,
+        n_items=len(valid_items),
+        start=None,
+        seed=config.seed,
+    )
+    lists = build_training_lists(data, tools, holdout, components, stage, log)
+    model = new_cross_encoder(tools)
+    log.say(f"cross-encoder: {model.reader.size_in_words(list(lists.items.texts))}")
+    tuning = fine_tune(
+        model, lists.training, lists.validation, lists.items, settings, checkpoint=out / CHECKPOINT, say=log.detail
+    )
+    log.say(tuning.sentence())
+    model.fit(events, tools.render(valid_items, events, None), seed=config.seed)
+    save_folder(out / MODEL, model.save)
+    write_json(
+        out / LOG,
+        {
+            "settings": asdict(settings),
+            "best_step": tuning.best_step,
+            "n_lists": tuning.n_lists,
+            "n_validation": tuning.n_validation,
+            "interrupted": tuning.interrupted,
+            "evaluations": tuning.log,
+            "said": log.lines,
+        },
+    )
+    write_training_plot(out / PLOT, tuning.log)
+    encoder.flush()
+    return tuning

@@ -1,0 +1,148 @@
+"""The cross-encoder's part of a score: how much of it counts, by support, and whether it counts at all.
+
+It was trained on what the blend does not know, so it is added to the blend's score as it is (log-odds, no standardising
+and no root). How much of it to trust depends on the supports: text says most where behaviour is thin.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+
+from llm_rerank.models.conditional_logit import Float64Array, fit_conditional_logit
+from llm_rerank.recommendation.fusion import (
+    ITEM_SUPPORT,
+    USER_SUPPORT,
+    FusionFit,
+    centred_support,
+    fold_of_case,
+    ndcg_of,
+)
+from llm_rerank.statistics import Difference, paired_difference
+from llm_rerank.types import BoolArray, FloatArray, Ragged
+
+CROSS_ENCODER = "cross_encoder"
+"""Name of the component whose score is a residual, in log-odds."""
+
+PENALTY = 3.0
+STEPS = ("none", "one weight", "weights by support")
+"""How much of the residual joins, simplest first: nothing; itself; itself and its products with the supports."""
+
+
+@dataclass(frozen=True)
+class ResidualVerdict:
+    """Whether the cross-encoder's score joined. ndcg: out-of-fold NDCG@10 of each of ``STEPS``; step: the chosen one.
+
+    difference: of the chosen step (of the better one with the residual where none was chosen) from "none".
+    """
+
+    step: str
+    ndcg: Mapping[str, float]
+    difference: Difference
+    n_cases: int
+
+    @property
+    def kept(self) -> bool:
+        """Whether the residual counts."""
+        return self.step != STEPS[0]
+
+    def sentence(self) -> str:
+        """Say the verdict in one sentence."""
+        d = self.difference
+        tried = ", ".join(f"{name} {value:.4f}" for name, value in self.ndcg.items())
+        outcome = f"joins with {self.step}" if self.kept else "does not pay and is left out"
+        return (
+            f"cross-encoder: {outcome} (NDCG@10 out of fold: {tried}; difference {d.mean:+.4f} "
+            f"[{d.low:+.4f}, {d.high:+.4f}], n = {self.n_cases:,} held-out cases)"
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return JSON-ready values."""
+        difference = {name: getattr(self.difference, name) for name in self.difference.__dataclass_fields__}
+        return {"step": self.step, "ndcg": dict(self.ndcg), "difference": difference, "n_cases": self.n_cases}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> ResidualVerdict:
+        """Rebuild from ``to_dict``'s values."""
+        return cls(**{**values, "difference": Difference(**values["difference"])})
+
+
+def residual_columns(
+    residual: FloatArray, user_support: FloatArray, item_support: FloatArray | None
+) -> tuple[FloatArray, tuple[str, ...]]:
+    """Lay out the residual's columns of the blend: itself, and its products with the supports.
+
+    residual: float32, shape (n_candidates,); NaN (no text, no history) counts as 0: no opinion.
+    """
+    known = np.nan_to_num(residual, nan=0.0)
+    columns, names = [known], [CROSS_ENCODER]
+    for label, support in ((USER_SUPPORT, user_support), (ITEM_SUPPORT, item_support)):
+        if support is not None:
+            columns.append(known * centred_support(support))
+            names.append(f"{CROSS_ENCODER} × {label}")
+    return np.stack(columns, axis=1).astype(np.float32), tuple(names)
+
+
+def add_residual(
+    fusion: FusionFit,
+    columns: FloatArray,
+    names: tuple[str, ...],
+    rows: Ragged,
+    positive: BoolArray,
+    targets: Ragged,
+    *,
+    choice: Literal["auto", "always"],
+    seed: int,
+    n_folds: int = 5,
+) -> tuple[FusionFit, ResidualVerdict]:
+    """Add the residual's columns to a fitted blend where that pays on other folds; weights of 0 where it does not.
+
+    columns: of ``residual_columns``. choice: "always" takes the better step with the residual in any case.
+    The blend's weights keep their proportions; together they get one weight, from 1.
+    """
+    widths = (0, 1, len(names))
+    design = np.column_stack([fusion.out_of_fold, columns])
+    folds = fold_of_case(len(rows), n_folds, seed)
+    out_of_fold = np.empty((len(STEPS), len(design)))
+    out_of_fold[0] = fusion.out_of_fold
+    for fold in range(n_folds):
+        train, test = (
+            rows.value_positions(np.flatnonzero(folds != fold)),
+            rows.value_positions(np.flatnonzero(folds == fold)),
+        )
+        train_rows = rows.take(np.flatnonzero(folds != fold))
+        for step in (1, 2):
+            weights = _fit(design[train, : 1 + widths[step]], train_rows, positive[train])
+            out_of_fold[step, test] = design[test, : 1 + widths[step]] @ weights
+    judged = targets.lengths > 0
+    by_step = np.stack([ndcg_of(scores, rows, targets)[judged] for scores in out_of_fold])
+    step = int(by_step.mean(axis=1).argmax())  # of equals the simplest
+    shown = step or 1 + int(by_step[1:].mean(axis=1).argmax())
+    if choice == "always":
+        step = shown
+    verdict = ResidualVerdict(
+        step=STEPS[step],
+        ndcg={name: float(values.mean()) for name, values in zip(STEPS, by_step, strict=True)},
+        difference=paired_difference(by_step[shown], by_step[0], seed=seed),
+        n_cases=int(judged.sum()),
+    )
+    weights = np.zeros(1 + len(names))
+    weights[0] = 1.0
+    if step:
+        weights[: 1 + widths[step]] = _fit(design[:, : 1 + widths[step]], rows, positive)
+    blend = replace(
+        fusion.blend,
+        names=(*fusion.blend.names, *names),
+        weights=np.concatenate([fusion.blend.weights * weights[0], weights[1:]]),
+    )
+    return FusionFit(blend, fusion.verdict, out_of_fold[step]), verdict
+
+
+def _fit(design: Float64Array, rows: Ragged, positive: BoolArray) -> Float64Array:
+    """Fit the weights: the first is shrunk toward 1, the residual's toward 0."""
+    prior = np.zeros(design.shape[1])
+    prior[0] = 1.0
+    return fit_conditional_logit(design.astype(np.float32), rows, positive, prior=prior, penalty=PENALTY)

@@ -1,0 +1,122 @@
+"""Lists for the cross-encoder: one a user, the last item taken before the hold-out among what was retrieved then.
+
+The last items of these users are *peeled off* the past and the components are fitted once more on what is left, with
+the settings that were chosen: so candidates and offset come from models that have not seen the answer and know as much
+of the user as they know at the decision. (Removing the user altogether would be a stricter cross-fit than the use: at
+the decision the user's history is in the fit.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from llm_rerank.data.cases import build_cases, seen_items
+from llm_rerank.data.features import ItemStatistics, pair_features
+from llm_rerank.data.splits import HeldOut, hash_users, last_targets
+from llm_rerank.models.cross_encoder.lists import TrainingLists
+from llm_rerank.recommendation.candidates import is_member, ranks_in_row
+from llm_rerank.recommendation.components import Component, reference_items, retrieve_and_score
+from llm_rerank.recommendation.holdout import Holdout
+from llm_rerank.recommendation.inputs import FitData, FitTools, Fold
+from llm_rerank.recommendation.log import FitLog
+from llm_rerank.recommendation.refit import fit_again
+from llm_rerank.recommendation.stage import Stage
+from llm_rerank.types import FloatArray, Interactions, Items, Ragged
+
+MOST_LIST_USERS = 10_000
+"""More users than this are drawn from: a fine-tuning reads some thousand lists before it has learned what it can."""
+
+LONGEST_LIST = 100
+"""Candidates a list, best by offset first: what ranks lower is not what a mistake is made of."""
+
+VALIDATION_SHARE = 5  # one user in five
+
+
+@dataclass(frozen=True)
+class Lists:
+    """Training and validation lists of different users, with the items as they were rendered for them."""
+
+    training: TrainingLists
+    validation: TrainingLists
+    items: Items
+
+
+def build_training_lists(
+    data: FitData,
+    tools: FitTools,
+    holdout: Holdout,
+    components: Sequence[Component],
+    stage: Stage,
+    log: FitLog,
+) -> Lists:
+    """Peel, fit again, retrieve, score, and split by users; reads no event outside ``holdout.past``.
+
+    stage: fitted on fold F; its score is the offset. Lists whose target was not retrieved are left out.
+    """
+    config, n_items = tools.config, len(data.items)
+    targets = _list_targets(holdout, config.seed)
+    peeled, kept_rows = peel(holdout.past, targets)
+    items = tools.render(data.items, peeled, holdout.as_of)
+    refitted = fit_again(components, tools.specs, peeled, items, config.seed, log)
+    cases = build_cases(peeled, targets.users, targets.times, targets=targets.targets)
+    scored = retrieve_and_score(
+        refitted,
+        cases,
+        reference_items(n_items, config.seed),
+        n_items,
+        candidates_per_source=config.candidates_per_source,
+        seen=seen_items(peeled, targets.users, targets.times),
+    )
+    statistics = ItemStatistics.from_events(
+        peeled, items, holdout.as_of, sentiment=data.sentiment[holdout.past_rows][kept_rows]
+    )
+    fold = Fold(scored, Ragged.empty(len(cases)), pair_features(scored.cases, statistics, items))
+    lists, users = as_lists(fold, stage.score(fold).astype(np.float32), n_items)
+    is_validation = hash_users(data.events.user_ids[targets.users[users]], VALIDATION_SHARE, salt="early stopping") == 0
+    log.say(
+        f"cross-encoder: {len(targets):,} users' last items before the hold-out are peeled off; {len(lists):,} of them "
+        "were retrieved and make a list"
+    )
+    return Lists(lists.take(np.flatnonzero(~is_validation)), lists.take(np.flatnonzero(is_validation)), items)
+
+
+def peel(past: Interactions, targets: HeldOut) -> tuple[Interactions, np.ndarray]:
+    """Take these users' events from their target's time on out of the past; also the positions that stay."""
+    time_of_target = np.full(past.n_users, np.iinfo(np.int64).max, dtype=np.int64)
+    time_of_target[targets.users] = targets.times
+    kept = np.flatnonzero(past.times < time_of_target[past.users])
+    return past.take(kept), kept
+
+
+def as_lists(fold: Fold, offsets: FloatArray, n_items: int) -> tuple[TrainingLists, np.ndarray]:
+    """Make a list of each case with a retrieved target; also the positions of those cases.
+
+    Of several retrieved targets the one with the best offset stays, so that every list has one positive; the others
+    leave the list, for they are no negatives. Kept are the positive and the best others by offset.
+    """
+    rows = fold.candidates
+    positive = is_member(rows, fold.targets, n_items)
+    ranks = ranks_in_row(np.where(positive, offsets, -np.inf), rows)
+    taken = positive & (ranks == 1)
+    with_target = np.bincount(rows.row_of_value, weights=taken, minlength=len(rows)) > 0
+    among_others = ranks_in_row(np.where(positive, -np.inf, offsets), rows)
+    kept = (taken | (~positive & (among_others < LONGEST_LIST))) & with_target[rows.row_of_value]
+    users = np.flatnonzero(with_target)
+    lengths = np.bincount(rows.row_of_value[kept], minlength=len(rows))[users].astype(np.int64)
+    candidates = Ragged.from_lengths(rows.values[kept], lengths)
+    cases = fold.scored.cases.take(users).with_candidates(candidates)
+    return TrainingLists(cases, taken[kept], offsets[kept]), users
+
+
+def _list_targets(holdout: Holdout, seed: int) -> HeldOut:
+    """Last targets in the past; with positions only of users who are not held out themselves."""
+    targets = last_targets(holdout.past)
+    if holdout.protocol == "positions":
+        targets = targets.take(~np.isin(targets.users, holdout.targets.users))
+    if len(targets) > MOST_LIST_USERS:
+        drawn = np.random.default_rng(seed).permutation(len(targets))[:MOST_LIST_USERS]
+        targets = targets.take(np.sort(drawn))
+    return targets
