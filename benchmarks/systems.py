@@ -192,6 +192,14 @@ def _fused(trial: Trial, seed: int, cache: str | None) -> Reranker:
     return Reranker(RerankerConfig(cache_folder=cache, seed=seed), verbose=False)
 
 
+def _fused_without_cross_encoder(trial: Trial, seed: int, cache: str | None) -> Reranker:
+    return Reranker(RerankerConfig(cache_folder=cache, cross_encoder="off", seed=seed), verbose=False)
+
+
+def _fused_with_cross_encoder(trial: Trial, seed: int, cache: str | None) -> Reranker:
+    return Reranker(RerankerConfig(cache_folder=cache, cross_encoder="always", seed=seed), verbose=False)
+
+
 def _fused_without_language_model(trial: Trial, seed: int, cache: str | None) -> Reranker:
     return Reranker(RerankerConfig(encoder=None, seed=seed), verbose=False)
 
@@ -207,13 +215,17 @@ def _fused_behaviour(trial: Trial, seed: int, cache: str | None) -> Reranker:
 
 def _fused_without_item_support(trial: Trial, seed: int, cache: str | None) -> Reranker:
     features = [name for name in PAIR_FEATURES if name != "item_support"]
-    return Reranker(RerankerConfig(cache_folder=cache, seed=seed), features=features, verbose=False)
+    # beside fused_without_cross_encoder: one thing less, not two
+    config = RerankerConfig(cache_folder=cache, cross_encoder="off", seed=seed)
+    return Reranker(config, features=features, verbose=False)
 
 
 FUSED: dict[str, Fused] = {
     "fused_behaviour": _fused_behaviour,
     "fused_without_language_model": _fused_without_language_model,
     "fused_without_item_support": _fused_without_item_support,
+    "fused_without_cross_encoder": _fused_without_cross_encoder,
+    "fused_with_cross_encoder": _fused_with_cross_encoder,
     "fused": _fused,
 }
 

@@ -30,7 +30,7 @@ MOST_LIST_USERS = 10_000
 """More users than this are drawn from: a fine-tuning reads some thousand lists before it has learned what it can."""
 
 LONGEST_LIST = 100
-"""Candidates a list, best by offset first: what ranks lower is not what a mistake is made of."""
+"""Candidates a list, best by offset first."""
 
 VALIDATION_SHARE = 5  # one user in five
 
@@ -54,7 +54,7 @@ def build_training_lists(
 ) -> Lists:
     """Peel, fit again, retrieve, score, and split by users; reads no event outside ``holdout.past``.
 
-    stage: fitted on fold F; its score is the offset. Lists whose target was not retrieved are left out.
+    stage: fitted on fold F; its score is the offset. Lists without a target near the top are left out.
     """
     config, n_items = tools.config, len(data.items)
     targets = _list_targets(holdout, config.seed)
@@ -78,7 +78,7 @@ def build_training_lists(
     is_validation = hash_users(data.events.user_ids[targets.users[users]], VALIDATION_SHARE, salt="early stopping") == 0
     log.say(
         f"cross-encoder: {len(targets):,} users' last items before the hold-out are peeled off; {len(lists):,} of them "
-        "were retrieved and make a list"
+        f"are among the first {LONGEST_LIST} and make a list"
     )
     return Lists(lists.take(np.flatnonzero(~is_validation)), lists.take(np.flatnonzero(is_validation)), items)
 
@@ -92,18 +92,19 @@ def peel(past: Interactions, targets: HeldOut) -> tuple[Interactions, np.ndarray
 
 
 def as_lists(fold: Fold, offsets: FloatArray, n_items: int) -> tuple[TrainingLists, np.ndarray]:
-    """Make a list of each case with a retrieved target; also the positions of those cases.
+    """Make a list of each case with a target near the top; also the positions of those cases.
 
-    Of several retrieved targets the one with the best offset stays, so that every list has one positive; the others
-    leave the list, for they are no negatives. Kept are the positive and the best others by offset.
+    A list is a case's best ``LONGEST_LIST`` candidates by offset, and its positive must be among them: a target that
+    everything else ranks far below says little of the order at the top, and there are enough such cases to drown it.
+    Of several targets the one with the best offset stays, so that every list has one positive; the others leave the
+    list, for they are no negatives.
     """
     rows = fold.candidates
     positive = is_member(rows, fold.targets, n_items)
-    ranks = ranks_in_row(np.where(positive, offsets, -np.inf), rows)
-    taken = positive & (ranks == 1)
-    with_target = np.bincount(rows.row_of_value, weights=taken, minlength=len(rows)) > 0
-    among_others = ranks_in_row(np.where(positive, -np.inf, offsets), rows)
-    kept = (taken | (~positive & (among_others < LONGEST_LIST))) & with_target[rows.row_of_value]
+    taken = positive & (ranks_in_row(np.where(positive, offsets, -np.inf), rows) == 1)
+    kept = (taken | ~positive) & (ranks_in_row(offsets, rows) <= LONGEST_LIST)
+    with_target = np.bincount(rows.row_of_value, weights=taken & kept, minlength=len(rows)) > 0
+    kept &= with_target[rows.row_of_value]
     users = np.flatnonzero(with_target)
     lengths = np.bincount(rows.row_of_value[kept], minlength=len(rows))[users].astype(np.int64)
     candidates = Ragged.from_lengths(rows.values[kept], lengths)
