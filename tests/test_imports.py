@@ -104,7 +104,7 @@ LAYERS = {
         "checking",
     ],
     "evaluation": ["protocols", "comparison", "systems", "demonstration"],
-    "doors": ["options", "cli", "__main__"],
+    "doors": ["options", "fit_commands", "cli", "__main__"],
 }
 """A module may import those before it, in its own folder and in the folders above: nothing below."""
 

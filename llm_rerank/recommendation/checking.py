@@ -146,6 +146,7 @@ def check_shop(
             seconds_per_text=seconds_per_text,
             n_reviews_read=min(int(events.reviews.astype(bool).sum()), MOST_REVIEWS_READ),
             refit=config.refit,
+            fine_tune_steps=0 if encoder is None or config.cross_encoder == "off" else config.fine_tune_steps,
         ),
         advice=_advice(unknown_share, config),
     )

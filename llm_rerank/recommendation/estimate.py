@@ -18,6 +18,10 @@ from llm_rerank.types import Encoder, Interactions, Items
 
 TEXTS_MEASURED = 48
 
+USUAL_STEPS = 150  # early stopping seldom goes on for longer
+ITEMS_A_STEP = 300.0
+"""Items that a step of fine-tuning reads, forward and backward through a third of the layers: an encoding's worth."""
+
 # From fits of five data sets (400 to 9,000 items, 40,000 to 400,000 events) on one core, without an encoder.
 START_S = 9.0  # imports, reading, and the blend's cross-validation, which is nearly the same for every shop
 SECONDS_PER_EVENT = 2e-5  # sorting, histories, features, factorisation
@@ -35,11 +39,13 @@ def estimate_fit_seconds(
     seconds_per_text: float,
     n_reviews_read: int,
     refit: bool,
+    fine_tune_steps: int = 0,
 ) -> float:
     """Estimate the seconds of a fit.
 
     seconds_per_text: of an item's text, from ``measure_encoder``; 0 without an encoder.
     n_reviews_read: reviews whose sentiment is read; the newest, each as dear as it is long.
+    fine_tune_steps: most steps of the cross-encoder; 0: none is trained.
     """
     n_items = float(len(items))
     n_held_out = min(HOLDOUT_SHARE * len(np.unique(events.users)), MOST_HOLDOUT_USERS)
@@ -53,6 +59,7 @@ def estimate_fit_seconds(
         + SECONDS_PER_SCORE * n_rankings * n_held_out * n_items
         + SECONDS_PER_HELD_OUT_USER * n_held_out
         + seconds_per_text * (passes * n_items + _texts_worth(events, items, n_reviews_read))
+        + seconds_per_text * min(fine_tune_steps, USUAL_STEPS) * min(ITEMS_A_STEP, n_items)
     )
 
 

@@ -98,6 +98,7 @@ def say_plan(
     encoder: CachedEncoder | None,
     *,
     refit: bool,
+    fine_tune_steps: int = 0,
 ) -> None:
     """Say what a fit is going to do and about how long it takes; vectors of earlier fits are not counted on."""
     n_settings = sum(spec.n_settings for spec in specs)
@@ -112,10 +113,12 @@ def say_plan(
         seconds_per_text=0.0 if encoder is None else measure_encoder(encoder.encoder, texts),
         n_reviews_read=0 if encoder is None else min(int(events.reviews.astype(bool).sum()), MOST_REVIEWS_READ),
         refit=refit,
+        fine_tune_steps=0 if encoder is None else fine_tune_steps,
     )
     log.say(
         f"plan: {len(events):,} events of {len(np.unique(events.users)):,} users on {len(items):,} items; "
         f"components {', '.join(spec.name for spec in specs)} ({n_settings} settings tried)"
+        + (", a cross-encoder fine-tuned on what they leave" if encoder is not None and fine_tune_steps else "")
         + (", then a refit on all rows" if refit else "")
         + f"; about {seconds_in_words(seconds)}, give or take a factor of two"
     )

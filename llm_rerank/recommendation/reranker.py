@@ -101,7 +101,8 @@ class Reranker:
         log.say_report(report)
         encoder = make_encoder(self.config)
         specs = self._specs or default_specs(len(valid_items), encoder=encoder)
-        say_plan(log, events, valid_items, specs, encoder, refit=self.config.refit)
+        steps = 0 if self.config.cross_encoder == "off" else self.config.fine_tune_steps
+        say_plan(log, events, valid_items, specs, encoder, refit=self.config.refit, fine_tune_steps=steps)
         log.step("review sentiment")
         sentiment = sentiment_of(events, encoder)
         tools = FitTools(self.config, encoder, specs, self._features, Renderer())

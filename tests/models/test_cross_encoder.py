@@ -52,7 +52,7 @@ def as_if_trained(model):
     with torch.no_grad():
         for name, parameter in model.network.named_parameters():
             scale = 0.02 if name.startswith("layers") else 0.1
-            parameter.add_(torch.randn(parameter.shape, generator=generator) * scale)
+            parameter.add_(torch.randn(parameter.shape, generator=generator).to(parameter.device) * scale)
         model.network.decay.clamp_(0.1, 1.0)
     model.network = model.network
     return model
@@ -219,6 +219,17 @@ def test_float16_states_keep_the_top(tiny, monkeypatch):
     near = predict(half, histories, lists)
     same = [np.argsort(-a)[:10] == np.argsort(-b)[:10] for a, b in zip(right, near, strict=True)]
     assert np.mean(same) >= 0.99
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("cross_attention", [False, True])
+def test_the_gpu_gives_the_cpus_scores(tiny, cross_attention):
+    scores = {}
+    for device in ("cpu", "cuda"):
+        model = model_of(tiny, device=device, cross_attention=cross_attention)
+        scores[device] = np.concatenate(predict(as_if_trained(model)))
+    np.testing.assert_allclose(scores["cuda"], scores["cpu"], atol=1e-3)
 
 
 # ------------------------------------------------------------------- bad input

@@ -1,0 +1,148 @@
+"""Commands of the command line that learn: fit a reranker, fine-tune the cross-encoder alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from llm_rerank.options import (
+    CacheFolder,
+    CandidatesPerSource,
+    Columns,
+    CrossEncoderChoice,
+    Device,
+    Encoder,
+    FineTuneSteps,
+    HistoryLength,
+    ImpressionsFile,
+    InteractionsFile,
+    ItemsFile,
+    MinRating,
+    Quiet,
+    Seed,
+    TargetEvents,
+    Threshold,
+    TimeUnitOption,
+    UsersFile,
+    column_mapping,
+    note,
+    reranker_config,
+    threshold_rule,
+)
+
+
+def fit(
+    interactions: InteractionsFile,
+    items: ItemsFile,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder to save the fitted reranker to.")],
+    users: UsersFile = None,
+    impressions: ImpressionsFile = None,
+    column: Columns = None,
+    time_unit: TimeUnitOption = "auto",
+    start_from: Annotated[Path | None, typer.Option("--start-from", help="Folder of another shop's reranker.")] = None,
+    encoder: Encoder = "default",
+    cache_folder: CacheFolder = None,
+    target_event: TargetEvents = None,
+    min_rating: MinRating = None,
+    threshold: Threshold = None,
+    min_items: Annotated[int, typer.Option("--min-items", help="Least number of kept items of a user.")] = 0,
+    max_items: Annotated[int | None, typer.Option("--max-items", help="Greatest number of kept items.")] = None,
+    candidates_per_source: CandidatesPerSource = 100,
+    cross_encoder: CrossEncoderChoice = "auto",
+    history_length: HistoryLength = 20,
+    fine_tune_steps: FineTuneSteps = 300,
+    refit: Annotated[bool, typer.Option("--refit/--no-refit", help="Fit again on all rows after the report.")] = True,
+    device: Device = "auto",
+    seed: Seed = 0,
+    quiet: Quiet = False,
+) -> None:
+    r"""Fit on your events and items, save to a folder.
+
+    It holds out some events, learns from the rest, says how good it is on what it held out and why it decided as it
+    did, then fits again on everything. An earlier model in the folder stays until the new one is whole.
+
+    \b
+    llm-rerank fit orders.csv items.csv --out shop
+    llm-rerank fit log.parquet products.jsonl --out shop --column customer=user_id --column sku=item_id
+    """
+    from llm_rerank.recommendation.reranker import Reranker
+    from llm_rerank.storage import check_target
+
+    check_target(out)
+    config = reranker_config(
+        encoder=encoder,
+        cache_folder=cache_folder,
+        target_events=target_event,
+        min_rating=min_rating,
+        threshold=threshold_rule(threshold),
+        min_items=min_items,
+        max_items=max_items,
+        candidates_per_source=candidates_per_source,
+        cross_encoder=cross_encoder,
+        history_length=history_length,
+        fine_tune_steps=fine_tune_steps,
+        refit=refit,
+        device=device,
+        seed=seed,
+    )
+    reranker = Reranker(config, verbose=not quiet).fit(
+        interactions,
+        items,
+        users=users,
+        impressions=impressions,
+        columns=column_mapping(column),
+        time_unit=time_unit,  # type: ignore[arg-type]  # the library checks it and names the choices
+        start_from=start_from,
+    )
+    reranker.save(out)
+    note(f"saved to {out}", quiet)
+
+
+def finetune(
+    interactions: Annotated[Path, typer.Option("--interactions", help="Events: user_id, item_id, timestamp, …")],
+    items: Annotated[Path, typer.Option("--items", help="Catalogue: item_id, title, optional description, …")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the model, its log and its picture.")],
+    column: Columns = None,
+    time_unit: TimeUnitOption = "auto",
+    encoder: Encoder = "default",
+    cache_folder: CacheFolder = None,
+    target_event: TargetEvents = None,
+    min_rating: MinRating = None,
+    history_length: HistoryLength = 20,
+    fine_tune_steps: FineTuneSteps = 300,
+    device: Device = "auto",
+    seed: Seed = 0,
+    quiet: Quiet = False,
+) -> None:
+    r"""Fine-tune the cross-encoder alone on your events and items.
+
+    It learns what the other components leave unexplained, stops where that no longer helps, and says what it gained. A
+    run that was killed goes on where it was when the same command is given again; Ctrl-C keeps the best so far.
+
+    \b
+    llm-rerank finetune --interactions orders.csv --items items.csv --out tuned
+    """
+    from llm_rerank.recommendation.fine_tuning import fine_tune_on_shop
+
+    config = reranker_config(
+        encoder=encoder,
+        cache_folder=cache_folder,
+        target_events=target_event,
+        min_rating=min_rating,
+        history_length=history_length,
+        fine_tune_steps=fine_tune_steps,
+        device=device,
+        seed=seed,
+    )
+    fine_tune_on_shop(
+        interactions,
+        items,
+        out,
+        config=config,
+        columns=column_mapping(column),
+        time_unit=time_unit,  # type: ignore[arg-type]  # the library checks it and names the choices
+        verbose=not quiet,
+    )
+    note(f"saved to {out}", quiet)
