@@ -201,7 +201,10 @@ def test_long_reviews_are_in_the_estimate_of_time(shop):
     of_one_item = events["item_id"] == events["item_id"].mode()[0]  # the other items' texts stay as short as they are
     seconds = [
         check_shop(
-            events.assign(review=np.where(of_one_item, review, "")), shop[1], columns={"customer": "user_id"}
+            events.assign(review=np.where(of_one_item, review, "")),
+            shop[1],
+            columns={"customer": "user_id"},
+            config=RerankerConfig(cross_encoder="off"),
         ).fit_seconds
         for review in ("good", "a good thing to have " * 200)
     ]
