@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import resource
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -158,6 +159,42 @@ def greatest_difference(
     return worst
 
 
+def scores_with(
+    model: HistoryCrossEncoder,
+    texts: list[str],
+    vectors: FloatArray,
+    histories: Sequence[IntArray],
+    candidates: Sequence[IntArray],
+    *,
+    state_dtype: torch.dtype,
+) -> list[FloatArray]:
+    """Score all users from a table whose token states have the format given."""
+    items = build_table(model.network, model.reader, texts, vectors, state_dtype=state_dtype)
+    scores = score_lists(model.network, items, *many_users(histories, candidates))
+    return np.split(scores, len(candidates))
+
+
+def scores_from_cache(
+    model: HistoryCrossEncoder,
+    texts: list[str],
+    vectors: FloatArray,
+    histories: Sequence[IntArray],
+    candidates: Sequence[IntArray],
+) -> list[FloatArray]:
+    """Score all users with the same weights from lower states that were kept on disk in int8."""
+    with tempfile.TemporaryDirectory() as folder:
+        other = HistoryCrossEncoder.from_encoder(
+            item_tokens=model.item_tokens,
+            cross_attention=True,
+            dtype="float32",
+            device=model.device,
+            cache_folder=folder,
+            cache_type="int8",
+        )
+        other.network = model.network
+        return scores_with(other, texts, vectors, histories, candidates, state_dtype=torch.float32)
+
+
 def same_top(first: Sequence[FloatArray], second: Sequence[FloatArray], k: int = 10) -> float:
     """Share of the first k positions that hold the same item."""
     return float(np.mean([np.argsort(-a)[:k] == np.argsort(-b)[:k] for a, b in zip(first, second, strict=True)]))
@@ -250,7 +287,12 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
                 few = slice(0, options.pairwise_users)
                 differences[name] = greatest_difference(model, texts, vectors, histories[few], candidates[few])
                 n_tokens = float(model.reader.token_ids(texts)[0].lengths.mean())
+            if dtype == "float32" and crossing:
+                exact = scores_with(model, texts, vectors, histories, candidates, state_dtype=torch.float32)
+                rounded = scores_from_cache(model, texts, vectors, histories, candidates)
     agreement = {f"{name}_bfloat16": same_top(scores[name], scores[f"{name}_bfloat16"]) for name in differences}
+    agreement["cached, states in float16"] = same_top(scores["cached"], exact)
+    agreement["cached, states on disk in int8"] = same_top(rounded, exact)
 
     shared = HistoryCrossEncoder.from_encoder(
         item_tokens=ITEM_TOKENS, cross_attention=True, dtype="float32", device=device

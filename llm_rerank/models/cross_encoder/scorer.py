@@ -18,6 +18,7 @@ from llm_rerank.models.cross_encoder.history_encoder import HistoryNetwork, Netw
 from llm_rerank.models.cross_encoder.item_states import ItemReader
 from llm_rerank.models.cross_encoder.item_table import ItemTable, build_table, read_table, write_table
 from llm_rerank.models.cross_encoder.scoring import readable_histories, score_lists
+from llm_rerank.models.cross_encoder.state_cache import StateType
 from llm_rerank.models.semantic.encoder import SentenceEncoder, check_same_encoder, encoder_reference, load_encoder
 from llm_rerank.models.semantic.weights import DEFAULT_MODEL, DTypeName, best_device, best_dtype, check_device
 from llm_rerank.storage import CURRENT, open_folder, read_arrays, read_json, write_arrays, write_json
@@ -51,7 +52,8 @@ class HistoryCrossEncoder:
     encoder: whose vectors are the warm start; None: the encoder of ``model``. model: where the layers come from:
     "default", a folder, or a hub name (BERT, RoBERTa, XLM-RoBERTa). history_length: newest events that are read.
     item_tokens: tokens of a text that are read. n_upper: layers that are trained. cross_attention: see above.
-    cache_folder: where token states are kept between runs; None: nowhere. device: "auto", "cpu", "cuda", … dtype:
+    cache_folder: where token states are kept between runs; None: nowhere. cache_type: "float16", or "int8" with a scale
+    a token, half the size. device: "auto", "cpu", "cuda", … dtype:
     "auto", "float32" or "bfloat16", of scoring; training keeps float32 weights. seed: of the new weights.
 
     Raises DataError for impossible settings, StorageError where weights are missing.
@@ -70,6 +72,7 @@ class HistoryCrossEncoder:
         n_upper: int = 2,
         cross_attention: bool = False,
         cache_folder: str | Path | None = None,
+        cache_type: StateType = "float16",
         device: str = "auto",
         dtype: Dtype = "auto",
         seed: int = 0,
@@ -88,6 +91,7 @@ class HistoryCrossEncoder:
         self.n_upper = n_upper
         self.cross_attention = cross_attention
         self.cache_folder = None if cache_folder is None else Path(cache_folder)
+        self.cache_type: StateType = cache_type
         self.seed = seed
         self.training_log: list[dict[str, Any]] = []
         """One entry an evaluation of the last fine-tuning; empty: untrained."""
@@ -117,6 +121,7 @@ class HistoryCrossEncoder:
                 device=self.device,
                 dtype=torch_dtype(self.dtype),
                 cache_folder=self.cache_folder,
+                cache_type=self.cache_type,
             )
             reader.check(self._stored.get("reader"))
             self._reader = reader
