@@ -14,6 +14,7 @@ score does not depend on its list.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple, cast
@@ -93,7 +94,7 @@ class TransformerLayer(nn.Module):
             block = [self._heads(part[start:stop].view(count, length, -1)) for part in (query, key, value)]
             attended = functional.scaled_dot_product_attention(block[0], block[1], block[2])
             parts.append(attended.transpose(1, 2).reshape(count * length, -1))
-        return self._finish(states, torch.cat(parts) if parts else states)
+        return self.finish(states, torch.cat(parts) if parts else states)
 
     def read_own(self, readers: Tensor, own_states: Tensor) -> Tensor:
         """Return what one reader a text takes from the text's tokens, before the output projection.
@@ -123,14 +124,11 @@ class TransformerLayer(nn.Module):
         return functional.scaled_dot_product_attention(query, keys, values, attn_mask=bias).transpose(1, 2)
 
     def keys_and_values(self, states: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values of tokens: two tensors of shape (n_tokens, hidden_size)."""
-        return self.key(states), self.value(states)
+        """Keys and values by head: (n, n_tokens, hidden_size) → two of (n, n_heads, n_tokens, head_size)."""
+        return self._heads(self.key(states)), self._heads(self.value(states))
 
     def finish(self, states: Tensor, attended: Tensor) -> Tensor:
         """Output projection, residual, feed-forward: (…, hidden_size) each."""
-        return self._finish(states, attended)
-
-    def _finish(self, states: Tensor, attended: Tensor) -> Tensor:
         states = self.attention_norm(states + self.dropout(self.attended(attended)))
         expanded = functional.gelu(self.expand(states))
         return self.output_norm(states + self.dropout(self.contract(expanded)))
@@ -227,7 +225,7 @@ class HistoryNetwork(nn.Module):
 
     def read_candidates(
         self,
-        features: ItemFeatures,
+        inputs: Sequence[Tensor],
         first_tokens: Tensor,
         groups: list[tuple[Tensor, Tensor]],
         history: HistoryTokens,
@@ -235,18 +233,19 @@ class HistoryNetwork(nn.Module):
     ) -> Tensor:
         """Take each candidate's [CLS] once more through the upper layers, with the history's tokens in sight.
 
+        inputs: what each upper layer reads, (n_tokens, hidden_size) each, of packed texts.
         first_tokens: (n_users × width,), position of each candidate's [CLS] in the packed states. groups: pairs of
         (cells of one text length, positions of their tokens), (n,) and (n, length). shape: (n_users, width).
         Returns (n_users, width, hidden_size).
         """
         n_users, width = shape
         dtype = self.gates.dtype  # the states may be kept in a smaller format
-        readers = features.inputs[0][first_tokens].to(dtype)
+        readers = inputs[0][first_tokens].to(dtype)
         masked = history.ages < 0
         ages = history.ages.clamp(0, self.shape.n_ages - 1)
         has_history = (~masked).any(dim=1)
         for number, layer in enumerate(self.upper_layers):
-            states = features.inputs[number]
+            states = inputs[number]
             own = torch.empty_like(readers)
             for cells, tokens in groups:
                 own[cells] = layer.read_own(readers[cells], states[tokens].to(dtype))
@@ -254,7 +253,7 @@ class HistoryNetwork(nn.Module):
             bias = self.token_ages[number][:, ages].transpose(0, 1) + history.log_weights.unsqueeze(1)
             # a user without history reads nothing; softmax over nothing but −inf would be NaN
             bias = bias.masked_fill((masked & has_history[:, None])[:, None], float("-inf")).to(keys.dtype)
-            seen = layer.read_history(readers.view(n_users, width, -1), layer._heads(keys), layer._heads(values), bias)
+            seen = layer.read_history(readers.view(n_users, width, -1), keys, values, bias)
             gate = torch.tanh(self.gates[number]) * has_history[:, None]
             seen = (seen * gate[:, None, :, None].to(seen.dtype)).reshape(n_users * width, -1)
             readers = layer.finish(readers, own + seen)

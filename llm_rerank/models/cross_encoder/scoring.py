@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from llm_rerank.models.cross_encoder.history_encoder import HistoryNetwork, HistoryTokens, ItemFeatures
+from llm_rerank.models.cross_encoder.history_encoder import HistoryNetwork, HistoryTokens
 from llm_rerank.models.cross_encoder.item_table import ItemTable
 from llm_rerank.models.cross_encoder.packing import ListBlock, list_blocks, newest, padded
 from llm_rerank.models.scoring import visit_numbers
@@ -117,9 +117,8 @@ def _read(
     )
     size = shape.hidden_size
     inputs = tuple(table.states[:, number * size : (number + 1) * size] for number in range(shape.n_upper))
-    features = ItemFeatures(table.key, table.key, inputs)  # means and [CLS]s are in the table's columns already
     first = torch.from_numpy(table.offsets[flat]).to(device)
-    return network.read_candidates(features, first, groups, tensors, (codes.shape[0], codes.shape[1]))
+    return network.read_candidates(inputs, first, groups, tensors, (codes.shape[0], codes.shape[1]))
 
 
 def history_tokens(
