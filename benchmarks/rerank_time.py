@@ -10,6 +10,7 @@ encoded texts are kept in a folder: a second run then measures a fit whose texts
 from __future__ import annotations
 
 import argparse
+import resource
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,7 +20,7 @@ import numpy as np
 import pandas as pd
 
 from benchmarks._common import run_information, write_report
-from llm_rerank.config import RerankerConfig
+from llm_rerank.config import CROSS_ENCODER_CHOICES, RerankerConfig
 from llm_rerank.data.datasets import load_dataset
 from llm_rerank.evaluation.protocols import Trial, hold_out
 from llm_rerank.recommendation.reranker import Reranker
@@ -44,11 +45,14 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--cache", type=Path, help="folder that keeps encoded texts between runs")
     parser.add_argument("--out", type=Path)
+    parser.add_argument("--cross-encoder", choices=CROSS_ENCODER_CHOICES, default="auto")
     options = parser.parse_args(arguments)
     information = run_information(options.seed)
     trial = hold_out(load_dataset(options.dataset, options.data_dir), split="test")
     began = time.perf_counter()
-    config = RerankerConfig(cache_folder=None if options.cache is None else str(options.cache))
+    config = RerankerConfig(
+        cache_folder=None if options.cache is None else str(options.cache), cross_encoder=options.cross_encoder
+    )
     reranker = Reranker(config, verbose=False).fit(trial.interactions, trial.item_frame, users=trial.user_frame)
     seconds_fit = time.perf_counter() - began
     candidates = drawn_candidates(trial, options.candidates, options.seed)
@@ -61,6 +65,9 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     median = float(np.median(seconds))
     report = {
         "dataset": options.dataset,
+        "cross_encoder": options.cross_encoder,
+        "components": [component.name for component in reranker.components],
+        "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
         "n_users": len(trial.user_ids),
         "n_items": len(trial.items),
         "n_pairs": len(candidates),
