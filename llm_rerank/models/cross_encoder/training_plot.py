@@ -1,4 +1,4 @@
-"""The course of a fine-tuning as a small picture (SVG): loss, NDCG and recall, accuracy beside its base rate."""
+"""The course of a fine-tuning as a small picture (SVG): losses, NDCG and recall, accuracy beside its base rate."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from llm_rerank.storage import atomic_path
 
 WIDTH, HEIGHT, MARGIN = 320, 180, 40
 PANELS = (
-    ("loss", (("loss", "validation loss"), ("training_loss", "training loss (short lists)"))),
+    ("loss on other users' lists", (("loss", "validation"),)),
+    ("loss of the steps", (("training_loss", "training, on shorter lists"),)),
     ("ranking", (("ndcg@10", "NDCG@10"), ("recall@10", "recall@10"))),
     ("accuracy", (("accuracy", "accuracy"), ("base_rate", "base rate"))),
 )
@@ -18,12 +19,14 @@ DASHES = ("", "5 3")  # told apart without colour
 
 
 def training_plot(log: Sequence[Mapping[str, Any]]) -> str:
-    """Draw an SVG with three panels over steps. log: of ``FineTuning``, at least one entry."""
+    """Draw an SVG with a panel a kind of figure, over steps. log: of ``FineTuning``, at least one entry."""
+    known = {key for entry in log for key in entry}
+    shown = [(title, series) for title, series in PANELS if known.issuperset(key for key, _ in series)]
     panels = "".join(
         f'<g transform="translate({number * WIDTH},0)">{_panel(title, series, log)}</g>'
-        for number, (title, series) in enumerate(PANELS)
+        for number, (title, series) in enumerate(shown)
     )
-    width = WIDTH * len(PANELS)
+    width = WIDTH * len(shown)
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {HEIGHT + 50}" width="{width}" '
         f'font-family="sans-serif" font-size="11" role="img"><title>Course of the fine-tuning</title>{panels}</svg>\n'
@@ -57,12 +60,11 @@ def _panel(title: str, series: Sequence[tuple[str, str]], log: Sequence[Mapping[
             f'<text x="{MARGIN - 4}" y="{level}" text-anchor="end" dominant-baseline="middle">{value:.3f}</text>'
         )
     drawn.append(f'<text x="{WIDTH - 10}" y="{HEIGHT - 14}" text-anchor="end">step {last}</text>')
-    for number, ((key, label), dash) in enumerate(zip(series, DASHES, strict=True)):
+    for number, ((key, label), dash) in enumerate(zip(series, DASHES, strict=False)):
         line = " ".join(place(step, value) for step, value in points[key])
         style = f'fill="none" stroke="black" stroke-width="1.5" stroke-dasharray="{dash}"'
         drawn.append(f'<polyline points="{line}" {style}/>')
         y = HEIGHT + 6 + 16 * number
         drawn.append(f'<line x1="{MARGIN}" y1="{y}" x2="{MARGIN + 24}" y2="{y}" {style}/>')
-        last_value = f" {points[key][-1][1]:.4f}" if points[key] else ""
-        drawn.append(f'<text x="{MARGIN + 30}" y="{y + 4}">{label}{last_value}</text>')
+        drawn.append(f'<text x="{MARGIN + 30}" y="{y + 4}">{label} {points[key][-1][1]:.4f}</text>')
     return "".join(drawn)
