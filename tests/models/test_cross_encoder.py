@@ -1,7 +1,10 @@
+import json
 import subprocess
 import sys
 import warnings
+from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,6 +12,7 @@ import torch
 
 from llm_rerank.models.cross_encoder import reference
 from llm_rerank.models.cross_encoder import scorer as scorer_module
+from llm_rerank.models.cross_encoder.history_encoder import HistoryNetwork, NetworkShape, scoring_copy
 from llm_rerank.models.cross_encoder.item_table import build_table
 from llm_rerank.models.cross_encoder.reference import reference_score
 from llm_rerank.models.cross_encoder.scorer import HistoryCrossEncoder
@@ -26,6 +30,7 @@ HISTORIES = [
     ["温度计 电子", "digital thermometer probe", "", "infrared thermometer gun", "bike helmet"],
     [f"spare part number {n}" for n in range(30)],
 ]
+WEIGHTS = [[2.0, 0.5], [], [0.3, 1.5, 1.0, 4.0, 0.7], [1 + 0.1 * n for n in range(30)]]
 CANDIDATES = [
     ["mountain bike", "bottle of water", "", "thermometer"],
     ["mountain bike", "自行车"],
@@ -63,13 +68,13 @@ def float32_states(monkeypatch):
     monkeypatch.setattr(scorer_module, "build_table", partial(build_table, state_dtype=torch.float32))
 
 
-def predict(model, histories=HISTORIES, candidates=CANDIDATES):
+def predict(model, histories=HISTORIES, candidates=CANDIDATES, weights=None):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return model.predict(histories, candidates)
+        return model.predict(histories, candidates, weights=weights)
 
 
-def by_reference(model, histories, candidates):
+def by_reference(model, histories, candidates, weights):
     """Every pair alone through the slow twin, from the same lower states and vectors."""
     texts = list(dict.fromkeys(text for row in [*histories, *candidates] for text in row))
     states = {}
@@ -79,10 +84,10 @@ def by_reference(model, histories, candidates):
     vectors = dict(zip(texts, torch.from_numpy(model.encoder.encode(texts)), strict=True))
     shape = model.network.shape
     scores = []
-    for history, candidate_texts in zip(histories, candidates, strict=True):
-        newest = history[-model.history_length :]
+    for history, candidate_texts, given in zip(histories, candidates, weights, strict=True):
+        newest, given = history[-model.history_length :], given[-model.history_length :]
         # a text of blanks is no part of a history, but its visit counts
-        past = [(text, len(newest) - 1 - place) for place, text in enumerate(newest) if text.strip()]
+        past = [(text, len(newest) - 1 - place, given[place]) for place, text in enumerate(newest) if text.strip()]
         scores.append(
             [
                 reference_score(
@@ -91,11 +96,11 @@ def by_reference(model, histories, candidates):
                     shape.n_upper,
                     shape.norm_epsilon,
                     states[text],
-                    [states[item] for item, _ in past],
-                    [age for _, age in past],
-                    [1.0] * len(past),
+                    [states[item] for item, _, _ in past],
+                    [age for _, age, _ in past],
+                    [weight for _, _, weight in past],
                     vectors[text],
-                    [vectors[item] for item, _ in past],
+                    [vectors[item] for item, _, _ in past],
                     cross_attention=model.cross_attention,
                 )
                 for text in candidate_texts
@@ -104,8 +109,14 @@ def by_reference(model, histories, candidates):
     return scores
 
 
+def states_of(model, texts):
+    """Lower states, texts in the order of length."""
+    return torch.cat([states for _, _, states in model.reader.batches(texts)])
+
+
 def greatest_difference(model):
-    fast, slow = predict(model), by_reference(model, HISTORIES, CANDIDATES)
+    fast = predict(model, weights=WEIGHTS)
+    slow = by_reference(model, HISTORIES, CANDIDATES, WEIGHTS)
     assert [len(row) for row in fast] == [len(row) for row in slow]
     return max(abs(a - b) for f, s in zip(fast, slow, strict=True) for a, b in zip(f, s, strict=True))
 
@@ -134,20 +145,26 @@ def test_a_broken_mask_is_noticed(tiny, float32_states, monkeypatch, mask):
     assert greatest_difference(model) > 1e-3
 
 
-def test_lower_states_are_those_of_the_pretrained_network(tiny):
-    """Packed and cut reading against transformers' own forward, one text at a time."""
+@pytest.mark.parametrize("kind", ["bert", "roberta"])
+def test_untrained_states_are_those_of_the_pretrained_network(tmp_path, kind):
+    """Packed and cut reading, lower layers and upper, against transformers' own forward, one text at a time."""
     from transformers import AutoModel, AutoTokenizer
 
-    model = model_of(tiny, n_upper=2)
-    bert, tokenizer = AutoModel.from_pretrained(tiny).eval(), AutoTokenizer.from_pretrained(tiny)
+    folder = save_tiny_encoder(tmp_path, kind=kind)
+    model = model_of(folder, n_upper=1)
+    bert, tokenizer = AutoModel.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder)
     texts = ["a bike", "温度计 probe " * 30, "x", ""]
     for taken, packing, states in model.reader.batches(texts):
+        with torch.no_grad():
+            features = model.network.read_items(states.clone(), packing)
         for place, row in enumerate(taken):
             tokens = tokenizer(texts[row], truncation=True, max_length=16, return_tensors="pt")
             with torch.no_grad():
-                own = bert(**tokens, output_hidden_states=True).hidden_states[2][0]
+                *_, lower, last = (layer[0] for layer in bert(**tokens, output_hidden_states=True).hidden_states)
             found = states[packing.offsets[place] : packing.offsets[place + 1]]
-            torch.testing.assert_close(found, own, atol=1e-4, rtol=0)
+            torch.testing.assert_close(found, lower, atol=1e-4, rtol=0)
+            torch.testing.assert_close(features.first[place], last[0], atol=1e-4, rtol=0)
+            torch.testing.assert_close(features.mean[place], last.mean(dim=0), atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("cross_attention", [False, True])
@@ -170,6 +187,55 @@ def test_the_similarity_is_the_formula(tiny):
     expected = (recency @ (vectors[:2] @ vectors[2])) / recency.sum()
     (scores,) = model.predict([["tent", "lamp"]], [["camp stove"]], weights=[[2.0, 0.5]])
     assert scores[0] == pytest.approx(expected, abs=1e-5)
+
+
+def test_the_greatest_cosine_is_of_a_real_item_also_where_all_are_below_zero():
+    network = HistoryNetwork(NetworkShape(8, 2, 8, 1e-12, n_lower=1, n_upper=1))
+    with torch.no_grad():
+        network.temperature.fill_(0.0)
+        network.greatest.fill_(2.0)
+        cosines = torch.tensor([[[-0.5, -0.25, 0.9]], [[0.9, 0.9, 0.9]]])  # one list has one place of padding
+        ages, weights = torch.tensor([[1, 0, -1], [-1, -1, -1]]), torch.ones(2, 3)
+        assert network.similarity(cosines, ages, weights).tolist() == [[-0.5], [0.0]]
+
+
+def test_in_bfloat16_the_temperature_is_not_rounded():
+    network = HistoryNetwork(NetworkShape(8, 2, 8, 1e-12, n_lower=1, n_upper=1))
+    with torch.no_grad():
+        network.temperature.fill_(7.77)
+    copied = scoring_copy(network, torch.bfloat16)
+    assert copied.head_mean.weight.dtype == torch.bfloat16
+    assert copied.temperature.item() == network.temperature.item()
+
+
+@pytest.mark.parametrize("cross_attention", [False, True])
+def test_visits_beyond_those_told_apart_count_as_the_oldest(tiny, cross_attention):
+    """Items without text are not read, but their visits age what came before."""
+    model = model_of(tiny, trained=True, cross_attention=cross_attention, history_length=3)
+    with torch.no_grad():
+        model.network.decay.fill_(0.0)  # what is left of age is learned, an entry an age
+    model.network = model.network
+    model.fit(None, items_of(["tent", "lamp", ""]), seed=0)
+    ages_2_3_and_9 = [[0, *[2] * age, 1] for age in (1, 2, 8)]
+    scores = model.score(cases_of(ages_2_3_and_9, [[0, 1]] * 3)).reshape(3, 2)
+    np.testing.assert_allclose(scores[1:], scores[[0, 0]], atol=1e-6)
+    younger = model.score(cases_of([[0, 1]], [[0, 1]]))
+    assert np.abs(younger - scores[0]).max() > 1e-4
+
+
+def test_what_was_disliked_is_not_read_but_its_visit_counts(tiny):
+    model = model_of(tiny, trained=True).fit(None, items_of(["tent", "lamp", ""]), seed=0)
+    disliked, blank = cases_of([[0, 1]], [[0, 1]]), cases_of([[2, 1]], [[0, 1]])
+    disliked = replace(disliked, history_weights=np.array([-1.0, 1.0], dtype=np.float32))
+    np.testing.assert_array_equal(model.score(disliked), model.score(blank))
+
+
+def test_what_was_read_before_the_weights_changed_is_read_again(tiny):
+    model = model_of(tiny)
+    predict(model)
+    np.testing.assert_allclose(
+        np.concatenate(predict(as_if_trained(model))), np.concatenate(predict(model_of(tiny, trained=True))), atol=1e-6
+    )
 
 
 @pytest.mark.parametrize("cross_attention", [False, True])
@@ -302,6 +368,31 @@ def test_another_encoder_than_then_is_an_error(tiny, tmp_path):
         HistoryCrossEncoder.load(tmp_path / "m", encoder=other, device="cpu")
 
 
+def test_a_loaded_model_reads_new_texts_with_the_settings_of_then(tiny, tmp_path):
+    settings = {"item_tokens": 8, "history_length": 2, "n_upper": 1, "cross_attention": True}
+    model = model_of(tiny, trained=True, **settings).fit(None, items_of(["tent", "", "lamp"]), seed=0)
+    (tmp_path / "m").mkdir()
+    model.save(tmp_path / "m")
+    again = HistoryCrossEncoder.load(tmp_path / "m", device="cpu")
+    cases = cases_of([[0, 1]], [[0, 1, 2]])
+    assert np.isnan(model.score(cases)).tolist() == [False, True, False]
+    np.testing.assert_array_equal(again.score(cases), model.score(cases))
+    histories = [["tent", "lamp", "a camp stove that burns gas and wood and oil"]]
+    np.testing.assert_allclose(
+        predict(again, histories, histories)[0], predict(model, histories, histories)[0], atol=1e-6
+    )
+
+
+def test_other_layers_under_the_old_name_are_an_error(tmp_path):
+    (tmp_path / "m").mkdir()
+    model = model_of(save_tiny_encoder(tmp_path))
+    assert model.reader.fingerprint  # read, so that the fingerprint is saved
+    model.save(tmp_path / "m")
+    save_tiny_encoder(tmp_path, seed=1)
+    with pytest.raises(StorageError, match="frozen layers of .* use the encoder"):
+        HistoryCrossEncoder.load(tmp_path / "m", device="cpu").predict([["tent"]], [["stove"]])
+
+
 # ------------------------------------------------------------------- states on disk
 
 
@@ -325,3 +416,27 @@ def test_a_cache_of_other_weights_is_not_used(tiny, tmp_path):
     assert len(model.reader.cache) == 0
     with_cache = predict(model, [["tent"]], [["lamp"]])[0]
     np.testing.assert_allclose(with_cache, predict(model_of(tiny, trained=True), [["tent"]], [["lamp"]])[0], atol=2e-3)
+
+
+def test_cached_and_new_texts_in_one_call_are_not_mixed_up(tiny, tmp_path):
+    texts = ["a camp stove that burns gas", "tent", "a lamp", "rope", "mat of straw"]
+    model = model_of(tiny, cache_folder=tmp_path)
+    list(model.reader.batches(["tent", "rope"]))
+    torch.testing.assert_close(states_of(model, texts), states_of(model_of(tiny), texts), atol=5e-3, rtol=0)
+
+
+def test_a_cache_of_another_tokenizer_or_shorter_cut_is_not_used(tiny, tmp_path):
+    long = "a camp stove that burns gas and wood and oil"
+    (tmp_path / "o").mkdir()
+    other = Path(save_tiny_encoder(tmp_path / "o"))
+    tokenizer = next(path for path in other.rglob("tokenizer.json"))
+    stored = json.loads(tokenizer.read_text(encoding="utf-8"))
+    vocabulary = stored["model"]["vocab"]
+    vocabulary["stove"], vocabulary["camp"] = vocabulary["camp"], vocabulary["stove"]
+    tokenizer.write_text(json.dumps(stored), encoding="utf-8")
+    makers = [partial(model_of, tiny, item_tokens=8), partial(model_of, tiny), partial(model_of, str(other))]
+    for make in makers:
+        model = make(cache_folder=tmp_path / "c")
+        found = states_of(model, [long])
+        model.reader.cache = None
+        torch.testing.assert_close(found, states_of(model, [long]), atol=5e-3, rtol=0)

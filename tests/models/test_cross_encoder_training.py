@@ -12,9 +12,12 @@ import torch
 from llm_rerank.models.cross_encoder.list_metrics import judge_lists, log_likelihoods
 from llm_rerank.models.cross_encoder.lists import TrainingLists, sample_negatives
 from llm_rerank.models.cross_encoder.scorer import HistoryCrossEncoder
-from llm_rerank.models.cross_encoder.training import fine_tune
+from llm_rerank.models.cross_encoder.scoring import readable_histories
+from llm_rerank.models.cross_encoder.training import ListScorer, fine_tune, list_loss
 from llm_rerank.models.cross_encoder.training_plot import training_plot
 from llm_rerank.models.cross_encoder.training_settings import TrainingSettings, learning_rate_at, rows_of_step
+from llm_rerank.models.cross_encoder.training_texts import TrainingTexts
+from llm_rerank.models.cross_encoder.warm_start import similarities
 from llm_rerank.types import DataError
 from tests.planted import cases_of, items_of
 from tests.tiny_encoder import save_tiny_encoder
@@ -91,6 +94,7 @@ def test_the_warm_start_is_kept_where_no_step_beats_it(tiny):
     result = fine_tune(model, planted_lists(60, 1, noise=True), planted_lists(200, 2, noise=True), ITEMS, settings)
     assert result.best_step == 0
     assert "no step beats the warm start" in result.sentence()
+    assert [entry["step"] for entry in result.log] == [0, 20]  # a patience of one evaluation
     for name, tensor in model.network.state_dict().items():
         if name != "temperature":  # the warm start itself fits it
             torch.testing.assert_close(tensor, before[name])
@@ -109,6 +113,111 @@ def test_the_warm_start_takes_from_the_similarity_what_the_lists_support(tiny):
     result = fine_tune(model, similar, similar, ITEMS, replace(QUICK, steps=1, evaluate_every=1))
     assert model.network.temperature > 5
     assert result.log[0]["accuracy"] == 1.0
+
+
+UNEVEN = items_of(
+    ["tent", "a red piano of wood", "", "coffee", "bicycle with a bell and a lamp and a lock", "rope", "garden hose"]
+)
+"""Texts of every length, one item without any."""
+
+
+def uneven_lists(n_lists, seed, *, textless=False):
+    """Lists of 2 to 5 candidates, histories of 1 to 4 items with weights and baskets, offsets that are noise."""
+    rng = np.random.default_rng(seed)
+    told = np.array([0, 1, 3, 4, 5, 6])
+    candidates = [rng.permutation(told)[: rng.integers(2, 6)] for _ in range(n_lists)]
+    pool = np.arange(7) if textless else told
+    histories = [rng.choice(pool, rng.integers(1, 5)) for _ in range(n_lists)]
+    if textless:
+        histories[0] = np.array([2, 2])
+    cases = cases_of(histories, candidates, times=[np.arange(len(row)) // 2 for row in histories])
+    weights = rng.uniform(0.2, 3.0, len(cases.history.values)).astype(np.float32)
+    positive = np.concatenate([np.arange(len(row)) == rng.integers(len(row)) for row in candidates])
+    offsets = rng.normal(size=len(positive)).astype(np.float32)
+    return TrainingLists(replace(cases, history_weights=weights), positive, offsets)
+
+
+@pytest.mark.parametrize("cross_attention", [False, True])
+def test_training_reads_lists_as_scoring_does(tiny, cross_attention):
+    """One loss, three ways: the step's, the evaluation's, and that of the scores the model gives at last."""
+    model = tiny_model(tiny, cross_attention=cross_attention)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in model.network.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.1)
+        model.network.decay.fill_(0.5)
+    model.network = model.network
+    lists = uneven_lists(30, 4, textless=True)
+    texts = TrainingTexts.read(model.reader, model.encoder, UNEVEN, np.arange(len(UNEVEN)))
+    training = ListScorer(model.network, texts, model.history_length).eval()
+    with torch.no_grad():
+        training.offset_weight.fill_(0.5)
+    scores = model.fit(None, UNEVEN, seed=0).score(lists.cases)
+    no_history = np.isnan(scores)  # nothing with text in it: training has the head alone, scoring no opinion
+    expected = scores + 0.5 * lists.offsets
+    assert 0 < no_history.sum() < 0.2 * len(scores)
+    assert scores[~no_history].std() > 0.1
+    np.testing.assert_allclose(training.logits(lists)[~no_history], expected[~no_history], atol=2e-3)
+    whole = np.flatnonzero(~no_history[lists.cases.candidates.offsets[:-1]])
+    loss = -log_likelihoods(training.logits(lists), lists)[whole].mean()
+    with torch.no_grad():
+        assert training(lists.take(whole)).item() == pytest.approx(loss, abs=1e-4)
+
+
+def test_the_log_says_what_the_model_then_does(tiny):
+    model = tiny_model(tiny)
+    lists = uneven_lists(120, 1)
+    result = fine_tune(model, lists, lists, UNEVEN, replace(QUICK, steps=6, evaluate_every=3))
+    assert result.best_step > 0
+    best = next(entry for entry in result.log if entry["step"] == result.best_step)
+    scores = model.fit(None, UNEVEN, seed=0).score(lists.cases)
+    judged = judge_lists(scores + np.float32(best["offset_weight"]) * lists.offsets, lists)
+    for name, value in judged.items():
+        assert best[name] == pytest.approx(value, abs=1e-4), name
+
+
+def test_the_warm_starts_similarity_is_the_untrained_score(tiny):
+    model = tiny_model(tiny)
+    lists = uneven_lists(40, 2)
+    texts = TrainingTexts.read(model.reader, model.encoder, UNEVEN, np.arange(len(UNEVEN)))
+    histories = readable_histories(lists.cases, texts.has_text, model.history_length)
+    with torch.no_grad():
+        found = similarities(model.network, texts.vectors, texts.row_of_item, lists, histories)
+    np.testing.assert_allclose(found, model.fit(None, UNEVEN, seed=0).score(lists.cases), atol=1e-5)
+
+
+def test_the_warm_start_weighs_the_offset_as_the_lists_do(tiny):
+    """Positives drawn from softmax(2 × offset): λ is 2, whatever the similarity."""
+    rng = np.random.default_rng(0)
+    lists = planted_lists(1_500, 1, noise=True)
+    offsets = rng.normal(size=(1_500, 6)).astype(np.float32)
+    taken = (2 * offsets + rng.gumbel(size=offsets.shape)).argmax(axis=1)
+    positive = (np.arange(6) == taken[:, None]).ravel()
+    lists = TrainingLists(lists.cases, positive, offsets.ravel())
+    result = fine_tune(
+        tiny_model(tiny), lists, lists.take(np.arange(50)), ITEMS, replace(QUICK, steps=1, evaluate_every=1)
+    )
+    assert result.log[0]["offset_weight"] == pytest.approx(2.0, abs=0.2)
+
+
+def test_each_part_has_its_own_rate_and_the_first_step_is_small(tiny):
+    model = tiny_model(tiny)
+    before = {name: tensor.clone() for name, tensor in model.network.state_dict().items()}
+    lists = planted_lists(100, 1)
+    settings = replace(QUICK, steps=1, evaluate_every=1, layer_learning_rate=0.0)
+    assert fine_tune(model, lists, lists, ITEMS, settings).best_step == 1
+    for name, tensor in model.network.state_dict().items():
+        if name.startswith("layers."):
+            torch.testing.assert_close(tensor, before[name], atol=0, rtol=0)
+    # AdamW's first step is the rate itself in every weight, here one twentieth of the full rate
+    moved = (model.network.output.weight.detach() - before["output.weight"]).abs()
+    assert moved.max().item() == pytest.approx(settings.learning_rate / settings.warmup_steps, rel=0.05)
+
+
+def test_gradients_are_clipped(tiny):
+    settings = replace(QUICK, steps=2, evaluate_every=1, most_gradient=0.0, weight_decay=0.0)
+    result = fine_tune(tiny_model(tiny), planted_lists(100, 1), planted_lists(30, 2), ITEMS, settings)
+    assert [entry["loss"] for entry in result.log] == [result.log[0]["loss"]] * 3  # to nothing: no step moves
 
 
 def test_a_killed_run_ends_where_it_would_have_ended(tiny, tmp_path):
@@ -194,11 +303,11 @@ def test_negatives_are_drawn_and_the_positive_stays():
     np.testing.assert_array_equal(
         few.cases.candidates.values[few.positive], lists.cases.candidates.values[lists.positive]
     )
-    drawn = np.bincount(
-        np.concatenate([np.flatnonzero(sample_negatives(lists.take(np.array([0])), 2, s).positive) for s in range(99)]),
-        minlength=3,
-    )
-    assert (drawn > 0).sum() >= 1
+    first = lists.take(np.array([0]))
+    drawn = np.concatenate([sample_negatives(first, 2, s).cases.candidates.values for s in range(500)])
+    others = first.cases.candidates.values[~first.positive]
+    shares = (drawn[:, None] == others).sum(axis=0) / 500
+    np.testing.assert_allclose(shares, 2 / 5, atol=0.1)  # two of five, evenly
     assert sample_negatives(lists, 100, seed=4).cases.candidates.lengths.tolist() == [6] * 50
 
 
@@ -216,6 +325,7 @@ def test_every_epoch_reads_every_list_once():
     assert sorted(first[:10]) == sorted(first[10:]) == list(range(10))
     assert first[:10].tolist() != first[10:].tolist()
     np.testing.assert_array_equal(rows_of_step(3, 10, settings), first[12:16])
+    assert rows_of_step(0, 10, replace(settings, seed=1)).tolist() != first[:4].tolist()
 
 
 def test_learning_rate_rises_and_falls():
@@ -240,6 +350,16 @@ def test_list_metrics_by_hand():
     assert judged["accuracy"] == 0.5
     assert judged["base_rate"] == pytest.approx((1 / 3 + 1 / 4) / 2)
     assert judged["recall@10"] == 1.0
+    # logits that tell nothing are no hit: equals stay in the order given, where the positive of case 0 comes first
+    last = TrainingLists(cases, np.array([False, False, True, False, False, False, True]), lists.offsets)
+    assert judge_lists(np.zeros(7, dtype=np.float32), last)["accuracy"] == 0.0
+
+
+def test_the_loss_by_hand_leaves_padding_out():
+    # softmax(1, 1 + ln 2) is 1/3, 2/3; the second list has one candidate, what stands in its padding counts for nothing
+    scores, offsets = torch.tensor([[1.0, 1.0], [0.0, 9.0]]), torch.tensor([[0.0, np.log(2.0)], [0.0, 0.0]])
+    positive, real = torch.tensor([[False, True], [True, False]]), torch.tensor([[True, True], [True, False]])
+    assert list_loss(scores, offsets, positive, real).item() == pytest.approx(-np.log(2 / 3) / 2, abs=1e-6)
 
 
 def test_the_plot_is_a_picture_with_its_figures(tmp_path):

@@ -131,8 +131,8 @@ class ListScorer(nn.Module):
         return list_loss(scores, self.offset_weight * offsets, positive, torch.from_numpy(real).to(device))
 
     def histories(self, lists: TrainingLists) -> Histories:
-        """Histories as far as they are read."""
-        return readable_histories(lists.cases, self._texts.row_of_item >= 0, self._history_length)
+        """Histories as far as they are read: items with text, as in scoring."""
+        return readable_histories(lists.cases, self._texts.has_text, self._history_length)
 
     @torch.no_grad()
     def logits(self, lists: TrainingLists) -> np.ndarray:

@@ -12,7 +12,7 @@ from llm_rerank.models.cross_encoder.history_encoder import HistoryNetwork
 from llm_rerank.models.cross_encoder.item_states import ItemReader
 from llm_rerank.models.cross_encoder.item_table import ItemTable, table_of
 from llm_rerank.models.cross_encoder.packing import pack
-from llm_rerank.types import Encoder, IntArray, Items
+from llm_rerank.types import BoolArray, Encoder, IntArray, Items
 
 
 @dataclass(frozen=True)
@@ -20,12 +20,14 @@ class TrainingTexts:
     """Lower states of the items that lists name.
 
     states: (n_tokens, hidden_size), one text after the other. offsets: first token of each row. row_of_item: int64,
-    shape (n_items,), −1 where no list names the item. vectors: (n_rows, embedding_size), the frozen encoder's.
+    shape (n_items,), −1 where no list names the item. has_text: bool, the same shape, False there and where a text is
+    blank. vectors: (n_rows, embedding_size), the frozen encoder's.
     """
 
     states: Tensor
     offsets: IntArray
     row_of_item: IntArray
+    has_text: BoolArray
     vectors: Tensor
 
     @classmethod
@@ -42,10 +44,12 @@ class TrainingTexts:
         row_of_item = np.full(len(items), -1, dtype=np.int64)
         order = np.concatenate(places)
         row_of_item[codes[order]] = np.arange(len(codes))
+        has_text = np.zeros(len(items), dtype=np.bool_)
+        has_text[codes] = [bool(text.strip()) for text in texts]
         offsets = np.concatenate([[0], np.cumsum(np.concatenate(lengths))]).astype(np.int64)
         vectors = torch.from_numpy(encoder.encode(texts)).to(reader.device, torch.float32)
         order_on_device = torch.from_numpy(order).to(reader.device)
-        return cls(torch.cat(parts).float(), offsets, row_of_item, vectors[order_on_device])
+        return cls(torch.cat(parts).float(), offsets, row_of_item, has_text, vectors[order_on_device])
 
     def table(self, network: HistoryNetwork, codes: IntArray) -> ItemTable:
         """Read these items through the upper layers, gradients and all; a row a code, in the order given."""
