@@ -1,15 +1,16 @@
 """The benchmarks from the outside: files in, a report out, and what must be true of it, on a planted shop."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from benchmarks import review_sentiment
+from benchmarks import cross_encoder_gain, review_sentiment, scoring_speed, throughput
 from benchmarks.ranking import main, pairs_to_test
 from benchmarks.systems import FUSED, N_SETTINGS, SINGLES, system_names
-from llm_rerank.types import DataError
+from llm_rerank.types import DataError, Ragged
 from tests.shops import make_shop
 
 SYSTEMS = ["popularity", "recent_popularity", "item_knn", "als", "ease", "fused_behaviour"]
@@ -194,3 +195,40 @@ def test_reviews_are_drawn_by_stars_and_few_tokens_lose() -> None:
     assert entries["3"]["auc_difference"] == pytest.approx(entries["3"]["auc"] - entries["32"]["auc"])
     assert entries["3"]["auc_difference"] < -review_sentiment.MOST_LOSS
     assert report["chosen_tokens"] == 32
+
+
+def test_gain_of_a_user_by_hand() -> None:
+    # user "a": target second of three, scores 2, 1, 0; user "b": target not among the candidates, so no row
+    trial = SimpleNamespace(
+        items=SimpleNamespace(ids=np.array(["x", "y", "z"], dtype=object)),
+        user_ids=["a", "b"],
+        cases=SimpleNamespace(targets=Ragged.from_lists([[1], [2]])),
+    )
+    frame = pd.DataFrame(
+        {
+            "user_id": ["a", "a", "a", "b", "b"],
+            "item_id": ["x", "y", "z", "x", "y"],
+            "rank": [1, 2, 3, 1, 2],
+            "score": [2.0, 1.0, 0.0, 1.0, 0.5],
+        }
+    )
+    found = cross_encoder_gain.per_user(frame, trial)
+    assert list(found.index) == ["a"]
+    assert found["log_likelihood"]["a"] == pytest.approx(1.0 - np.log(np.e**2 + np.e + 1))
+    assert found["ndcg"]["a"] == pytest.approx(1 / np.log2(3))
+    assert found["target"]["a"] == 1
+
+
+def test_slope_and_agreement_by_hand() -> None:
+    assert throughput.slope([10, 100, 1000], [0.1, 1.0, 10.0]) == pytest.approx(1.0)
+    assert throughput.slope([10, 100, 1000], [0.3, 0.3, 0.3]) == pytest.approx(0.0)
+    first, second = [np.array([3.0, 2.0, 1.0])], [np.array([3.0, 1.0, 2.0])]
+    assert scoring_speed.same_top(first, second, k=3) == pytest.approx(1 / 3)  # only the first place holds the same
+
+
+def test_a_made_up_shop_is_a_shop() -> None:
+    events, items = throughput.made_up_shop(400, seed=0, n_users=50)
+    assert set(events["item_id"]) <= set(items["item_id"])
+    assert items["title"].is_unique
+    themes = events.assign(theme=events["item_id"] % throughput.N_THEMES).groupby("user_id")["theme"].nunique()
+    assert themes.max() <= 3
