@@ -25,16 +25,18 @@ from tests.scorer_suite import check_scorer
 from tests.tiny_encoder import save_tiny_encoder
 
 HISTORIES = [
-    ["a red bicycle", "stainless steel water bottle for hiking"],
+    ["a red bicycle", "stainless steel water bottle for hiking", ""],
     [],
     ["温度计 电子", "digital thermometer probe", "", "infrared thermometer gun", "bike helmet"],
     [f"spare part number {n}" for n in range(30)],
+    ["bike helmet"],
 ]
-WEIGHTS = [[2.0, 0.5], [], [0.3, 1.5, 1.0, 4.0, 0.7], [1 + 0.1 * n for n in range(30)]]
+WEIGHTS = [[2.0, 0.5, 1.0], [], [0.3, 1.5, 1.0, 4.0, 0.7], [1 + 0.1 * n for n in range(30)], [1.0]]
 CANDIDATES = [
     ["mountain bike", "bottle of water", "", "thermometer"],
     ["mountain bike", "自行车"],
     ["thermometer " * 50, "probe", "bike", "a red bicycle"],
+    ["spare part number 25", "bike"],
     [],
 ]
 

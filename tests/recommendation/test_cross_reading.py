@@ -12,8 +12,12 @@ from llm_rerank.cli import app
 from llm_rerank.config import RerankerConfig
 from llm_rerank.data.features import PAIR_FEATURES
 from llm_rerank.data.rendering import Renderer
+from llm_rerank.data.splits import last_targets
 from llm_rerank.models.cross_encoder.scorer import HistoryCrossEncoder
+from llm_rerank.models.semantic.encoder import SentenceEncoder
+from llm_rerank.recommendation import training_lists
 from llm_rerank.recommendation.components import ScoredCases, default_specs
+from llm_rerank.recommendation.cross_reading import new_cross_encoder
 from llm_rerank.recommendation.fitting import fit_and_score_holdout
 from llm_rerank.recommendation.fusion import Blend, FusionFit, ndcg_of
 from llm_rerank.recommendation.guard import GuardVerdict
@@ -21,12 +25,13 @@ from llm_rerank.recommendation.holdout import plan_holdout
 from llm_rerank.recommendation.inputs import FitData, FitTools, Fold
 from llm_rerank.recommendation.log import FitLog
 from llm_rerank.recommendation.planning import read_shop
+from llm_rerank.recommendation.refit import fit_again
 from llm_rerank.recommendation.reranker import Reranker
 from llm_rerank.recommendation.residual import STEPS, ResidualVerdict, add_residual, residual_columns
 from llm_rerank.recommendation.stage import fit_stage
 from llm_rerank.recommendation.training_lists import LONGEST_LIST, as_lists, build_training_lists, peel
 from llm_rerank.types import DataError, DataReport, Ragged
-from tests.planted import cases_of, events_of
+from tests.planted import cases_of, events_of, planted_shop
 from tests.tiny_encoder import save_tiny_encoder
 
 
@@ -63,6 +68,8 @@ def test_its_part_is_a_column_and_the_parts_add_up(with_reader, asked):
     assert result["score_cross_encoder"].abs().max() > 0
     np.testing.assert_allclose(result[parts].sum(axis=1), result["score"], atol=1e-9)
     assert "cross_encoder" in str(with_reader.explain(asked["user_id"][0], asked["item_id"][0]))
+    (reader,) = [component.scorer for component in with_reader.components if component.name == "cross_encoder"]
+    assert [entry["step"] for entry in reader.training_log] == [0, 20]
     said = str(with_reader.report())
     assert "cross-encoder: joins with" in said
     assert "make a list" in said
@@ -96,6 +103,14 @@ def test_below_the_depth_the_first_stage_keeps_its_order(with_reader, asked):
     pd.testing.assert_frame_equal(deep.rerank(asked), with_reader.rerank(asked))
 
 
+def test_the_cross_encoder_takes_the_fits_settings(tiny, tmp_path):
+    config = RerankerConfig(encoder=tiny, history_length=7, seed=3, device="cpu", cache_folder=str(tmp_path))
+    encoder = SentenceEncoder(tiny, device="cpu")
+    model = new_cross_encoder(FitTools(config, encoder, [], PAIR_FEATURES, Renderer()))
+    assert (model.history_length, model.seed, model.device, model.cache_folder) == (7, 3, "cpu", tmp_path)
+    assert model.encoder is encoder
+
+
 def test_off_means_off_and_without_an_encoder_there_is_none(shop, fitted):
     assert "cross_encoder" not in [component.name for component in fitted.components]
     with pytest.raises(DataError, match="cross_encoder is 'perhaps'"):
@@ -107,7 +122,8 @@ def test_off_means_off_and_without_an_encoder_there_is_none(shop, fitted):
 # ------------------------------------------------------------------- what it may not see
 
 
-def lists_of(events, items, sentiment, config):
+def parts_of(events, items, sentiment, config):
+    """What ``build_training_lists`` takes."""
     specs = [replace(spec, grid=spec.grid[:1], decays=()) for spec in default_specs(len(items), encoder=None)]
     tools = FitTools(config, None, specs, PAIR_FEATURES, Renderer())
     data = FitData(events, items, None, None, sentiment)
@@ -116,7 +132,12 @@ def lists_of(events, items, sentiment, config):
     components, _, fold_f, _ = fit_and_score_holdout(data, tools, holdout, log)
     names = [component.name for component in components if component.blends]
     stage = fit_stage(fold_f, names, features=PAIR_FEATURES, n_items=len(items), start=None, seed=0)
-    return holdout, build_training_lists(data, tools, holdout, components, stage, log)
+    return data, tools, holdout, components, stage, log
+
+
+def lists_of(events, items, sentiment, config):
+    parts = parts_of(events, items, sentiment, config)
+    return parts[2], build_training_lists(*parts)
 
 
 @pytest.fixture(scope="module")
@@ -126,25 +147,28 @@ def read(shop):
     return config, events, items
 
 
-def test_lists_hold_nothing_at_or_after_the_decision(read):
+@pytest.fixture(scope="module")
+def built(read):
     config, events, items = read
-    nothing = np.full(len(events), np.nan, dtype=np.float32)
-    holdout, lists = lists_of(events, items, nothing, config)
+    return lists_of(events, items, np.full(len(events), np.nan, dtype=np.float32), config)
+
+
+def test_lists_hold_nothing_at_or_after_the_decision(read, built):
+    (_, _, items), (holdout, lists) = read, built
     for part in (lists.training, lists.validation):
         cases = part.cases
         assert (cases.times < holdout.as_of).all()
         assert (cases.history_times < cases.times[cases.history.row_of_value]).all()
-        taken = cases.candidates.values[part.positive]
         had = cases.history.row_of_value * len(items) + cases.history.values
-        # the target is new to the user: in no history (of positive events)
-        assert not np.isin(np.arange(len(taken)) * len(items) + taken, had[cases.history_weights >= 1]).any()
+        # every candidate is new to the user: in no history (of positive events)
+        offered = cases.candidates.row_of_value * len(items) + cases.candidates.values
+        assert not np.isin(offered, had[cases.history_weights >= 1]).any()
         assert cases.candidates.lengths.max() <= LONGEST_LIST
 
 
-def test_lists_do_not_depend_on_events_after_the_cut_nor_offsets_on_the_answer(read):
-    config, events, items = read
+def test_lists_do_not_depend_on_events_after_the_cut_nor_offsets_on_the_answer(read, built):
+    (config, events, items), (holdout, lists) = read, built
     nothing = np.full(len(events), np.nan, dtype=np.float32)
-    holdout, lists = lists_of(events, items, nothing, config)
     late = events.times >= holdout.as_of
     reviews = events.reviews.copy()
     reviews[late] = "the answer"
@@ -166,9 +190,63 @@ def test_lists_do_not_depend_on_events_after_the_cut_nor_offsets_on_the_answer(r
     assert np.mean(np.array(ranks) == 0) < 0.5
 
 
-def test_training_and_validation_are_different_users(read):
-    config, events, items = read
-    _, lists = lists_of(events, items, np.full(len(events), np.nan, dtype=np.float32), config)
+@pytest.fixture(scope="module")
+def planted_parts():
+    shop = planted_shop(n_users=120)
+    opinion = np.random.default_rng(0).uniform(-1, 1, len(shop.past)).astype(np.float32)
+    config = RerankerConfig(encoder=None, candidates_per_source=30)
+    return parts_of(shop.past, shop.items, opinion, config)
+
+
+def test_lists_do_not_depend_on_what_was_peeled_off(planted_parts):
+    """What the peeled events say changes, and the components given know the answers: nothing of that comes through."""
+    data, tools, holdout, components, stage, log = planted_parts
+    events = data.events
+    weights = np.where(np.array(stage.blend.names) == "sentiment", 1.0, stage.blend.weights)
+    stage = replace(stage, blend=replace(stage.blend, weights=weights))
+    lists = build_training_lists(data, tools, holdout, components, stage, log)
+    last = last_targets(holdout.past)
+    _, kept = peel(holdout.past, last.take(np.flatnonzero(~np.isin(last.users, holdout.targets.users))))
+    gone = np.ones(len(events), dtype=bool)
+    gone[holdout.past_rows[kept]] = False
+    changed = replace(
+        events,
+        reviews=np.where(gone, "the answer", events.reviews),
+        ratings=np.where(gone, 5, events.ratings).astype(np.float32),
+    )
+    again = build_training_lists(
+        replace(data, events=changed, sentiment=np.where(gone, 1.0, data.sentiment).astype(np.float32)),
+        tools,
+        replace(holdout, past=changed.take(holdout.past_rows)),
+        fit_again(components, tools.specs, events, data.items, 0, log),
+        stage,
+        log,
+    )
+    np.testing.assert_array_equal(again.training.offsets, lists.training.offsets)
+    np.testing.assert_array_equal(again.training.cases.candidates.values, lists.training.cases.candidates.values)
+    assert list(again.items.texts) == list(lists.items.texts)
+
+
+def test_no_held_out_user_of_positions_has_a_list_and_lists_are_drawn(planted_parts, monkeypatch):
+    events, holdout = planted_parts[0].events, planted_parts[2]
+    assert holdout.protocol == "positions"
+    lists = build_training_lists(*planted_parts)
+    of_user = [events.items[events.users == user].tolist() for user in range(120)]
+    held_out = {tuple(of_user[user][:length]) for user in holdout.targets.users for length in range(10)}
+    histories = [
+        tuple(part.cases.history[row].tolist())
+        for part in (lists.training, lists.validation)
+        for row in range(len(part))
+    ]
+    assert len(histories) > 30
+    assert not held_out & set(histories)
+    monkeypatch.setattr(training_lists, "MOST_LIST_USERS", 20)
+    few = build_training_lists(*planted_parts)
+    assert 0 < len(few.training) + len(few.validation) <= 20
+
+
+def test_training_and_validation_are_different_users(built):
+    _, lists = built
     keys = [
         {tuple(part.cases.history[row].tolist()) + (int(part.cases.times[row]),) for row in range(len(part))}
         for part in (lists.training, lists.validation)
@@ -178,8 +256,6 @@ def test_training_and_validation_are_different_users(read):
 
 
 def test_peel_takes_the_target_and_what_comes_after():
-    from llm_rerank.data.splits import last_targets
-
     past = events_of([(0, 1, 10), (0, 2, 20), (0, 1, 30), (1, 3, 5), (1, 2, 8)], n_items=4)
     targets = last_targets(past)
     left, kept = peel(past, targets)
@@ -202,7 +278,69 @@ def test_a_list_has_one_positive_near_the_top():
     np.testing.assert_allclose(lists.offsets, [0.1, 0.9, 0.7, 0.3, 0.2, 0.1])
 
 
+def test_a_list_holds_the_best_hundred_by_offset():
+    rng = np.random.default_rng(0)
+    offsets = rng.permutation(300).astype(np.float32)
+    codes = [np.arange(150), np.arange(150)]
+    place = np.argsort(-offsets.reshape(2, 150), axis=1)
+    cases = cases_of([[9], [9]], codes, [[place[0, 99]], [place[1, 100]]])  # the hundredth is in, the next is not
+    nothing = np.zeros((300, 0), dtype=np.float32)
+    fold = Fold(ScoredCases(cases, nothing, nothing), Ragged.empty(2), np.zeros((300, len(PAIR_FEATURES)), np.float32))
+    lists, users = as_lists(fold, offsets, 150)
+    assert users.tolist() == [0]
+    assert sorted(lists.cases.candidates[0]) == sorted(place[0, :LONGEST_LIST])
+
+
 # ------------------------------------------------------------------- its place in the blend
+
+
+def test_no_opinion_counts_as_none():
+    residual = np.array([2.0, np.nan], dtype=np.float32)
+    cap = np.log1p(40.0)
+    columns, names = residual_columns(residual, np.array([0.0, cap]), np.array([cap, cap]))
+    assert names == ("cross_encoder", "cross_encoder × user_support", "cross_encoder × item_support")
+    np.testing.assert_allclose(columns, [[2.0, -1.0, 1.0], [0.0, 0.0, 0.0]], atol=1e-6)
+    assert residual_columns(residual, np.zeros(2), None)[1] == names[:2]
+
+
+def test_lists_from_which_nothing_was_taken_change_no_verdict():
+    fusion, columns, names, rows, positive, targets, *_ = made(300, 0.8)
+    _, verdict = add_residual(fusion, columns, names, rows, positive, targets, choice="auto", seed=0)
+    more = Ragged.from_lengths(np.tile(np.arange(20), 350), np.full(350, 20))
+    _, with_empty = add_residual(
+        replace(fusion, out_of_fold=np.append(fusion.out_of_fold, np.zeros(1_000))),
+        np.concatenate([columns, np.ones((1_000, 3), np.float32)]),
+        names,
+        more,
+        np.append(positive, np.zeros(1_000, bool)),
+        Ragged.from_lengths(targets.values, np.append(targets.lengths, np.zeros(50, np.int64))),
+        choice="auto",
+        seed=0,
+    )
+    assert with_empty.n_cases == 300
+    assert with_empty.kept
+    assert with_empty.ndcg["none"] == pytest.approx(verdict.ndcg["none"])
+
+
+def test_a_blend_that_says_too_little_is_scaled_up_with_the_residual():
+    fusion, columns, names, rows, positive, targets, first, _ = made(800, 0.8)
+    faint = FusionFit(replace(fusion.blend, weights=np.array([0.5])), fusion.verdict, 0.5 * first)
+    found, _ = add_residual(faint, columns, names, rows, positive, targets, choice="auto", seed=0)
+    assert found.blend.weights[0] == pytest.approx(1.0, abs=0.1)
+    # one case that says the opposite of the rest is not enough to leave the prior weight of 1
+    one = rows.take(np.arange(1))
+    alone = add_residual(
+        FusionFit(fusion.blend, fusion.verdict, np.zeros(20)),
+        columns[:20],
+        names,
+        one,
+        positive[:20],
+        targets.take(np.arange(1)),
+        choice="always",
+        seed=0,
+        n_folds=1 + 1,
+    )[0]
+    assert alone.blend.weights[0] == pytest.approx(1.0)
 
 
 def made(n_cases, strength, *, only_thin=False, seed=0):
@@ -260,6 +398,20 @@ def test_a_residual_of_noise_is_left_out_unless_asked_for():
     assert forced.step in STEPS[1:]
 
 
+def test_auto_leaves_noise_out_and_judges_out_of_fold():
+    """Fifteen columns of noise on sixty cases: in sample they look like a find, on other folds they are none."""
+    for seed in range(3):
+        fusion, _, _, rows, positive, targets, *_ = made(60, 0.0, seed=seed)
+        columns = np.random.default_rng(seed).normal(size=(1_200, 15)).astype(np.float32)
+        names = tuple(f"noise{number}" for number in range(15))
+        found, verdict = add_residual(fusion, columns, names, rows, positive, targets, choice="auto", seed=0)
+        assert verdict.ndcg[STEPS[2]] < verdict.ndcg[STEPS[0]]
+        if not verdict.kept:
+            np.testing.assert_array_equal(found.blend.weights, [1.0, *np.zeros(15)])
+            return
+    raise AssertionError("noise was kept three times of three")
+
+
 def test_its_weight_follows_the_support():
     """It tells of thin items only: the products with the support must carry that."""
     fusion, columns, names, rows, positive, targets, *_ = made(1_500, 1.5, only_thin=True)
@@ -288,6 +440,7 @@ def test_finetune_writes_a_model_its_log_and_its_picture(shop, tiny, tmp_path):
     assert [entry["step"] for entry in log["evaluations"]] == [0, 20]
     assert (out / "training.svg").read_text().startswith("<svg")
     model = HistoryCrossEncoder.load(out / "model", device="cpu")
+    assert model.training_log == log["evaluations"]
     (scores,) = model.predict([["classic tent"]], [["premium tent", "piano"]])
     assert np.isfinite(scores).all()
     none = CliRunner().invoke(app, [*arguments, "--encoder", "none"])
