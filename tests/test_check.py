@@ -274,8 +274,8 @@ def test_estimate_grows_as_the_work_does():
         return estimate_fit_seconds(events, items, [spec], **{**given, **options})
 
     assert seconds(refit=True) > seconds()
-    # 20 steps that read all 144 items each; beyond the usual 150 steps it stops by itself
-    assert seconds(seconds_per_text=1.0, fine_tune_steps=20) - seconds(seconds_per_text=1.0) == pytest.approx(20 * 144)
+    # 20 steps worth 120 encodings each; beyond the usual 150 steps it stops by itself
+    assert seconds(seconds_per_text=1.0, fine_tune_steps=20) - seconds(seconds_per_text=1.0) == pytest.approx(20 * 120)
     assert seconds(seconds_per_text=1.0, fine_tune_steps=300) == seconds(seconds_per_text=1.0, fine_tune_steps=150)
     assert seconds(grid=3) > seconds()
     # 144 items at a second a text, twice with a refit

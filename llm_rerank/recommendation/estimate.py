@@ -19,8 +19,9 @@ from llm_rerank.types import Encoder, Interactions, Items
 TEXTS_MEASURED = 48
 
 USUAL_STEPS = 150  # early stopping seldom goes on for longer
-ITEMS_A_STEP = 300.0
-"""Items that a step of fine-tuning reads, forward and backward through a third of the layers: an encoding's worth."""
+TEXTS_A_STEP = 120.0
+"""Encodings that a step of fine-tuning is worth: some 300 items of at most 32 tokens, forward and backward through a
+third of the layers."""
 
 # From fits of five data sets (400 to 9,000 items, 40,000 to 400,000 events) on one core, without an encoder.
 START_S = 9.0  # imports, reading, and the blend's cross-validation, which is nearly the same for every shop
@@ -59,7 +60,7 @@ def estimate_fit_seconds(
         + SECONDS_PER_SCORE * n_rankings * n_held_out * n_items
         + SECONDS_PER_HELD_OUT_USER * n_held_out
         + seconds_per_text * (passes * n_items + _texts_worth(events, items, n_reviews_read))
-        + seconds_per_text * min(fine_tune_steps, USUAL_STEPS) * min(ITEMS_A_STEP, n_items)
+        + seconds_per_text * min(fine_tune_steps, USUAL_STEPS) * min(TEXTS_A_STEP, n_items)
     )
 
 
