@@ -145,8 +145,8 @@ def test_json_lines_keep_lists_and_texts(tmp_path):
     [
         (b"", "is empty; give a file with a header"),
         (b"  \n \n", "is empty; give a file with a header"),
-        (gzip.compress(b""), "is empty; give a file with a header"),
-        (gzip.compress(b"a,b\n1,2\n" * 500)[:-20], "is a damaged gzip file .*copy or download it again"),
+        (gzip.compress(b"", mtime=0), "is empty; give a file with a header"),
+        (gzip.compress(b"a,b\n1,2\n" * 500, mtime=0)[:-20], "is a damaged gzip file .*copy or download it again"),
         (b"PAR1 and then nonsense", "is a damaged Parquet file .*copy or download it again"),
         (b"1,31,2.5\n1,1029,3\n", "the first line of .* looks like data; add a line of column names"),
         (b"a,b,a\n1,2,3\n", r"has the columns \['a'\] more than once; rename"),
