@@ -87,17 +87,22 @@ def test_what_the_offset_says_already_is_not_learned_again(tiny):
     assert spreads[8.0] < 0.3 * spreads[0.0]
 
 
-def test_the_warm_start_is_kept_where_no_step_beats_it(tiny):
+def test_the_warm_start_is_kept_where_no_step_beats_it(tiny, tmp_path):
     model = tiny_model(tiny)
     before = {name: tensor.clone() for name, tensor in model.network.state_dict().items()}
     settings = replace(QUICK, learning_rate=0.3, layer_learning_rate=0.1, patience=1)  # sure to overfit noise
-    result = fine_tune(model, planted_lists(60, 1, noise=True), planted_lists(200, 2, noise=True), ITEMS, settings)
+    arguments = (planted_lists(60, 1, noise=True), planted_lists(200, 2, noise=True), ITEMS, settings)
+    result = fine_tune(model, *arguments, checkpoint=tmp_path)
     assert result.best_step == 0
     assert "no step beats the warm start" in result.sentence()
     assert [entry["step"] for entry in result.log] == [0, 20]  # a patience of one evaluation
     for name, tensor in model.network.state_dict().items():
         if name != "temperature":  # the warm start itself fits it
             torch.testing.assert_close(tensor, before[name])
+    again = tiny_model(tiny)
+    fine_tune(again, *arguments, checkpoint=tmp_path)  # finished already: the best step's weights, not the last one's
+    for name, tensor in again.network.state_dict().items():
+        torch.testing.assert_close(tensor, model.network.state_dict()[name], atol=0, rtol=0)
 
 
 def test_the_warm_start_takes_from_the_similarity_what_the_lists_support(tiny):
@@ -162,11 +167,14 @@ def test_training_reads_lists_as_scoring_does(tiny, cross_attention):
     loss = -log_likelihoods(training.logits(lists), lists)[whole].mean()
     with torch.no_grad():
         assert training(lists.take(whole)).item() == pytest.approx(loss, abs=1e-4)
+        each = [training(lists.take(whole[[place]])).item() for place in range(len(whole))]  # few texts at a time
+    assert np.mean(each) == pytest.approx(loss, abs=1e-4)
 
 
 def test_the_log_says_what_the_model_then_does(tiny):
     model = tiny_model(tiny)
     lists = uneven_lists(120, 1)
+    model.fit(None, UNEVEN, seed=0).score(lists.cases)  # of what was read before, nothing may stay
     result = fine_tune(model, lists, lists, UNEVEN, replace(QUICK, steps=6, evaluate_every=3))
     assert result.best_step > 0
     best = next(entry for entry in result.log if entry["step"] == result.best_step)
