@@ -36,7 +36,8 @@ class RerankerConfig:
     """Settings of ``Reranker``. Every field has a default that works without tuning.
 
     encoder: folder or hub name of a sentence encoder; "default" is the embedded all-MiniLM-L6-v2; None: no encoder.
-    cache_folder: folder where vectors of texts are kept between fits; None: nothing is kept on disk.
+    cache_folder: folder where vectors and token states of texts, and the fine-tuning's checkpoint, are kept between
+    fits; None: nothing is kept on disk.
     history_length: newest events of a user that the cross-encoder reads.
     candidates_per_source: items that each retriever adds to a user's candidates.
     cross_encoder: "auto": fine-tuned, and kept where it pays on held-out users; "always": kept in any case; "off".

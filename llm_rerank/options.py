@@ -45,7 +45,7 @@ Encoder = Annotated[
     str, typer.Option("--encoder", help="Folder or hub name of a sentence encoder; 'default' is built in; 'none'.")
 ]
 CacheFolder = Annotated[
-    Path | None, typer.Option("--cache-folder", help="Folder that keeps vectors of texts between fits.")
+    Path | None, typer.Option("--cache-folder", help="Folder that keeps vectors, states and a checkpoint between fits.")
 ]
 TargetEvents = Annotated[
     list[str] | None, typer.Option("--target-event", help="Kind of event that counts as a success; may be repeated.")

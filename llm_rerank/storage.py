@@ -181,7 +181,7 @@ def save_folder(target: Path, write: Callable[[Path], None]) -> None:
     """
     check_target(target)
     target.mkdir(parents=True, exist_ok=True)
-    with _exclusive(target):
+    with exclusive(target / _LOCK):
         unfinished = target / f"{_UNFINISHED}{uuid.uuid4().hex}"
         unfinished.mkdir()
         try:
@@ -290,9 +290,9 @@ def _prune(target: Path, keep: str) -> None:
 
 
 @contextmanager
-def _exclusive(target: Path) -> Iterator[None]:
-    """Hold the folder's lock, which the system frees if the process dies; without effect on Windows."""
-    with open(target / _LOCK, "ab") as lock:
+def exclusive(path: Path) -> Iterator[None]:
+    """Hold a lock file, which the system frees if the process dies; without effect on Windows."""
+    with open(path, "ab") as lock:
         with suppress(ImportError):
             import fcntl
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 from scipy.sparse import csr_matrix
 
-from llm_rerank.types import Cases, CatalogueScorer, DataError, FloatArray, IntArray, Interactions, Ragged
+from llm_rerank.types import Cases, CatalogueScorer, DataError, FloatArray, IntArray, Interactions, Items, Ragged
 
 BLOCK_SIZE = 1024
 """Cases scored against the whole catalogue at once; 1,024 × 20,000 items × 4 bytes = 82 MB."""
@@ -84,6 +84,15 @@ def _decayed_rows(
     cells, values = cells[last], values[last]
     indptr = np.concatenate([[0], np.cumsum(np.bincount(cells // n_items, minlength=len(history)))])
     return csr_matrix((values.astype(np.float32), cells % n_items, indptr), shape=(len(history), n_items))
+
+
+def require_texts(items: Items, scorer: str) -> None:
+    """Raise DataError where there are items and none of them has a text. scorer: what needs one, for the message."""
+    if len(items) and not any(text.strip() for text in items.texts):
+        raise DataError(
+            f"none of the {len(items)} items has a text; render them first (data/rendering.py, render_items), or "
+            f"leave the {scorer} out"
+        )
 
 
 def score_candidates(scorer: CatalogueScorer, cases: Cases, *, block_size: int = BLOCK_SIZE) -> FloatArray:

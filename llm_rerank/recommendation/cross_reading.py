@@ -16,11 +16,13 @@ from llm_rerank.recommendation.inputs import FitData, FitTools, Fold
 from llm_rerank.recommendation.log import FitLog
 from llm_rerank.recommendation.residual import CROSS_ENCODER
 from llm_rerank.recommendation.stage import Stage
-from llm_rerank.recommendation.training_lists import build_training_lists
-from llm_rerank.types import Encoder, Items
+from llm_rerank.recommendation.training_lists import Lists, build_training_lists
+from llm_rerank.types import Items
 
 if TYPE_CHECKING:
     from llm_rerank.models.cross_encoder.scorer import HistoryCrossEncoder
+    from llm_rerank.models.cross_encoder.training import FineTuning
+    from llm_rerank.models.cross_encoder.training_settings import TrainingSettings
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,7 @@ def read_with_cross_encoder(
 
     items: as rendered for the hold-out. stage: fitted on fold F without the cross-encoder.
     """
-    from llm_rerank.models.cross_encoder.training import LEAST_LISTS, fine_tune
+    from llm_rerank.models.cross_encoder.training import LEAST_LISTS
     from llm_rerank.models.cross_encoder.training_settings import TrainingSettings
 
     config = tools.config
@@ -62,14 +64,9 @@ def read_with_cross_encoder(
         )
         return None
     log.step("cross-encoder fine-tuning")
-    model = new_cross_encoder(tools)
-    log.say(f"cross-encoder: {model.reader.size_in_words(list(items.texts))}")
     settings = TrainingSettings(steps=config.fine_tune_steps, seed=config.seed)
     checkpoint = None if config.cache_folder is None else Path(config.cache_folder) / "fine-tuning"
-    tuning = fine_tune(
-        model, lists.training, lists.validation, lists.items, settings, checkpoint=checkpoint, say=log.detail
-    )
-    log.say(tuning.sentence())
+    model, _ = tune_on_lists(lists, tools, settings, checkpoint, log)
     log.step("cross-encoder scores")
     model.fit(holdout.past, items, seed=config.seed)
     component = Component(model, "cross_encoder", retrieves=False, blends=True, settings={})
@@ -78,14 +75,28 @@ def read_with_cross_encoder(
     return CrossReading(component, spec, with_scores(fold_f, model), with_scores(fold_g, model))
 
 
+def tune_on_lists(
+    lists: Lists, tools: FitTools, settings: TrainingSettings, checkpoint: Path | None, log: FitLog
+) -> tuple[HistoryCrossEncoder, FineTuning]:
+    """Fine-tune a new cross-encoder from the fit's encoder and say what came out."""
+    from llm_rerank.models.cross_encoder.training import fine_tune
+
+    model = new_cross_encoder(tools)
+    log.say(f"cross-encoder: {model.reader.size_in_words(list(lists.items.texts))}")
+    tuning = fine_tune(
+        model, lists.training, lists.validation, lists.items, settings, checkpoint=checkpoint, say=log.detail
+    )
+    log.say(tuning.sentence())
+    return model, tuning
+
+
 def new_cross_encoder(tools: FitTools) -> HistoryCrossEncoder:
     """Build an untrained cross-encoder from the fit's encoder and settings."""
     from llm_rerank.models.cross_encoder.scorer import HistoryCrossEncoder
 
-    encoder: Encoder = tools.encoder  # type: ignore[assignment]  # callers have checked
     config = tools.config
     return HistoryCrossEncoder(
-        encoder,
+        tools.encoder,
         history_length=config.history_length,
         cache_folder=config.cache_folder,
         device=config.device,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -61,8 +62,8 @@ def decide(
     """
     n_items = len(fitted.items)
     stage = fitted.stage if upstream is None or fitted.upstream_stage is None else fitted.upstream_stage
-    depth = config.cross_encoder_depth if stage.residual_verdict is not None else None
     readers = [c for c in fitted.components if c.name == CROSS_ENCODER]
+    depth = config.cross_encoder_depth if readers and stage.residual_verdict is not None else None
     scored = retrieve_and_score(
         fitted.components if depth is None else [c for c in fitted.components if c.name != CROSS_ENCODER],
         cases,
@@ -75,6 +76,8 @@ def decide(
     read = np.ones(len(pair_values), dtype=np.bool_)
     if depth is not None:
         scored, read = _read_to_depth(scored, readers[0].scorer, stage, pair_values, upstream, depth)
+    blended = [component.name for component in fitted.components if component.blends]
+    scored = replace(scored, scores=scores_for(stage, blended, scored.scores))
     fold = Fold(scored, seen, pair_values, upstream)
     candidates = fold.candidates
     contributions = stage.blend.contributions(stage.design(scored.scores, pair_values, upstream))
@@ -88,6 +91,19 @@ def decide(
         kept &= np.nan_to_num(probabilities, nan=-1.0) >= stage.cut.least_probability
     kept = bounded_kept(kept, ranks, min_items=config.min_items, max_items=config.max_items) & ~unknown
     return Decided(candidates, stage, contributions, scores, probabilities, ranks, kept)
+
+
+def scores_for(stage: Stage, names: Sequence[str], scores: FloatArray) -> FloatArray:
+    """Lay component scores out as a stage was fitted on them; NaN, no opinion, for a component that is not there.
+
+    A stage lent by another shop (``start_from``) may know more or fewer components than this one has. names: of the
+    columns of ``scores``, shape (n_candidates, n_blended).
+    """
+    wanted = [name for name in stage.component_names if name != UPSTREAM]
+    if wanted == list(names):
+        return scores
+    absent = np.full(len(scores), np.nan, dtype=np.float32)
+    return np.column_stack([scores[:, names.index(name)] if name in names else absent for name in wanted])
 
 
 def _read_to_depth(

@@ -12,13 +12,12 @@ from llm_rerank.data.features import PAIR_FEATURES
 from llm_rerank.data.rendering import Renderer
 from llm_rerank.data.times import TimeUnit
 from llm_rerank.recommendation.components import default_specs
-from llm_rerank.recommendation.cross_reading import new_cross_encoder
-from llm_rerank.recommendation.fitting import fit_and_score_holdout
+from llm_rerank.recommendation.cross_reading import tune_on_lists
+from llm_rerank.recommendation.fitting import fit_and_score_holdout, fit_fusion_stage
 from llm_rerank.recommendation.holdout import plan_holdout
 from llm_rerank.recommendation.inputs import FitData, FitTools
 from llm_rerank.recommendation.log import FitLog
 from llm_rerank.recommendation.planning import make_encoder, read_shop, sentiment_of
-from llm_rerank.recommendation.stage import fit_stage
 from llm_rerank.recommendation.training_lists import build_training_lists
 from llm_rerank.storage import save_folder, write_json
 from llm_rerank.types import DataError, DataReport
@@ -49,7 +48,6 @@ def fine_tune_on_shop(
 
     Raises DataError where the data break a rule, leave too few lists, or where there is no encoder.
     """
-    from llm_rerank.models.cross_encoder.training import fine_tune
     from llm_rerank.models.cross_encoder.training_plot import write_training_plot
     from llm_rerank.models.cross_encoder.training_settings import TrainingSettings
 
@@ -67,21 +65,9 @@ def fine_tune_on_shop(
     data = FitData(events, valid_items, users, None, sentiment_of(events, encoder))
     holdout = plan_holdout(events, config.seed, log)
     components, _, fold_f, _ = fit_and_score_holdout(data, tools, holdout, log)
-    stage = fit_stage(
-        fold_f,
-        [component.name for component in components if component.blends],
-        features=PAIR_FEATURES,
-        n_items=len(valid_items),
-        start=None,
-        seed=config.seed,
-    )
+    stage = fit_fusion_stage(fold_f, components, tools, len(valid_items), None, log)
     lists = build_training_lists(data, tools, holdout, components, stage, log)
-    model = new_cross_encoder(tools)
-    log.say(f"cross-encoder: {model.reader.size_in_words(list(lists.items.texts))}")
-    tuning = fine_tune(
-        model, lists.training, lists.validation, lists.items, settings, checkpoint=out / CHECKPOINT, say=log.detail
-    )
-    log.say(tuning.sentence())
+    model, tuning = tune_on_lists(lists, tools, settings, out / CHECKPOINT, log)
     model.fit(events, tools.render(valid_items, events, None), seed=config.seed)
     save_folder(out / MODEL, model.save)
     write_json(

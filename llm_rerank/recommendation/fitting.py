@@ -52,12 +52,12 @@ def fit_reranker(data: FitData, tools: FitTools, log: FitLog, start: Start | Non
     holdout = plan_holdout(data.events, config.seed, log)
     components, items, fold_f, fold_g = fit_and_score_holdout(data, tools, holdout, log, start)
 
-    stage = _fit_fusion(fold_f, components, tools, n_items, start, log)
+    stage = fit_fusion_stage(fold_f, components, tools, n_items, start, log)
     log.say(stage.verdict.sentence())
     specs = list(tools.specs)
     reading = read_with_cross_encoder(data, tools, holdout, items, components, stage, fold_f, fold_g, log)
     if reading is not None:
-        with_reading = _fit_fusion(reading.fold_f, [*components, reading.component], tools, n_items, start, log)
+        with_reading = fit_fusion_stage(reading.fold_f, [*components, reading.component], tools, n_items, start, log)
         verdict = with_reading.residual_verdict
         assert verdict is not None
         log.say(verdict.sentence())
@@ -78,9 +78,10 @@ def fit_reranker(data: FitData, tools: FitTools, log: FitLog, start: Start | Non
     return Fitted(items, tuple(components), reference, stage, upstream_stage, summary)
 
 
-def _fit_fusion(
+def fit_fusion_stage(
     fold: Fold, components: Sequence[Component], tools: FitTools, n_items: int, start: Start | None, log: FitLog
 ) -> Stage:
+    """Fit blend, guard and calibrator on a fold with the scores of these components in order."""
     log.step("fusion")
     return fit_stage(
         fold,

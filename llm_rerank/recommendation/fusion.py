@@ -200,8 +200,6 @@ def fit_fusion(
                 log_likelihoods[rung, penalty] += value
     penalties = log_likelihoods.argmax(axis=1)
     by_rung = np.stack([ndcg_of(out_of_fold[r, penalties[r]], rows, targets)[judged] for r in range(len(RUNGS))])
-    if start is None:
-        by_rung[0] = default_ndcg[judged]
     shares = shares_of_rungs(by_rung, sharpness)
     blended = np.tensordot(shares, out_of_fold[np.arange(len(RUNGS)), penalties], axes=1)
     blend_ndcg = ndcg_of(blended, rows, targets)[judged]

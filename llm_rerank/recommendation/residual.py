@@ -109,11 +109,8 @@ def add_residual(
     out_of_fold = np.empty((len(STEPS), len(design)))
     out_of_fold[0] = fusion.out_of_fold
     for fold in range(n_folds):
-        train, test = (
-            rows.value_positions(np.flatnonzero(folds != fold)),
-            rows.value_positions(np.flatnonzero(folds == fold)),
-        )
-        train_rows = rows.take(np.flatnonzero(folds != fold))
+        inside, outside = np.flatnonzero(folds != fold), np.flatnonzero(folds == fold)
+        train, test, train_rows = rows.value_positions(inside), rows.value_positions(outside), rows.take(inside)
         for step in (1, 2):
             weights = _fit(design[train, : 1 + widths[step]], train_rows, positive[train])
             out_of_fold[step, test] = design[test, : 1 + widths[step]] @ weights

@@ -390,4 +390,7 @@ def test_the_plot_is_a_picture_with_its_figures(tmp_path):
     assert "".join(root.itertext()).count("0.0050") == 1
     heights = [float(point.split(",")[1]) for point in lines[0].split()]
     assert heights[1] > heights[0]  # a falling loss falls
-    assert ElementTree.fromstring(training_plot(log[:1])) is not None
+    # before the first step there is no loss of steps: three panels, five lines
+    alone = ElementTree.fromstring(training_plot(log[:1]))
+    assert len(list(alone.iter(f"{name}polyline"))) == 5
+    assert "loss of the steps" not in "".join(alone.itertext())

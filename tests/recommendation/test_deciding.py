@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from llm_rerank.recommendation.deciding import groups_of_columns
+from llm_rerank.recommendation.deciding import groups_of_columns, scores_for
 
 
 @pytest.fixture(scope="module")
@@ -90,3 +90,16 @@ def test_a_result_that_comes_in_again_is_decided_anew(fitted, asked):
     assert (again["colour"] == "red").all()
     # its own result in its own order keeps its order
     pd.testing.assert_frame_equal(fitted.rerank(fresh), fresh, check_exact=False, rtol=1e-5)
+
+
+def test_a_stage_reads_components_by_name_not_by_place(fitted):
+    stage = fitted._fit_result().stage
+    own = list(stage.component_names)
+    scores = np.arange(3 * len(own), dtype=np.float32).reshape(3, len(own))
+    np.testing.assert_array_equal(scores_for(stage, own, scores), scores)
+    # the shop that lent the stage had neither the first component nor the same order, and we have one it never saw
+    names = [*reversed(own[1:]), "cross_encoder"]
+    given = np.column_stack([scores[:, :0:-1], np.full(3, 99.0)]).astype(np.float32)
+    found = scores_for(stage, names, given)
+    np.testing.assert_array_equal(found[:, 1:], scores[:, 1:])
+    assert np.isnan(found[:, 0]).all()

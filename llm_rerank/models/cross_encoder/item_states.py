@@ -89,6 +89,8 @@ class ItemReader:
             tokenizer_json(self._tokenizer),
             str(item_tokens),
         )
+        self.n_cut = 0
+        """Texts of the last reading that were longer than ``item_tokens``."""
         self._cache_type: StateType = cache_type
         self.cache = None
         if cache_folder is not None:
@@ -120,16 +122,16 @@ class ItemReader:
         """Say what keeping the states of these texts takes, from the first thousand of them."""
         sample = list(texts[:1000])
         mean = float(self.token_ids(sample)[0].lengths.mean()) if sample else 0.0
-        kind: StateType = self._cache_type
-        n_bytes = bytes_needed(int(mean * len(texts)), self.shape.hidden_size, kind)
-        return f"states of {len(texts):,} texts of about {mean:.0f} tokens: {n_bytes / 2**20:,.0f} MiB in {kind}"
+        n_bytes = bytes_needed(int(mean * len(texts)), self.shape.hidden_size, self._cache_type)
+        size = f"{n_bytes / 2**20:,.0f} MiB in {self._cache_type}"
+        return f"states of {len(texts):,} texts of about {mean:.0f} tokens: {size}"
 
     def batches(self, texts: Sequence[str]) -> Iterator[tuple[IntArray, Packing, Tensor]]:
         """Lower states of distinct texts, some thousand tokens at a time, neighbours in length together.
 
         Yields (positions in ``texts`` in the order of the packing's places, packing, states (n_tokens, hidden_size)).
         """
-        tokens, _ = self.token_ids(texts)
+        tokens, self.n_cut = self.token_ids(texts)
         by_length = np.argsort(-tokens.lengths, kind="stable")  # longest first: memory runs out at once or never
         through = np.cumsum(tokens.lengths[by_length])
         batch = (through - 1) // TOKENS_AT_ONCE

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 import numpy as np
 
 from llm_rerank.models.cross_encoder.lists import TrainingLists
-from llm_rerank.models.cross_encoder.pairwise_network import bfloat16_copy, load_pair_network, quiet
+from llm_rerank.models.cross_encoder.pairwise_network import bfloat16_copy, load_pair_network
 from llm_rerank.models.cross_encoder.pairwise_texts import PairTexts, history_texts
+from llm_rerank.models.scoring import require_texts
 from llm_rerank.models.semantic.weights import (
     DEFAULT_MODEL,
     DTypeName,
@@ -22,6 +23,7 @@ from llm_rerank.models.semantic.weights import (
     best_dtype,
     check_device,
     network_fingerprint,
+    quiet,
 )
 from llm_rerank.storage import read_json, read_strings, write_json, write_strings
 from llm_rerank.types import (
@@ -204,11 +206,7 @@ class PairwiseCrossEncoder:
 
         Raises DataError where no item has a text.
         """
-        if len(items) and not any(text.strip() for text in items.texts):
-            raise DataError(
-                f"none of the {len(items)} items has a text; render them first (data/rendering.py, render_items), or "
-                "leave the pairwise cross-encoder out"
-            )
+        require_texts(items, "pairwise cross-encoder")
         self._texts = np.empty(len(items), dtype=object)
         self._texts[:] = self._pair_texts.items(items.texts)
         return self

@@ -6,13 +6,9 @@ Weights are read from safetensors only, and code that a repository brings along 
 from __future__ import annotations
 
 import copy
-import logging
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
-from llm_rerank.models.semantic.weights import DEFAULT_MODEL, _first_line, _hub_silence, _quiet, default_folder
+from llm_rerank.models.semantic.weights import quiet, reading_weights
 from llm_rerank.types import StorageError
 
 _HEAD_SEED = 0
@@ -27,21 +23,8 @@ def load_pair_network(model: str, device: str) -> tuple[Any, list[str]]:
 
     Raises StorageError where there is no such model, where it cannot be reached, or where it does not score pairs.
     """
-    is_local = model == DEFAULT_MODEL or os.path.isdir(model)
-    source = str(default_folder()) if model == DEFAULT_MODEL else model
-    if not is_local and (source.startswith((".", "/", "~")) or source.count("/") > 1 or "\\" in source):
-        raise StorageError(f"model folder {source} does not exist; give an existing folder, a hub name or 'default'")
-    from safetensors import SafetensorError
-
-    silence = None if is_local else _hub_silence(source)
-    try:
-        network, missing = _load(source, device, offline=is_local or silence is not None)
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
-        where = "could not be read" if is_local else "is no folder here and could not be fetched from the hub"
-        raise StorageError(
-            f"model {source!r} {where} ({type(error).__name__}: {_first_line(silence or error)}); check the name and "
-            "the network, or give a folder with a BERT-like model in safetensors, or 'default'"
-        ) from error
+    with reading_weights(model, "model", "a BERT-like model") as (source, offline):
+        network, missing = _load(source, device, offline=offline)
     body = network.model.base_model_prefix + "."
     lost = [name for name in missing if name.startswith(body) and not name.startswith(f"{body}pooler.")]
     if lost:
@@ -61,21 +44,6 @@ def bfloat16_copy(network: Any) -> Any:
     last = _last_layer(small).float()
     last.register_forward_pre_hook(lambda _, inputs: (inputs[0].float(),))
     return small
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Hold back bars, and warnings of a head that is missing or of another kind of model: both are dealt with here."""
-    import transformers.utils.logging as transformers_logging
-
-    logger = logging.getLogger("sentence_transformers")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with _quiet(transformers_logging):
-            yield
-    finally:
-        logger.setLevel(level)
 
 
 def _load(source: str, device: str, *, offline: bool) -> tuple[Any, list[str]]:

@@ -19,6 +19,7 @@ from llm_rerank.models.cross_encoder.item_states import ItemReader
 from llm_rerank.models.cross_encoder.item_table import ItemTable, build_table, read_table, write_table
 from llm_rerank.models.cross_encoder.scoring import readable_histories, score_lists
 from llm_rerank.models.cross_encoder.state_cache import StateType
+from llm_rerank.models.scoring import require_texts
 from llm_rerank.models.semantic.encoder import SentenceEncoder, check_same_encoder, encoder_reference, load_encoder
 from llm_rerank.models.semantic.weights import DEFAULT_MODEL, DTypeName, best_device, best_dtype, check_device
 from llm_rerank.storage import CURRENT, open_folder, read_arrays, read_json, write_arrays, write_json
@@ -53,8 +54,8 @@ class HistoryCrossEncoder:
     "default", a folder, or a hub name (BERT, RoBERTa, XLM-RoBERTa). history_length: newest events that are read.
     item_tokens: tokens of a text that are read. n_upper: layers that are trained. cross_attention: see above.
     cache_folder: where token states are kept between runs; None: nowhere. cache_type: "float16", or "int8" with a scale
-    a token, half the size. device: "auto", "cpu", "cuda", … dtype:
-    "auto", "float32" or "bfloat16", of scoring; training keeps float32 weights. seed: of the new weights.
+    a token, half the size. device: "auto", "cpu", "cuda", … dtype: "auto", "float32" or "bfloat16", of scoring;
+    training keeps float32 weights. seed: of the new weights.
 
     Raises DataError for impossible settings, StorageError where weights are missing.
     """
@@ -106,9 +107,33 @@ class HistoryCrossEncoder:
         self._has_text: BoolArray = np.empty(0, dtype=np.bool_)
 
     @classmethod
-    def from_encoder(cls, model: str = DEFAULT_MODEL, **settings: Any) -> Self:
+    def from_encoder(
+        cls,
+        model: str = DEFAULT_MODEL,
+        *,
+        history_length: int = 20,
+        item_tokens: int = 32,
+        n_upper: int = 2,
+        cross_attention: bool = False,
+        cache_folder: str | Path | None = None,
+        cache_type: StateType = "float16",
+        device: str = "auto",
+        dtype: Dtype = "auto",
+        seed: int = 0,
+    ) -> Self:
         """Build an untrained cross-encoder from a sentence encoder's weights; settings as for the class."""
-        return cls(model=model, **settings)
+        return cls(
+            model=model,
+            history_length=history_length,
+            item_tokens=item_tokens,
+            n_upper=n_upper,
+            cross_attention=cross_attention,
+            cache_folder=cache_folder,
+            cache_type=cache_type,
+            device=device,
+            dtype=dtype,
+            seed=seed,
+        )
 
     @property
     def reader(self) -> ItemReader:
@@ -219,15 +244,14 @@ class HistoryCrossEncoder:
         if self._text_table is None or len(self._texts) + len(fresh) > MOST_TEXTS_KEPT:
             self._texts, self._text_table, fresh = {}, None, list(distinct)
         if fresh or self._text_table is None:
-            _, n_cut = self.reader.token_ids(fresh)
-            if n_cut:
-                warnings.warn(
-                    f"{n_cut:,} of {len(fresh):,} texts are longer than {self.reader.item_tokens} tokens and were cut "
-                    "at the end; raise item_tokens to read more",
-                    stacklevel=3,
-                )
             vectors = self.encoder.encode(fresh)
             table = build_table(self._for_scoring(), self.reader, fresh, vectors, progress=progress)
+            if self.reader.n_cut:
+                warnings.warn(
+                    f"{self.reader.n_cut:,} of {len(fresh):,} texts are longer than {self.item_tokens} tokens and were "
+                    "cut at the end; raise item_tokens to read more",
+                    stacklevel=3,
+                )
             self._text_table = table if self._text_table is None else ItemTable.joined([self._text_table, table])
             self._texts.update({text: len(self._texts) + row for row, text in enumerate(fresh)})
         return self._text_table, [[self._texts[text] for text in row] for row in rows]
@@ -239,11 +263,7 @@ class HistoryCrossEncoder:
 
         Raises DataError where no item has a text.
         """
-        if len(items) and not any(text.strip() for text in items.texts):
-            raise DataError(
-                f"none of the {len(items)} items has a text; render them first (data/rendering.py, render_items), or "
-                "leave the cross-encoder out"
-            )
+        require_texts(items, "cross-encoder")
         texts = list(items.texts)
         vectors = self.encoder.encode(texts)
         self._table = build_table(self._for_scoring(), self.reader, texts, vectors, progress=True)
@@ -297,10 +317,7 @@ class HistoryCrossEncoder:
         stored = read_json(folder / "cross_encoder.json")
         if encoder is not None:
             check_same_encoder(encoder, stored["encoder"])
-        settings = dict(stored["settings"])
-        if settings["dtype"] == "bfloat16" and (best_device() if device == "auto" else device).startswith("mps"):
-            settings["dtype"] = "float32"
-        model = cls(encoder, device=device, **settings)
+        model = cls(encoder, device=device, **stored["settings"])
         model._stored = stored
         model.training_log = stored["training_log"]
         arrays, _ = read_arrays(folder / "network.safetensors")

@@ -68,24 +68,32 @@ def score_block(
     """Scores of one block: (n_lists, width); what stands where padding is means nothing."""
     device = table.key.device
     codes = np.where(block.candidates >= 0, candidates.values[block.candidates], 0)
-    rows = histories.rows.take(block.rows)
-    kept = histories.rows.value_positions(block.rows)
-    cells = padded(rows)
-    real = cells >= 0
-    past = np.where(real, rows.values[cells] if cells.size else 0, 0)
-    ages = np.where(real, histories.ages[kept][cells] if cells.size else 0, -1)
-    weights = np.where(real, histories.weights[kept][cells] if cells.size else 1.0, 1.0).astype(np.float32)
-
+    past, ages, weights = padded_histories(histories, block.rows)
     item, history = torch.from_numpy(codes).to(device), torch.from_numpy(past).to(device)
     age, weight = torch.from_numpy(ages).to(device), torch.from_numpy(weights).to(device, table.key.dtype)
     cosines = table.vectors[item] @ table.vectors[history].transpose(1, 2)
     item_part = table.item_part[item]
     if network.shape.cross_attention:
-        readers = _read(network, table, codes, block.candidates >= 0, rows, ages, weights, real)
+        readers = _read(network, table, codes, block.candidates >= 0, histories, block.rows)
         item_part = item_part + network.head_first(readers)
     return network.combine(
         item_part, table.query[item], table.value[item], table.key[history], table.value[history], age, weight, cosines
     )
+
+
+def padded_histories(histories: Histories, rows: IntArray) -> tuple[IntArray, IntArray, FloatArray]:
+    """Items, ages and weights of some users' histories as rectangles (n_users, longest history).
+
+    Where padding is, the age is −1, the weight 1 and the item one that is there. rows: int64, users taken.
+    """
+    taken, positions = histories.rows.take(rows), histories.rows.value_positions(rows)
+    cells = padded(taken)
+    if not len(positions):
+        return cells, cells, np.ones(cells.shape, dtype=np.float32)
+    real = cells >= 0
+    ages = np.where(real, histories.ages[positions][cells], -1)
+    weights = np.where(real, histories.weights[positions][cells], 1.0).astype(np.float32)
+    return taken.values[cells], ages, weights
 
 
 def _read(
@@ -93,10 +101,8 @@ def _read(
     table: ItemTable,
     codes: IntArray,
     real_pair: BoolArray,
-    rows: Ragged,
-    ages: IntArray,
-    weights: FloatArray,
-    real: BoolArray,
+    histories: Histories,
+    rows: IntArray,
 ) -> Tensor:
     """Run the reader over a block: (n_lists, width, hidden_size)."""
     device, shape, dtype = table.states.device, network.shape, table.key.dtype
@@ -109,7 +115,10 @@ def _read(
         cells = active[of_active == length]
         tokens = table.offsets[flat[cells], None] + np.arange(length)
         groups.append((torch.from_numpy(cells).to(device), torch.from_numpy(tokens).to(device)))
-    history = history_tokens(table.offsets, rows, ages[real], weights[real])
+    positions = histories.rows.value_positions(rows)
+    history = history_tokens(
+        table.offsets, histories.rows.take(rows), histories.ages[positions], histories.weights[positions]
+    )
     tensors = HistoryTokens(
         torch.from_numpy(history[0]).to(device),
         torch.from_numpy(history[1]).to(device),

@@ -14,7 +14,7 @@ import hashlib
 import re
 import uuid
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,7 @@ from llm_rerank.models.cross_encoder.token_records import (
     record_type,
     unpack_into,
 )
-from llm_rerank.storage import atomic_path, read_json, write_json
+from llm_rerank.storage import atomic_path, exclusive, read_json, write_json
 from llm_rerank.types import DataError, FloatArray, IntArray, StorageError
 
 __all__ = ["StateCache", "StateType", "bytes_needed", "dequantize", "fingerprint_of", "quantize"]
@@ -88,7 +88,7 @@ class StateCache:
         self._rows: dict[bytes, int] = {}  # row of places, by digest
         self._places: IntArray = np.empty((0, 3), dtype=np.int64)  # segment, first record in it, number of records
         folder.mkdir(parents=True, exist_ok=True)
-        with _exclusive(folder):
+        with exclusive(folder / _LOCK):
             self._take_in()
 
     def __len__(self) -> int:
@@ -121,7 +121,7 @@ class StateCache:
         """
         digests = [_digest(key) for key in keys]
         self._check(digests, states, lengths)
-        with _exclusive(self._folder):
+        with exclusive(self._folder / _LOCK):
             self._take_in()
             new: IntArray = np.array([row for row, digest in enumerate(digests) if digest not in self._rows], np.int64)
             if not len(new):
@@ -160,7 +160,7 @@ class StateCache:
 
         keep: keys to keep, None: all. Disk must hold both for a moment; memory only a block.
         """
-        with _exclusive(self._folder):
+        with exclusive(self._folder / _LOCK):
             self._forget()  # else damage since opening would be copied under a checksum that is right
             self._take_in()
             kept = self._rows.keys() if keep is None else self._rows.keys() & {_digest(key) for key in keep}
@@ -329,14 +329,3 @@ def _spans(starts: IntArray, lengths: IntArray) -> IntArray:
 
 def _digest(key: str) -> bytes:
     return hashlib.blake2b(key.encode("utf-8", "surrogatepass"), digest_size=_DIGEST_SIZE).digest()
-
-
-@contextmanager
-def _exclusive(folder: Path) -> Iterator[None]:
-    """Hold the folder's lock, which the system frees if the process dies; without effect on Windows."""
-    with open(folder / _LOCK, "ab") as lock:
-        with suppress(ImportError):
-            import fcntl
-
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        yield

@@ -286,14 +286,15 @@ class _Run:
     def _fingerprint(self, model: HistoryCrossEncoder, items: Items, codes: IntArray) -> str:
         """Hash of all that the outcome depends on."""
         digest = hashlib.sha256(json.dumps([asdict(self.settings), model.network.shape.to_dict()]).encode())
-        digest.update(model.reader.fingerprint.encode())
+        digest.update(f"{model.reader.fingerprint} {model.encoder.fingerprint}".encode())
         for name, tensor in sorted(self.scorer.state_dict().items()):
             digest.update(name.encode() + tensor.detach().cpu().numpy().tobytes())
         for lists in (self.lists, self.validation):
             cases = lists.cases
-            for array in (cases.candidates.values, cases.candidates.offsets, cases.history.values, cases.history_times):
+            for rows in (cases.candidates, cases.history):
+                digest.update(rows.values.tobytes() + rows.offsets.tobytes())
+            for array in (cases.history_times, cases.history_weights, lists.positive, lists.offsets):
                 digest.update(np.ascontiguousarray(array).tobytes())
-            digest.update(lists.positive.tobytes() + lists.offsets.tobytes())
         for code in codes:
             digest.update(str(items.texts[code]).encode("utf-8", "replace") + b"\0")
         return digest.hexdigest()

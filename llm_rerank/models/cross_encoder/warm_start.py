@@ -9,8 +9,8 @@ from torch import Tensor
 from llm_rerank.models.conditional_logit import fit_conditional_logit
 from llm_rerank.models.cross_encoder.history_encoder import HistoryNetwork
 from llm_rerank.models.cross_encoder.lists import TrainingLists
-from llm_rerank.models.cross_encoder.packing import list_blocks, padded
-from llm_rerank.models.cross_encoder.scoring import Histories
+from llm_rerank.models.cross_encoder.packing import list_blocks
+from llm_rerank.models.cross_encoder.scoring import Histories, padded_histories
 from llm_rerank.types import FloatArray, IntArray
 
 MOST_PAIRS = 16_384
@@ -48,13 +48,7 @@ def similarities(
     result = np.empty(len(candidates.values), dtype=np.float32)
     for block in list_blocks(candidates, histories.rows.lengths, most_pairs=MOST_PAIRS):
         real = block.candidates >= 0
-        rows = histories.rows.take(block.rows)
-        kept = histories.rows.value_positions(block.rows)
-        cells = padded(rows)
-        there = cells >= 0
-        past = np.where(there, rows.values[cells] if cells.size else 0, candidates.values[0])
-        ages = np.where(there, histories.ages[kept][cells] if cells.size else 0, -1)
-        weights = np.where(there, histories.weights[kept][cells] if cells.size else 1.0, 1.0).astype(np.float32)
+        past, ages, weights = padded_histories(histories, block.rows)
         codes = candidates.values[np.where(real, block.candidates, 0)]
         device = vectors.device
         item = vectors[torch.from_numpy(row_of_item[codes]).to(device)]

@@ -12,7 +12,7 @@ import numpy as np
 from scipy.sparse import csr_matrix
 
 from llm_rerank.data.cases import QUERY_SEPARATOR
-from llm_rerank.models.scoring import history_matrix
+from llm_rerank.models.scoring import history_matrix, require_texts
 from llm_rerank.models.semantic.index import ItemIndex
 from llm_rerank.models.semantic.whitening import Whitening
 from llm_rerank.storage import read_arrays, read_json, write_arrays, write_json
@@ -88,11 +88,7 @@ class SemanticScorer:
         """
         from llm_rerank.models.semantic.encoder import SentenceEncoder, encoder_reference
 
-        if len(items) and not any(text.strip() for text in items.texts):
-            raise DataError(
-                f"none of the {len(items)} items has a text; render them first (data/rendering.py, render_items), or "
-                "leave the semantic scorer out"
-            )
+        require_texts(items, "semantic scorer")
         self.encoder = SentenceEncoder() if self.encoder is None else self.encoder
         self._reference = encoder_reference(self.encoder)
         vectors = self.encoder.encode(list(items.texts))

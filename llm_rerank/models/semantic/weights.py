@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import json
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -61,30 +62,42 @@ def load_network(model: str, device: str) -> Any:
     Where the hub does not answer, what an earlier download left on this machine is taken.
     Raises StorageError where there is no such encoder, where it cannot be reached, or where it has no safetensors.
     """
-    import transformers.utils.logging as transformers_logging
     from sentence_transformers import SentenceTransformer
+
+    with reading_weights(model, "encoder", "a sentence-transformers model") as (source, offline):
+        network = SentenceTransformer(
+            source,
+            device=device,
+            local_files_only=offline,
+            trust_remote_code=False,
+            model_kwargs={"use_safetensors": True},  # else a pickled file of weights would be opened
+        )
+    return network.float().eval()
+
+
+@contextmanager
+def reading_weights(model: str, role: str, kind: str) -> Iterator[tuple[str, bool]]:
+    """Find where a model's weights are, and turn what goes wrong while the body reads them into StorageError.
+
+    role, kind: what the model is and what a folder should hold, for the message. Gives the source and whether it must
+    be read without the network; progress bars and load reports are held back meanwhile.
+    """
+    from safetensors import SafetensorError
 
     is_local = model == DEFAULT_MODEL or os.path.isdir(model)
     source = str(default_folder()) if model == DEFAULT_MODEL else model
     if not is_local and (source.startswith((".", "/", "~")) or source.count("/") > 1 or "\\" in source):
-        raise StorageError(f"encoder folder {source} does not exist; give an existing folder, a hub name or 'default'")
+        raise StorageError(f"{role} folder {source} does not exist; give an existing folder, a hub name or 'default'")
     silence = None if is_local else _hub_silence(source)
     try:
-        with _quiet(transformers_logging):
-            network = SentenceTransformer(
-                source,
-                device=device,
-                local_files_only=is_local or silence is not None,
-                trust_remote_code=False,
-                model_kwargs={"use_safetensors": True},  # else a pickled file of weights would be opened
-            )
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
+        with quiet():
+            yield source, is_local or silence is not None
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
         where = "could not be read" if is_local else "is no folder here and could not be fetched from the hub"
         raise StorageError(
-            f"encoder {source!r} {where} ({type(error).__name__}: {_first_line(silence or error)}); check the name and "
-            "the network, or give a folder with a sentence-transformers model in safetensors, or 'default'"
+            f"{role} {source!r} {where} ({type(error).__name__}: {_first_line(silence or error)}); check the name and "
+            f"the network, or give a folder with {kind} in safetensors, or 'default'"
         ) from error
-    return network.float().eval()
 
 
 def _hub_silence(name: str) -> Exception | None:
@@ -165,8 +178,13 @@ def _first_line(error: BaseException) -> str:
 
 
 @contextmanager
-def _quiet(transformers_logging: Any) -> Iterator[None]:
-    """Hold back the loading bar, which transformers writes into pipes and logs too, and the load report."""
+def quiet() -> Iterator[None]:
+    """Hold back loading bars, which go into pipes and logs too, load reports, and warnings of what is checked here."""
+    import transformers.utils.logging as transformers_logging
+
+    logger = logging.getLogger("sentence_transformers")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
     was_enabled = transformers_logging.is_progress_bar_enabled()
     verbosity = transformers_logging.get_verbosity()
     transformers_logging.disable_progress_bar()
@@ -174,6 +192,7 @@ def _quiet(transformers_logging: Any) -> Iterator[None]:
     try:
         yield
     finally:
+        logger.setLevel(level)
         transformers_logging.set_verbosity(verbosity)
         if was_enabled:
             transformers_logging.enable_progress_bar()
