@@ -82,7 +82,7 @@ def tune_on_lists(
     from llm_rerank.models.cross_encoder.training import fine_tune
 
     model = new_cross_encoder(tools)
-    log.say(f"cross-encoder: {model.reader.size_in_words(list(lists.items.texts))}")
+    log.say(f"cross-encoder: {model.reader.cost_in_words(list(lists.items.texts))}")
     tuning = fine_tune(
         model, lists.training, lists.validation, lists.items, settings, checkpoint=checkpoint, say=log.detail
     )

@@ -6,6 +6,7 @@ What the states are used for is said in ``history_encoder.py``; the files, in ``
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import cast
@@ -21,6 +22,7 @@ from llm_rerank.models.semantic.weights import load_network, tokenizer_json
 from llm_rerank.types import DataError, IntArray, Ragged, StorageError
 
 TOKENS_AT_ONCE = 16_384
+TEXTS_MEASURED = 128
 CHARACTERS_PER_TOKEN = 32
 """Of a text no more than this many characters a token are looked at: what follows could not be read anyway."""
 
@@ -118,13 +120,21 @@ class ItemReader:
         kept = [row if len(row) <= self.item_tokens else [*row[: self.item_tokens - 1], row[-1]] for row in rows]
         return Ragged.from_lists(kept), n_cut
 
-    def size_in_words(self, texts: Sequence[str]) -> str:
-        """Say what keeping the states of these texts takes, from the first thousand of them."""
-        sample = list(texts[:1000])
-        mean = float(self.token_ids(sample)[0].lengths.mean()) if sample else 0.0
-        n_bytes = bytes_needed(int(mean * len(texts)), self.shape.hidden_size, self._cache_type)
-        size = f"{n_bytes / 2**20:,.0f} MiB in {self._cache_type}"
-        return f"states of {len(texts):,} texts of about {mean:.0f} tokens: {size}"
+    def cost_in_words(self, texts: Sequence[str]) -> str:
+        """Say what keeping and reading the states of these texts takes, measured on the first of them."""
+        tokens, _ = self.token_ids(list(texts[:TEXTS_MEASURED]))
+        if not len(tokens):
+            return "states of 0 texts"
+        packing = pack(tokens.lengths)
+        began = time.perf_counter()
+        self._read(tokens.take(packing.order), packing)
+        seconds = (time.perf_counter() - began) * len(texts) / len(tokens)
+        mean = float(tokens.lengths.mean())
+        size = bytes_needed(int(mean * len(texts)), self.shape.hidden_size, self._cache_type) / 2**20
+        return (
+            f"states of {len(texts):,} texts of about {mean:.0f} tokens: {size:,.0f} MiB in {self._cache_type}, about "
+            f"{max(seconds, 1):,.0f} s to read"
+        )
 
     def batches(self, texts: Sequence[str]) -> Iterator[tuple[IntArray, Packing, Tensor]]:
         """Lower states of distinct texts, some thousand tokens at a time, neighbours in length together.
