@@ -407,7 +407,8 @@ def test_states_come_from_the_cache_and_nothing_is_read_again(tiny, tmp_path):
     np.testing.assert_array_equal(predict(again, [texts[:2]], [texts])[0], with_cache[0])
     without = predict(model_of(tiny, trained=True), [texts[:2]], [texts])
     np.testing.assert_allclose(with_cache[0], without[0], atol=2e-3)  # float16
-    assert "3 texts of about" in first.reader.cost_in_words(texts)
+    said = first.reader.cost_in_words(texts)
+    assert "3 texts of about" in said and "MiB in float16" in said and said.endswith("s to read")
 
 
 def test_a_cache_of_other_weights_is_not_used(tiny, tmp_path):

@@ -4,6 +4,7 @@ import subprocess
 import sys
 import xml.etree.ElementTree as ElementTree
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -394,3 +395,22 @@ def test_the_plot_is_a_picture_with_its_figures(tmp_path):
     alone = ElementTree.fromstring(training_plot(log[:1]))
     assert len(list(alone.iter(f"{name}polyline"))) == 5
     assert "loss of the steps" not in "".join(alone.itertext())
+
+
+def test_two_processes_share_the_steps_and_end_with_one_model(tiny, tmp_path):
+    script = tmp_path / "share.py"
+    script.write_text(
+        "import os, sys\nimport numpy as np\n"
+        "from tests.models.test_cross_encoder_training import *\n"
+        "model = tiny_model(sys.argv[1])\n"
+        "result = fine_tune(model, planted_lists(200, 1), planted_lists(60, 2), ITEMS, QUICK)\n"
+        "weights = np.concatenate([p.detach().numpy().ravel() for p in model.network.parameters()])\n"
+        "np.save(f'{sys.argv[2]}/{os.environ[\"RANK\"]}.npy', np.append(weights, result.log[-1]['accuracy']))\n"
+    )
+    root = str(Path(__file__).parents[2])
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "PYTHONPATH": root}
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    subprocess.run([*command, str(script), tiny, str(tmp_path)], env=environment, check=True, capture_output=True)
+    first, second = np.load(tmp_path / "0.npy"), np.load(tmp_path / "1.npy")
+    np.testing.assert_array_equal(first, second)  # gradients were shared, or each would have its own
+    assert first[-1] > 0.9
