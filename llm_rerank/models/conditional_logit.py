@@ -37,7 +37,7 @@ def conditional_log_likelihood(
 
 
 def fit_conditional_logit(
-    design: FloatArray,
+    design: FloatArray | Float64Array,
     rows: Ragged,
     positive: BoolArray,
     *,
@@ -77,7 +77,9 @@ def fit_conditional_logit(
     return np.asarray(found.x, dtype=np.float64)
 
 
-def informative(design: FloatArray, rows: Ragged, positive: BoolArray) -> tuple[Float64Array, Ragged, BoolArray]:
+def informative(
+    design: FloatArray | Float64Array, rows: Ragged, positive: BoolArray
+) -> tuple[Float64Array, Ragged, BoolArray]:
     """Keep the cases that have both a positive and another candidate; the design becomes float64."""
     counts = np.bincount(rows.row_of_value, weights=positive, minlength=len(rows))
     useful = np.flatnonzero((counts > 0) & (counts < rows.lengths)).astype(np.int64)
