@@ -6,7 +6,8 @@ Two fits with the same seed, without and with the cross-encoder (``cross_encoder
 candidates by the fit without it are scored by both; where the target is among them, the gain is the difference of
 log softmax at the target, in nats. Before that both scores get one weight each, fitted on one half of these users and
 used on the other, then the halves change places: otherwise a blend whose scale is off (the mean of rungs is) would
-lose to the same ranking with a better scale. The difference before that is reported beside it.
+lose to the same ranking with a better scale. The difference before that is reported beside it, and the one where
+both also get a weight for the log of the item's sales: what is left then is no mere shift toward rare items.
 """
 
 from __future__ import annotations
@@ -63,30 +64,33 @@ class ScoredLists:
             hits[row, : len(first)] = first
         return ndcg_at_k(hits, self.n_targets, 10)
 
-    def log_likelihood(self, scale: Float64Array | float = 1.0) -> Float64Array:
-        """Log softmax at each list's best ranked target, of scale × score: float64, shape (n_users,)."""
+    def log_likelihood(self, logits: Float64Array) -> Float64Array:
+        """Log softmax at each list's best ranked target; logits aligned with ``scores``: float64, shape (n_users,)."""
         starts, row = self.candidates.offsets[:-1], self.candidates.row_of_value
-        logits = self.scores * np.broadcast_to(scale, len(self.candidates))[row]
         logits = logits - np.maximum.reduceat(logits, starts)[row]
         return logits[self.first_targets] - np.log(np.add.reduceat(np.exp(logits), starts))
 
-    def cross_fitted_scale(self, half: BoolArray) -> Float64Array:
-        """One weight a list, by the conditional logit of the other half: float64, shape (n_users,)."""
+    def cross_fitted(self, half: BoolArray, *further: Float64Array) -> tuple[Float64Array, list[list[float]]]:
+        """Logits of the conditional logit over the score and further columns, each half's weights from the other.
+
+        half: bool, shape (n_users,). further: aligned with ``scores``. Returns the logits and both halves' weights.
+        """
+        design = np.column_stack([self.scores, *further])
         first = np.zeros(len(self.hits), dtype=np.bool_)
         first[self.first_targets] = True
-        scale = np.empty(len(half))
+        logits, weights = np.empty(len(self.scores)), []
         for fitted_on in (half, ~half):
-            rows = np.flatnonzero(fitted_on)
-            positions = self.candidates.value_positions(rows)
-            (weight,) = fit_conditional_logit(
-                self.scores[positions, None],
-                self.candidates.take(rows),
-                first[positions],
-                prior=np.ones(1),
+            fitted, other = (self.candidates.value_positions(np.flatnonzero(rows)) for rows in (fitted_on, ~fitted_on))
+            found = fit_conditional_logit(
+                design[fitted],
+                self.candidates.take(np.flatnonzero(fitted_on)),
+                first[fitted],
+                prior=np.eye(design.shape[1])[0],
                 penalty=1e-3,
             )
-            scale[~fitted_on] = weight
-        return scale
+            logits[other] = design[other] @ found
+            weights.append(found.tolist())
+        return logits, weights
 
 
 def lists_with_target(frame: pd.DataFrame, trial: Trial) -> ScoredLists:
@@ -121,7 +125,7 @@ def as_dict(difference: Difference) -> dict[str, Any]:
 
 
 def as_row(name: str, difference: Difference) -> list[str]:
-    """A paired difference as a row of the table."""
+    """Lay a paired difference out as a row of the table."""
     interval = f"[{difference.low:+.4f}, {difference.high:+.4f}]"
     return [name, f"{difference.mean:+.4f}", interval, f"{difference.p:.4f}"]
 
@@ -150,16 +154,24 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         lists_with_target(rerankers[choice].rerank(retrieved, at=trial.at), trial) for choice in ("off", "always")
     )
     half = np.random.default_rng(options.seed).permutation(len(without.user_ids)) % 2 == 0
-    scales = [lists.cross_fitted_scale(half) for lists in (without, with_it)]
-    rescaled = [lists.log_likelihood(scale) for lists, scale in zip((without, with_it), scales, strict=True)]
-    gain = paired_difference(rescaled[1], rescaled[0], seed=options.seed)
-    unscaled = paired_difference(with_it.log_likelihood(), without.log_likelihood(), seed=options.seed)
-    ndcg = paired_difference(with_it.ndcg(), without.ndcg(), seed=options.seed)
     support = np.bincount(trial.past.items[trial.past.items >= 0], minlength=len(trial.items))
-    support = support[without.candidates.values[without.first_targets]]
+    both = (without, with_it)
+    scaled, with_support = (
+        [lists.cross_fitted(half, *([np.log1p(support[lists.candidates.values])] if column else [])) for lists in both]
+        for column in (False, True)
+    )
+    known = [
+        [lists.log_likelihood(logits) for lists, (logits, _) in zip(both, fits, strict=True)]
+        for fits in (scaled, with_support)
+    ]
+    rescaled = known[0]
+    gain, gain_beside_support = (paired_difference(b, a, seed=options.seed) for a, b in known)
+    unscaled = paired_difference(*(lists.log_likelihood(lists.scores) for lists in both[::-1]), seed=options.seed)
+    ndcg = paired_difference(with_it.ndcg(), without.ndcg(), seed=options.seed)
+    target_support = support[without.candidates.values[without.first_targets]]
     strata = {}
     for low, high in SUPPORTS:
-        inside = (support >= low) & (support < high)
+        inside = (target_support >= low) & (target_support < high)
         if inside.sum() > 1:
             strata[f"target support {low} to {high - 1}" if high < 10**9 else f"target support {low} or more"] = (
                 as_dict(paired_difference(rescaled[1][inside], rescaled[0][inside]))
@@ -170,8 +182,9 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         "n_users": len(trial.user_ids),
         "n_users_with_target_in_first_100": len(half),
         "log_likelihood_gain": as_dict(gain),
-        "scales_without": sorted(set(scales[0].tolist())),
-        "scales_with": sorted(set(scales[1].tolist())),
+        "weights_without_and_with": [weights for _, weights in scaled],
+        "log_likelihood_gain_beside_item_support": as_dict(gain_beside_support),
+        "weights_beside_item_support_without_and_with": [weights for _, weights in with_support],
         "log_likelihood_gain_before_rescaling": as_dict(unscaled),
         "log_likelihood_gain_by_support": strata,
         "ndcg@10_difference_over_these_users": as_dict(ndcg),
@@ -183,6 +196,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     write_report(options.out, report)
     rows = [
         as_row("log-likelihood, nats, both rescaled", gain),
+        as_row("log-likelihood, both with a weight for item support", gain_beside_support),
         as_row("log-likelihood, nats, as they come", unscaled),
         as_row("NDCG@10 of these users", ndcg),
     ]

@@ -1,6 +1,7 @@
-"""What a ranked list, a kept set or a probability is worth: pure functions over arrays, one value a case.
+"""What a ranked list or a kept set is worth: pure functions over arrays, one value a case.
 
-Means, intervals and tests are in ``statistics.py``; which lists are compared with what is in ``evaluation/``.
+Probabilities are judged in ``reliability.py``; means, intervals and tests are in ``statistics.py``; which lists are
+compared with what is in ``evaluation/``.
 Ranking metrics read a *hit matrix*: is the item at this rank of this case's list one of its targets? A target that is
 not on the list scores 0; a case without targets scores NaN, because nothing can be said of it.
 """
@@ -12,10 +13,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from llm_rerank.types import BoolArray, DataError, FloatArray, IntArray, Ragged
+from llm_rerank.types import BoolArray, DataError, IntArray, Ragged
 
 Float64Array = npt.NDArray[np.float64]
-RealArray = FloatArray | Float64Array
 
 
 def hit_matrix(ranked: Ragged, targets: Ragged, k: int) -> BoolArray:
@@ -150,112 +150,3 @@ def classification(kept: BoolArray, positive: BoolArray) -> Classification:
         recall=n_right / n_positive if n_positive else float("nan"),
         n=int(positive.size),
     )
-
-
-@dataclass(frozen=True)
-class ReliabilityBins:
-    """Mean probability and observed share of positives by bin; all of shape (n_bins,), empty bins left out."""
-
-    probability: Float64Array
-    observed: Float64Array
-    counts: IntArray
-
-
-def reliability_bins(probabilities: RealArray, positive: BoolArray, n_bins: int = 10) -> ReliabilityBins:
-    """Cut cases into bins of equal mass by probability; equal probabilities always share a bin.
-
-    Equal mass, not equal width: most candidates have a probability near 0, so equal widths would measure one bin.
-    probabilities, positive: shape (n,), without NaN.
-    """
-    probabilities, labels = _checked(probabilities, positive)
-    ordered = np.sort(probabilities)
-    # the bin of the first of its ties, so that the cut does not depend on the order of the input
-    bins = np.searchsorted(ordered, probabilities, side="left") * n_bins // len(ordered)
-    counts = np.bincount(bins, minlength=n_bins)
-    filled = counts > 0
-    return ReliabilityBins(
-        probability=np.bincount(bins, probabilities, n_bins)[filled] / counts[filled],
-        observed=np.bincount(bins, labels, n_bins)[filled] / counts[filled],
-        counts=counts[filled].astype(np.int64),
-    )
-
-
-def expected_calibration_error(probabilities: RealArray, positive: BoolArray, n_bins: int = 10) -> float:
-    """Σ share of bin · |observed − mean probability| over bins of equal mass (``reliability_bins``).
-
-    Naeini et al., "Obtaining well calibrated probabilities using Bayesian binning", 2015. Known limit: biased upward
-    on few cases, since the observed share of a small bin is noisy.
-    """
-    bins = reliability_bins(probabilities, positive, n_bins)
-    return float(bins.counts @ np.abs(bins.observed - bins.probability) / bins.counts.sum())
-
-
-def brier_score(probabilities: RealArray, positive: BoolArray) -> float:
-    """Mean squared difference of probability and outcome (Brier, 1950): 0 is perfect."""
-    probabilities, labels = _checked(probabilities, positive)
-    return float(np.mean((probabilities - labels) ** 2))
-
-
-def brier_skill(probabilities: RealArray, positive: BoolArray, base_rate: float | None = None) -> float:
-    """1 − Brier / Brier of giving everyone the base rate: 1 is perfect, 0 no better than the rate, below 0 worse.
-
-    base_rate: None takes the rate of these very cases, the hardest reference; NaN where all outcomes are equal.
-    """
-    rate = float(np.mean(positive)) if base_rate is None else base_rate
-    reference = brier_score(np.full(np.shape(positive), rate), positive)
-    return 1.0 - brier_score(probabilities, positive) / reference if reference > 0 else float("nan")
-
-
-@dataclass(frozen=True)
-class CalibrationLine:
-    """logit P(positive) = intercept + slope · logit(probability): 0 and 1 are perfect; a slope < 1 is overconfident."""
-
-    slope: float
-    intercept: float
-
-
-def calibration_line(probabilities: RealArray, positive: BoolArray) -> CalibrationLine:
-    """Fit calibration slope and intercept jointly by maximum likelihood (Cox, 1958).
-
-    Probabilities are clipped to [1e-7, 1 − 1e-7]. Both are NaN where no finite maximum exists: one outcome only, all
-    probabilities equal, or outcomes that a cut on the probability separates.
-    """
-    probabilities, labels = _checked(probabilities, positive)
-    clipped = np.clip(probabilities, 1e-7, 1.0 - 1e-7)
-    logits = np.log(clipped) - np.log1p(-clipped)
-    yes, no = logits[labels == 1.0], logits[labels == 0.0]
-    if not len(yes) or not len(no) or no.max() <= yes.min() or yes.max() <= no.min():
-        return CalibrationLine(float("nan"), float("nan"))
-    design = np.column_stack([np.ones_like(logits), logits])
-    weights = np.array([0.0, 1.0])
-    loss = _logistic_loss(design, labels, weights)
-    for _ in range(100):
-        chance = 1.0 / (1.0 + np.exp(-np.clip(design @ weights, -500.0, 500.0)))
-        gradient = design.T @ (labels - chance)
-        hessian = (design * (chance * (1.0 - chance))[:, None]).T @ design
-        step = np.linalg.lstsq(hessian, gradient, rcond=None)[0]
-        # a full Newton step may overshoot from a poor start: halve it until the loss falls
-        while (new_loss := _logistic_loss(design, labels, weights + step)) > loss and np.abs(step).max() > 1e-12:
-            step /= 2.0
-        weights, loss = weights + step, new_loss
-        if np.abs(step).max() < 1e-10:
-            break
-    return CalibrationLine(slope=float(weights[1]), intercept=float(weights[0]))
-
-
-def _logistic_loss(design: Float64Array, labels: Float64Array, weights: Float64Array) -> float:
-    linear = design @ weights
-    return float(np.logaddexp(0.0, linear).sum() - labels @ linear)
-
-
-def _checked(probabilities: RealArray, positive: BoolArray) -> tuple[Float64Array, Float64Array]:
-    values, labels = np.asarray(probabilities, dtype=np.float64), np.asarray(positive, dtype=np.float64)
-    if values.shape != labels.shape or values.size == 0:
-        raise DataError(f"probabilities have shape {values.shape}, positive {labels.shape}; give equal non-empty ones")
-    outside = ~((values >= 0.0) & (values <= 1.0))
-    if outside.any():
-        first = values[outside][0]
-        raise DataError(
-            f"{int(outside.sum())} probabilities lie outside [0, 1] (first: {first}); leave unknown ones out"
-        )
-    return values, labels

@@ -212,11 +212,36 @@ def test_gain_of_a_user_by_hand() -> None:
             "score": [2.0, 1.0, 0.0, 1.0, 0.5],
         }
     )
-    found = cross_encoder_gain.per_user(frame, trial)
-    assert list(found.index) == ["a"]
-    assert found["log_likelihood"]["a"] == pytest.approx(1.0 - np.log(np.e**2 + np.e + 1))
-    assert found["ndcg"]["a"] == pytest.approx(1 / np.log2(3))
-    assert found["target"]["a"] == 1
+    found = cross_encoder_gain.lists_with_target(frame, trial)
+    assert list(found.user_ids) == ["a"]
+    assert found.log_likelihood(found.scores) == pytest.approx([1.0 - np.log(np.e**2 + np.e + 1)])
+    assert found.ndcg() == pytest.approx([1 / np.log2(3)])
+    assert found.candidates.values[found.first_targets].tolist() == [1]
+
+
+def test_a_blend_with_a_poor_scale_loses_nothing_to_the_same_ranking_with_a_good_one() -> None:
+    rng = np.random.default_rng(0)
+    n, length = 2_000, 20
+    logits = rng.normal(0.0, 1.5, (n, length))
+    taken = np.argmax(logits + rng.gumbel(size=(n, length)), axis=1)
+    rows = Ragged.from_lists([np.arange(length)] * n)
+    hits = (np.arange(length) == taken[:, None]).ravel()
+
+    def lists(scale: float, noise: float = 0.0) -> cross_encoder_gain.ScoredLists:
+        scores = scale * (logits + noise * rng.normal(size=logits.shape)).ravel()
+        return cross_encoder_gain.ScoredLists(np.arange(n).astype(object), rows, scores, hits, np.ones(n, dtype=int))
+
+    good, poor, worse = lists(1.0), lists(0.3), lists(1.0, noise=0.5)
+    half = np.arange(n) % 2 == 0
+
+    def rescaled(which: cross_encoder_gain.ScoredLists, *further: np.ndarray) -> float:
+        return which.log_likelihood(which.cross_fitted(half, *further)[0]).mean()
+
+    assert good.log_likelihood(good.scores).mean() - poor.log_likelihood(poor.scores).mean() > 0.2
+    assert rescaled(good) == pytest.approx(rescaled(poor), abs=1e-4)
+    assert np.ravel(poor.cross_fitted(half)[1]) == pytest.approx([1 / 0.3, 1 / 0.3], rel=0.1)
+    assert rescaled(good) - rescaled(worse) > 0.02  # what is really told stays
+    assert rescaled(worse, good.scores) == pytest.approx(rescaled(good), abs=5e-3)
 
 
 def test_slope_and_agreement_by_hand() -> None:

@@ -13,7 +13,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "llm_rerank"
 
 LAYERS = {
-    "": ["types", "config", "metrics", "statistics", "storage"],
+    "": ["types", "config", "metrics", "statistics", "reliability", "strata", "storage"],
     "data": [
         "values",
         "times",
@@ -83,6 +83,8 @@ LAYERS = {
         "fusion",
         "residual",
         "calibration",
+        "calibration_report",
+        "risk_control",
         "thresholds",
         "inputs",
         "stage",
@@ -97,8 +99,12 @@ LAYERS = {
         "planning",
         "fine_tuning",
         "histories",
+        "drift",
+        "diversity",
         "deciding",
+        "phrases",
         "explanation",
+        "comparing",
         "saving",
         "reranker",
         "checking",

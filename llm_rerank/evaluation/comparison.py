@@ -22,15 +22,10 @@ from llm_rerank.metrics import (
     reciprocal_rank,
 )
 from llm_rerank.statistics import Interval, bootstrap_interval, holm, paired_difference
-from llm_rerank.types import BoolArray, DataError, IntArray, Ragged
+from llm_rerank.strata import ITEM_STRATA, USER_STRATA, label, within
+from llm_rerank.types import DataError, Ragged
 
 Float64Array = npt.NDArray[np.float64]
-
-USER_STRATA = ((1, 2), (3, 5), (6, 10), (11, None))
-"""Distinct positive items in the user's past: from, to (None: no end)."""
-
-ITEM_STRATA = ((0, 0), (1, 4), (5, 19), (20, None))
-"""Distinct users with a positive event on the target in the past: from, to."""
 
 
 @dataclass(frozen=True)
@@ -91,8 +86,8 @@ def evaluate_ranking(
         name: bootstrap_interval(values, n_resamples=n_resamples, seed=seed) for name, values in per_case.items()
     }
     strata: dict[str, Interval | None] = {}
-    for label, values in _stratified_ndcg(ranked, trial, per_case[f"ndcg@{k}"], k).items():
-        strata[label] = bootstrap_interval(values, n_resamples=n_resamples, seed=seed) if len(values) else None
+    for name, values in _stratified_ndcg(ranked, trial, per_case[f"ndcg@{k}"], k).items():
+        strata[name] = bootstrap_interval(values, n_resamples=n_resamples, seed=seed) if len(values) else None
     return RankingResult(per_case, intervals, coverage_at_k(ranked, len(trial.items), k), strata, k, depth)
 
 
@@ -100,27 +95,16 @@ def _stratified_ndcg(ranked: Ragged, trial: Trial, ndcg: Float64Array, k: int) -
     """NDCG@k of the cases of each stratum. For items, only targets of that support count as targets."""
     by_stratum = {}
     for bounds in USER_STRATA:
-        by_stratum[f"user {_label(bounds)}"] = ndcg[_within(trial.seen.lengths, bounds)]
+        by_stratum[f"user {label(bounds)}"] = ndcg[within(trial.seen.lengths, bounds)]
     targets = trial.cases.targets
     support = trial.item_support[targets.values]
     for bounds in ITEM_STRATA:
-        kept = _within(support, bounds)
+        kept = within(support, bounds)
         lengths = np.bincount(targets.row_of_value[kept], minlength=len(targets)).astype(np.int64)
         there = np.flatnonzero(lengths)
         few = Ragged.from_lengths(targets.values[kept], lengths).take(there)
-        by_stratum[f"item {_label(bounds)}"] = ndcg_at_k(hit_matrix(ranked.take(there), few, k), few.lengths, k)
+        by_stratum[f"item {label(bounds)}"] = ndcg_at_k(hit_matrix(ranked.take(there), few, k), few.lengths, k)
     return by_stratum
-
-
-def _within(values: IntArray, bounds: tuple[int, int | None]) -> BoolArray:
-    low, high = bounds
-    inside: BoolArray = (values >= low) & (True if high is None else values <= high)
-    return inside
-
-
-def _label(bounds: tuple[int, int | None]) -> str:
-    low, high = bounds
-    return f"{low}+" if high is None else str(low) if low == high else f"{low}-{high}"
 
 
 def ceiling(candidates: Ragged, trial: Trial, *, k: int = 10) -> dict[str, float]:

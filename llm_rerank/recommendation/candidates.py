@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from llm_rerank.metrics import RealArray
+from llm_rerank.reliability import RealArray
 from llm_rerank.types import BoolArray, DataError, IntArray, Ragged
 
 

@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 
 from llm_rerank.config import RerankerConfig
-from llm_rerank.metrics import brier_skill, calibration_line, expected_calibration_error
 from llm_rerank.models.conditional_logit import Float64Array
+from llm_rerank.recommendation.calibration_report import calibration_sentence, describe_calibration
 from llm_rerank.recommendation.candidates import is_member, ranks_in_row
 from llm_rerank.recommendation.fusion import ndcg_of
 from llm_rerank.recommendation.inputs import Fold
 from llm_rerank.recommendation.log import FitLog
-from llm_rerank.recommendation.stage import UPSTREAM, Stage
+from llm_rerank.recommendation.stage import UPSTREAM, Stage, supports
 from llm_rerank.recommendation.thresholds import choose_cut
 from llm_rerank.types import BoolArray, FloatArray, IntArray
 
@@ -53,7 +53,7 @@ def report_and_cut(
         "candidate_recall": recall,
         "ranking": ranking,
         "guard": stage.verdict.to_dict(),
-        "calibration": _calibration(stage, probabilities, positive, ranks_in_row(scores, rows), log),
+        "calibration": _calibration(stage, probabilities, positive, fold, ranks_in_row(scores, rows), log),
         "cut": None if stage.cut is None else stage.cut.to_dict(),
     }
 
@@ -63,25 +63,15 @@ def _mean(values: Float64Array) -> float:
 
 
 def _calibration(
-    stage: Stage, probabilities: FloatArray, positive: BoolArray, ranks: IntArray, log: FitLog
-) -> dict[str, float]:
+    stage: Stage, probabilities: FloatArray, positive: BoolArray, fold: Fold, ranks: IntArray, log: FitLog
+) -> dict[str, Any]:
     if stage.calibrator is None:
         log.say("calibration: fewer than 10 retrieved targets in fold F, so probability reads NaN")
         return {}
-    if not positive.any():
-        return {}
-    top = ranks <= 10
-    line = calibration_line(probabilities, positive)
-    values = {
-        "ece_top_10": float(expected_calibration_error(probabilities[top], positive[top])),
-        "brier_skill": float(brier_skill(probabilities, positive)),
-        "slope": line.slope,
-        "intercept": line.intercept,
-    }
-    log.say(
-        "calibration on fold G: ECE of the top 10 {ece_top_10:.4f}, Brier skill {brier_skill:+.4f}, slope "
-        "{slope:.2f}, intercept {intercept:+.2f}".format(**values)
-    )
+    supports_of = supports(fold.pair_values)
+    values = describe_calibration(probabilities, positive, fold.candidates.row_of_value, ranks, *supports_of)
+    if values:
+        log.say(f"calibration on fold G: {calibration_sentence(values)}")
     return values
 
 

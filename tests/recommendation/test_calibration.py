@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from llm_rerank.metrics import expected_calibration_error
 from llm_rerank.recommendation.calibration import LEAST_POSITIVES, PlattCalibrator, fit_platt
+from llm_rerank.reliability import expected_calibration_error
 
 
 def drawn(n, seed=0):

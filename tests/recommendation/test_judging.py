@@ -8,7 +8,6 @@ import pytest
 from llm_rerank.config import RerankerConfig, ThresholdConfig
 from llm_rerank.data.features import PAIR_FEATURES
 from llm_rerank.data.missing import MissingValues, Standardizer
-from llm_rerank.metrics import calibration_line, expected_calibration_error
 from llm_rerank.recommendation.calibration import PlattCalibrator
 from llm_rerank.recommendation.components import ScoredCases
 from llm_rerank.recommendation.fusion import Blend
@@ -17,6 +16,7 @@ from llm_rerank.recommendation.inputs import Fold
 from llm_rerank.recommendation.judging import report_and_cut
 from llm_rerank.recommendation.log import FitLog
 from llm_rerank.recommendation.stage import Stage
+from llm_rerank.reliability import calibration_line, expected_calibration_error
 from llm_rerank.types import Ragged
 from tests.planted import cases_of
 
@@ -109,7 +109,27 @@ def test_calibration_is_that_of_the_first_ten_and_of_all():
     line = calibration_line(p.ravel(), positive.ravel())
     assert (values["slope"], values["intercept"]) == pytest.approx((line.slope, line.intercept), abs=1e-3)
     assert values["slope"] > 1.3
-    assert f"slope {line.slope:.2f}, intercept {line.intercept:+.2f}" in lines[1]
+    rows = np.repeat(np.arange(n), length)
+    line = calibration_line(p.ravel(), positive.ravel(), rows)
+    assert values["slope_ci95"] == pytest.approx(line.slope_interval, abs=1e-3)
+    assert f"slope {line.slope:.2f} [{line.slope_interval[0]:.2f}, " in lines[1]
+    assert f"intercept {line.intercept:+.2f}" in lines[1]
+    assert values["n_candidates"] == n * length
+    assert sum(values["reliability"]["counts"]) == n * length
+    assert values["mean_probability_top_10"] == pytest.approx(p[top].mean())
+
+
+def test_calibration_is_told_apart_by_how_much_is_known_of_users_and_items():
+    n = 40
+    rng = np.random.default_rng(1)
+    fold = fold_of([np.arange(12)] * n, [[int(rng.integers(12))] for _ in range(n)], *[rng.random(12 * n)] * 2)
+    fold.pair_values[:, PAIR_FEATURES.index("user_support")] = np.log1p(np.repeat(rng.integers(1, 5, n), 12))
+    fold.pair_values[:, PAIR_FEATURES.index("item_support")] = np.log1p(np.tile([0, 3, 4, 5, 19, 20] * 2, n))
+    strata = judged(stage_of(), fold)[1]["calibration"]["strata"]
+    assert set(strata) == {"user 1-2", "user 3-5", "item 0", "item 1-4", "item 5-19", "item 20+"}
+    assert [strata[f"item {name}"]["n"] for name in ("0", "1-4", "5-19", "20+")] == [80, 160, 160, 80]
+    assert strata["user 1-2"]["n"] + strata["user 3-5"]["n"] == 12 * n
+    assert sum(strata[f"item {name}"]["n_targets"] for name in ("0", "1-4", "5-19", "20+")) == n
 
 
 def test_the_cut_is_chosen_here_and_few_lists_are_said(fold):

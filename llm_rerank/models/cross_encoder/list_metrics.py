@@ -5,11 +5,12 @@ from __future__ import annotations
 import numpy as np
 
 from llm_rerank.metrics import hit_matrix, ndcg_at_k
+from llm_rerank.models.conditional_logit import Float64Array
 from llm_rerank.models.cross_encoder.lists import TrainingLists
 from llm_rerank.types import FloatArray, Ragged
 
 
-def log_likelihoods(logits: FloatArray, lists: TrainingLists) -> np.ndarray:
+def log_likelihoods(logits: FloatArray | Float64Array, lists: TrainingLists) -> np.ndarray:
     """Log softmax of each list's positive over its list: float64, shape (n_lists,)."""
     rows = lists.cases.candidates
     starts, row = rows.offsets[:-1], rows.row_of_value
@@ -18,7 +19,7 @@ def log_likelihoods(logits: FloatArray, lists: TrainingLists) -> np.ndarray:
     return shifted[lists.positive] - totals
 
 
-def judge_lists(logits: FloatArray, lists: TrainingLists) -> dict[str, float]:
+def judge_lists(logits: FloatArray | Float64Array, lists: TrainingLists) -> dict[str, float]:
     """Mean loss, NDCG@10, recall@10 (one positive: also the hit rate), accuracy and its base rate.
 
     accuracy: share of lists whose positive comes first; base_rate: what guessing reaches, the mean of 1 / length.
