@@ -21,6 +21,7 @@ from llm_rerank.options import (
     Columns,
     CrossEncoderChoice,
     Device,
+    Diversity,
     Encoder,
     HistoriesFile,
     ImpressionsFile,
@@ -35,6 +36,7 @@ from llm_rerank.options import (
     TimeUnitOption,
     UsersFile,
     column_mapping,
+    diversity_setting,
     moment,
     note,
     reranker_config,
@@ -158,6 +160,7 @@ def rerank(
         str, typer.Option("--on-unknown", help="Items absent from the catalogue: keep (last), drop, or raise.")
     ] = "keep",
     column: Columns = None,
+    diversity: Diversity = None,
     device: Device = "auto",
 ) -> None:
     """Put each user's candidates in order.
@@ -167,7 +170,7 @@ def rerank(
     from llm_rerank.data.writers import check_output
 
     out = None if out is None else check_output(out)
-    result = _load(model, device).rerank(
+    result = _load(model, device, diversity).rerank(
         candidates, histories=histories, at=moment(at), k=k, on_unknown=on_unknown, columns=column_mapping(column)
     )
     _write(result, out)
@@ -182,6 +185,7 @@ def recommend(
     histories: HistoriesFile = None,
     at: At = None,
     include_seen: Annotated[bool, typer.Option("--include-seen", help="Offer what the user has had as well.")] = False,
+    diversity: Diversity = None,
     device: Device = "auto",
 ) -> None:
     """Find items for users and rank them.
@@ -191,7 +195,7 @@ def recommend(
     from llm_rerank.data.writers import check_output
 
     out = None if out is None else check_output(out)
-    result = _load(model, device).recommend(
+    result = _load(model, device, diversity).recommend(
         user or None, histories=histories, at=moment(at), k=k, exclude_seen=not include_seen
     )
     _write(result, out)
@@ -207,13 +211,33 @@ def explain(
         typer.Option("--history", help="Item ids, oldest first, instead of what is known of the user."),
     ] = None,
     at: At = None,
+    versus: Annotated[
+        str | None, typer.Option("--versus", help="Another item: say also why the one stands above or below it.")
+    ] = None,
+    phrases: Annotated[
+        bool, typer.Option("--phrases", help="Say also which words of the item mattered; needs the encoder of the fit.")
+    ] = False,
+    html: Annotated[
+        Path | None, typer.Option("--html", metavar="OUT", help="Write it as a small page that needs nothing else, too.")
+    ] = None,
     device: Device = "auto",
 ) -> None:
     """Say why an item has its score for a user.
 
     The parts add up to the score; below them stands what each item of the history did to it.
     """
-    typer.echo(str(_load(model, device).explain(user, item, history=history or None, at=moment(at))))
+    from llm_rerank.storage import atomic_path
+
+    if html is not None:
+        _check_folder(html)
+    explanation = _load(model, device).explain(
+        user, item, history=history or None, at=moment(at), versus=versus, phrases=phrases
+    )
+    typer.echo(str(explanation))
+    if html is not None:
+        with atomic_path(html) as unfinished:
+            unfinished.write_text(explanation.to_html(), encoding="utf-8", errors="replace")
+        note(f"page written to {html}")
 
 
 @app.command()
@@ -244,8 +268,8 @@ def evaluate(
     from llm_rerank.evaluation.systems import evaluate_shop
     from llm_rerank.storage import write_json
 
-    if out is not None and not out.parent.is_dir():
-        raise DataError(f"output {out} lies in a folder that does not exist; make {out.parent} first")
+    if out is not None:
+        _check_folder(out)
     config = reranker_config(
         encoder=encoder, cache_folder=cache_folder, cross_encoder=cross_encoder, device=device, seed=seed
     )
@@ -270,10 +294,24 @@ def main() -> None:
     app(prog_name="llm-rerank")
 
 
-def _load(model: Path, device: str) -> Any:
+def _load(model: Path, device: str, diversity: str | None = None) -> Any:
+    from dataclasses import replace
+
     from llm_rerank.recommendation.reranker import Reranker
 
-    return Reranker.load(model, device=device, verbose=False)
+    setting = diversity_setting(diversity)
+    reranker = Reranker.load(model, device=device, verbose=False)
+    if setting is not None:
+        reranker.config = replace(reranker.config, diversity=setting)
+    return reranker
+
+
+def _check_folder(out: Path) -> None:
+    """Say before any work that a file cannot be written where it is wanted."""
+    if out.is_dir():
+        raise DataError(f"output {out} is a folder; give the name of a file")
+    if not out.parent.is_dir():
+        raise DataError(f"output {out} lies in a folder that does not exist; make {out.parent} first")
 
 
 def _write(result: pd.DataFrame, out: Path | None) -> None:

@@ -32,6 +32,55 @@ class ThresholdConfig:
 
 
 @dataclass(frozen=True)
+class DiversityConfig:
+    """How lists are kept from being ten of the same; the defaults change nothing.
+
+    strength: 0…1, how much the similarity to what stands above counts against relevance (MMR): 0 not at all, 1 alone.
+    max_per_group: most candidates of one group among the first ``depth``; None: no cap.
+    group_by: "clusters" (k-means of the item vectors), or a column of items such as "brand" or "category".
+    n_clusters: clusters of the catalogue; read with "clusters" only.
+    exploration_slots: positions of the first ``depth`` that get random candidates, with logged propensities.
+    exploration_seed: seed of that draw.
+    depth: first ranks of a list that are diversified; more than are shown, so that others can come up.
+    """
+
+    strength: float = 0.0
+    max_per_group: int | None = None
+    group_by: str = "clusters"
+    n_clusters: int = 50
+    exploration_slots: int = 0
+    exploration_seed: int = 0
+    depth: int = 50
+
+    def __post_init__(self) -> None:
+        _check_strength(self.strength, "diversity strength")
+        whole = {"n_clusters": 2, "exploration_slots": 0, "exploration_seed": 0, "depth": 1}
+        if self.max_per_group is not None:
+            whole["max_per_group"] = 1
+        for name, least in whole.items():
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise DataError(f"diversity {name} is {value!r}; it must be a whole number of at least {least}")
+        if self.exploration_slots > self.depth:
+            raise DataError(
+                f"diversity exploration_slots is {self.exploration_slots} and depth {self.depth}; there can be no more "
+                "random slots than diversified ranks: lower exploration_slots or raise depth"
+            )
+        if not (isinstance(self.group_by, str) and self.group_by.strip()):
+            raise DataError(f"diversity group_by is {self.group_by!r}; it must be 'clusters' or a column of items")
+
+    @property
+    def changes_ranks(self) -> bool:
+        """Tell whether these settings do anything at all."""
+        return self.strength > 0 or self.max_per_group is not None or self.exploration_slots > 0
+
+
+def _check_strength(value: object, name: str) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
+        raise DataError(f"{name} is {value!r}; it must be a number from 0 (relevance alone) to 1 (variety alone)")
+
+
+@dataclass(frozen=True)
 class RerankerConfig:
     """Settings of ``Reranker``. Every field has a default that works without tuning.
 
@@ -48,6 +97,8 @@ class RerankerConfig:
     min_rating: a rated event below this is a dislike; None: ratings do not make dislikes.
     threshold: how ``kept`` is cut; None: ``kept`` is True for the first ``k``.
     min_items, max_items: bounds on the number of kept items of a user, applied after the cut.
+    diversity: 0…1, variety against relevance in the order of a list (MMR alone), or a ``DiversityConfig`` with caps and
+    random slots; 0 changes nothing. What is kept does not depend on it.
     refit: after the report, fit the components again on all rows.
     device: "auto", "cpu", "cuda", "cuda:1", "mps".
     seed: seed of everything that is drawn at random.
@@ -65,6 +116,7 @@ class RerankerConfig:
     threshold: ThresholdConfig | None = None
     min_items: int = 0
     max_items: int | None = None
+    diversity: float | DiversityConfig = 0.0
     refit: bool = True
     device: str = "auto"
     seed: int = 0
@@ -87,6 +139,13 @@ class RerankerConfig:
             raise DataError(
                 f"max_items is {self.max_items}; it must be at least 1 and at least min_items ({self.min_items})"
             )
+        if not isinstance(self.diversity, DiversityConfig):
+            _check_strength(self.diversity, "diversity")
+
+    @property
+    def diversity_settings(self) -> DiversityConfig:
+        """``diversity`` in full: a number is the strength of MMR."""
+        return self.diversity if isinstance(self.diversity, DiversityConfig) else DiversityConfig(self.diversity)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the settings as JSON-ready values."""
@@ -107,6 +166,8 @@ class RerankerConfig:
         values = dict(values)
         if values.get("threshold") is not None:
             values["threshold"] = ThresholdConfig(**values["threshold"])
+        if isinstance(values.get("diversity"), dict):
+            values["diversity"] = DiversityConfig(**values["diversity"])
         if values.get("target_events") is not None:
             values["target_events"] = tuple(values["target_events"])
         return cls(**values)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from llm_rerank.types import BoolArray, DataError, IntArray, Ragged
+from llm_rerank.types import BoolArray, DataError, FloatArray, IntArray, Ragged
 
 Float64Array = npt.NDArray[np.float64]
 
@@ -107,6 +107,53 @@ def coverage_at_k(ranked: Ragged, n_items: int, k: int) -> float:
     ranks = np.arange(len(ranked.values), dtype=np.int64) - np.repeat(ranked.offsets[:-1], ranked.lengths)
     shown = ranked.values[(ranks < k) & (ranked.values >= 0)]
     return len(np.unique(shown)) / n_items if n_items else float("nan")
+
+
+def intra_list_distance(ranked: Ragged, vectors: FloatArray, k: int) -> Float64Array:
+    """Mean of 1 − cosine over all pairs of a list's first k items: float64, shape (n_lists,).
+
+    Intra-list diversity of Smyth and McClave, "Similarity vs. diversity", 2001; Ziegler et al., "Improving
+    recommendation lists through topic diversification", 2005. 0: all alike; about 1: unrelated.
+    ranked: item codes, best first. vectors: float32, shape (n_items, size), of any length; an item without one (zeros,
+    NaN, a code that is none) is left out of the pairs. NaN where fewer than two are left.
+    """
+    sums, counts = np.zeros(len(ranked)), np.zeros(len(ranked))
+    width = int(min(k, ranked.lengths.max(initial=0)))
+    step = max(1, 2**22 // max(width * vectors.shape[1], 1))
+    for start in range(0, len(ranked), step):
+        lists = np.arange(start, min(start + step, len(ranked)))
+        inside = np.arange(width) < ranked.lengths[lists, None]
+        codes = np.full(inside.shape, -1, dtype=np.int64)
+        codes[inside] = ranked.values[(ranked.offsets[lists, None] + np.arange(width))[inside]]
+        found = vectors[np.maximum(codes, 0)].astype(np.float64)
+        norms = np.linalg.norm(found, axis=2, keepdims=True)
+        says = (norms > 1e-6) & (codes >= 0)[:, :, None] & (codes < len(vectors))[:, :, None]
+        unit = np.where(says, found / np.where(says, norms, 1.0), 0.0)
+        n = says.sum(axis=(1, 2))
+        # Σ over ordered pairs of the cosine = |Σ u|² − Σ |u|²
+        sums[lists] = n * (n - 1) - ((unit.sum(axis=1) ** 2).sum(axis=1) - n)
+        counts[lists] = n * (n - 1)
+    return _divide(sums, counts)
+
+
+def long_tail_share_at_k(ranked: Ragged, counts: IntArray, k: int, head_share: float = 0.2) -> Float64Array:
+    """Share of a list's first k items that lie in the long tail: float64, shape (n_lists,); NaN for an empty list.
+
+    The head is the ``head_share`` of the catalogue's items with the most interactions, rounded up, ties in order of
+    code; the tail is all others. Its mean over lists is APLT of Abdollahpouri, Burke and Mobasher, "Managing
+    popularity bias in recommender systems with personalized re-ranking", 2019.
+    ranked: item codes, best first, all of the catalogue. counts: interactions of each item, shape (n_items,).
+
+    Raises DataError where head_share is not in (0, 1).
+    """
+    if not 0 < head_share < 1:
+        raise DataError(f"head_share is {head_share}; it must lie in (0, 1), for example 0.2")
+    in_tail = np.ones(len(counts), dtype=np.bool_)
+    in_tail[np.argsort(-counts, kind="stable")[: int(np.ceil(head_share * len(counts)))]] = False
+    rows = ranked.row_of_value
+    shown = np.arange(len(rows), dtype=np.int64) - ranked.offsets[:-1][rows] < k
+    tail = in_tail[ranked.values[shown]]
+    return _divide(np.bincount(rows[shown], tail, len(ranked)), np.bincount(rows[shown], minlength=len(ranked)))
 
 
 def _top(hits: BoolArray, k: int) -> BoolArray:

@@ -11,7 +11,7 @@ import typer
 from llm_rerank.types import DataError
 
 if TYPE_CHECKING:
-    from llm_rerank.config import RerankerConfig, ThresholdConfig
+    from llm_rerank.config import DiversityConfig, RerankerConfig, ThresholdConfig
 
 InteractionsFile = Annotated[
     Path, typer.Argument(help="Events: user_id, item_id, timestamp, optional event, rating, …")
@@ -54,6 +54,14 @@ MinRating = Annotated[float | None, typer.Option("--min-rating", help="A rating 
 Threshold = Annotated[
     str | None,
     typer.Option("--threshold", help="What is kept: probability=0.02, f_beta=1.0, or recall=0.8; default: the top k."),
+]
+Diversity = Annotated[
+    str | None,
+    typer.Option(
+        "--diversity",
+        help="Variety against relevance, 0 to 1; or settings such as strength=0.3,max_per_group=2,group_by=brand. "
+        "Default: as fitted.",
+    ),
 ]
 CandidatesPerSource = Annotated[
     int, typer.Option("--candidates-per-source", help="Items that each retriever brings for a user.")
@@ -117,6 +125,33 @@ def threshold_rule(rule: str | None) -> ThresholdConfig | None:
         if isinstance(error, DataError):
             raise
         raise DataError(f"--threshold is {rule!r}; write a rule and a number: --threshold f_beta=1.0") from None
+
+
+def diversity_setting(text: str | None) -> float | DiversityConfig | None:
+    """Read a strength, or pairs such as max_per_group=2,group_by=brand."""
+    from llm_rerank.config import DiversityConfig
+
+    if text is None:
+        return None
+    kinds = {"strength": float, "group_by": str}
+    values: dict[str, Any] = {}
+    try:
+        if "=" not in text:
+            return DiversityConfig(float(text)).strength
+        for pair in text.split(","):
+            name, _, value = pair.strip().partition("=")
+            if name not in DiversityConfig.__dataclass_fields__:
+                raise DataError(
+                    f"--diversity names {name!r}; known settings: {', '.join(DiversityConfig.__dataclass_fields__)}"
+                )
+            values[name] = kinds.get(name, int)(value)
+    except ValueError as error:
+        if isinstance(error, DataError):
+            raise
+        raise DataError(
+            f"--diversity is {text!r}; write a number from 0 to 1, or --diversity strength=0.3,max_per_group=2"
+        ) from None
+    return DiversityConfig(**values)
 
 
 def moment(at: str | None) -> str | float | None:

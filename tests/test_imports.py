@@ -100,6 +100,8 @@ LAYERS = {
         "fine_tuning",
         "histories",
         "drift",
+        "exploration",
+        "item_groups",
         "diversity",
         "deciding",
         "phrases",

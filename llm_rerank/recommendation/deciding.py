@@ -13,6 +13,7 @@ from llm_rerank.config import RerankerConfig
 from llm_rerank.data.features import ItemStatistics, pair_features
 from llm_rerank.recommendation.candidates import positions_in_row, ranks_in_row
 from llm_rerank.recommendation.components import ScoredCases, retrieve_and_score
+from llm_rerank.recommendation.diversity import diversify_cases
 from llm_rerank.recommendation.fitting import Fitted
 from llm_rerank.recommendation.inputs import Fold
 from llm_rerank.recommendation.residual import CROSS_ENCODER
@@ -32,7 +33,8 @@ class Decided:
     """A scored batch; every array has shape (n_candidates,), laid out as ``candidates``.
 
     contributions: float64, shape (n_candidates, n_columns), rows sum to ``scores``. scores: NaN for an item that the
-    catalogue does not have. ranks: from 1 in each row.
+    catalogue does not have. ranks: from 1 in each row, after diversity. propensities: of those places
+    (``exploration.py``); None where nothing is drawn at random.
     """
 
     candidates: Ragged
@@ -42,6 +44,7 @@ class Decided:
     probabilities: FloatArray
     ranks: IntArray
     kept: BoolArray
+    propensities: FloatArray | None = None
 
 
 def decide(
@@ -90,7 +93,10 @@ def decide(
     if stage.cut is not None:
         kept &= np.nan_to_num(probabilities, nan=-1.0) >= stage.cut.least_probability
     kept = bounded_kept(kept, ranks, min_items=config.min_items, max_items=config.max_items) & ~unknown
-    return Decided(candidates, stage, contributions, scores, probabilities, ranks, kept)
+    settings = config.diversity_settings
+    placed = diversify_cases(fitted.components, fitted.items, fold.scored.cases, scores, ranks, settings, config.seed)
+    propensities = placed.propensities if settings.exploration_slots else None
+    return Decided(candidates, stage, contributions, scores, probabilities, placed.ranks, kept, propensities)
 
 
 def scores_for(stage: Stage, names: Sequence[str], scores: FloatArray) -> FloatArray:
@@ -163,6 +169,8 @@ def result_frame(passed: pd.DataFrame, decided: Decided, fitted: Fitted, k: int 
         "probability": decided.probabilities,
         "kept": decided.kept,
     }
+    if decided.propensities is not None:
+        columns["propensity"] = decided.propensities
     for group in dict.fromkeys(groups):
         member = np.array([name == group for name in groups])
         columns[f"score_{group}"] = decided.contributions[:, member].sum(axis=1)

@@ -130,6 +130,11 @@ class ALS:
                 vectors[members] = model.recalculate_user(members, rows[members])
         return vectors
 
+    @property
+    def item_vectors(self) -> FloatArray:
+        """Item factors: float32, shape (n_items, embedding_size); NaN for items without any event in the fit."""
+        return self._fitted()
+
     def score_catalogue(self, cases: Cases) -> FloatArray:
         """Scores: float32, shape (n_cases, n_items)."""
         return self.fold_in(cases) @ self._fitted().T

@@ -173,6 +173,11 @@ class SemanticScorer:
         scorer._index = index
         return scorer
 
+    @property
+    def item_vectors(self) -> FloatArray:
+        """Vectors of the items' texts: float32, shape (n_items, size), unit length; zero where an item has no text."""
+        return self._fitted()
+
     def _keep(self, vectors: FloatArray) -> None:
         self._vectors = vectors
         self._has_text = np.any(vectors != 0, axis=1)

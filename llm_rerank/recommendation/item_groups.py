@@ -1,0 +1,117 @@
+"""What diversity compares items by: the vector of each, and the group each is in (a cluster, or a column's value)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from weakref import WeakKeyDictionary
+
+import numpy as np
+
+from llm_rerank.config import DiversityConfig
+from llm_rerank.recommendation.components import Component
+from llm_rerank.types import DataError, FloatArray, IntArray, Items, Scorer
+
+CLUSTERS = "clusters"
+
+SOURCES = ("semantic", "als")
+"""Components with a vector of each item, the first that is there is used: what items say before who took them."""
+
+MOST_ITEMS_FOR_CLUSTERS = 20_000
+"""Above this the clusters are found on a drawn sample, and every item joins the nearest."""
+
+# by scorer, because clusters are found once a fit or load, not once a request; nothing is kept alive by it
+_clusters_of: WeakKeyDictionary[Scorer, tuple[FloatArray, int, int, IntArray]] = WeakKeyDictionary()
+
+
+def item_vectors(components: Sequence[Component]) -> FloatArray:
+    """Vectors of the items: float32, shape (n_items, size); a row of zeros or NaN where nothing is known of an item.
+
+    Raises DataError where no component has them.
+    """
+    return _source(components).item_vectors  # type: ignore[attr-defined]  # those of SOURCES have it
+
+
+def item_groups(
+    components: Sequence[Component], items: Items, config: DiversityConfig, codes: IntArray, seed: int
+) -> IntArray:
+    """Group of each item: int64, shape (n_items,); -1: a group of its own, because its value or vector is unknown.
+
+    codes: items to look at; with a column the others are -1, because a request reads few items of a catalogue.
+    seed: of the clusters, which are the same after a load.
+
+    Raises DataError where the column is not there, or where there are no vectors to cluster.
+    """
+    if config.group_by == CLUSTERS:
+        return _clusters(components, config.n_clusters, seed)
+    import pandas as pd
+
+    column = group_column(items, config)
+    distinct = np.unique(codes)
+    values = items.frame[column].iloc[distinct]
+    unknown = values.isna() | (values.astype(str).str.strip() == "")
+    groups = np.full(len(items), -1, dtype=np.int64)
+    groups[distinct] = pd.factorize(values.where(~unknown), use_na_sentinel=True)[0]
+    return groups
+
+
+def group_column(items: Items, config: DiversityConfig) -> str:
+    """Name of the items' column that ``group_by`` means; raises DataError where there is none."""
+    column = "categories" if config.group_by == "category" and "category" not in items.frame else config.group_by
+    if column not in items.frame:
+        known = ", ".join(str(name) for name in items.frame.columns if name != "item_id")
+        raise DataError(
+            f"diversity group_by is {config.group_by!r}, which is no column of items; use 'clusters' or one of {known}"
+        )
+    return column
+
+
+def cluster_items(vectors: FloatArray, n_clusters: int, seed: int) -> IntArray:
+    """k-means of the vectors scaled to unit length (Euclid there orders as cosine does): int64, shape (n_items,).
+
+    A row of zeros or NaN gets -1. There are never more clusters than items with a vector. One thread, so that sums run
+    in one order and the same vectors always give the same clusters.
+    """
+    import warnings
+
+    from sklearn.cluster import KMeans
+    from sklearn.exceptions import ConvergenceWarning
+    from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+
+    norms = np.linalg.norm(vectors, axis=1)
+    says = np.flatnonzero(norms > 1e-6)  # not where NaN
+    groups = np.full(len(vectors), -1, dtype=np.int64)
+    if not len(says):
+        return groups
+    unit = vectors[says] / norms[says, None]
+    rng = np.random.default_rng(seed)
+    sample = unit
+    if len(unit) > MOST_ITEMS_FOR_CLUSTERS:
+        sample = unit[np.sort(rng.choice(len(unit), MOST_ITEMS_FOR_CLUSTERS, replace=False))]
+    model = KMeans(min(n_clusters, len(says)), n_init=1, max_iter=100, random_state=seed)
+    with threadpool_limits(1), warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # fewer distinct vectors than clusters: some stay empty
+        groups[says] = model.fit(sample).predict(unit)
+    return groups
+
+
+def _clusters(components: Sequence[Component], n_clusters: int, seed: int) -> IntArray:
+    """Clusters of the source's vectors, found once for each fitted or loaded scorer."""
+    source = _source(components)
+    vectors = item_vectors(components)
+    kept = _clusters_of.get(source)
+    if kept is None or kept[0] is not vectors or kept[1:3] != (n_clusters, seed):
+        kept = (vectors, n_clusters, seed, cluster_items(vectors, n_clusters, seed))
+        _clusters_of[source] = kept
+    return kept[3]
+
+
+def _source(components: Sequence[Component]) -> Scorer:
+    for name in SOURCES:
+        for component in components:
+            if component.name == name:
+                return component.scorer
+    raise DataError(
+        f"diversity compares items by vectors and no component has them (there are "
+        f"{', '.join(component.name for component in components) or 'none'}); fit with an encoder or with als, or cap "
+        "by a column: DiversityConfig(max_per_group=2, group_by='brand')"
+    )
