@@ -2,13 +2,55 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
+import pandas as pd
 
+from llm_rerank.config import RerankerConfig
 from llm_rerank.data.cases import build_cases, seen_items
-from llm_rerank.data.frames import id_codes
-from llm_rerank.types import UNKNOWN, Cases, IntArray, Interactions, ObjectArray, Ragged
+from llm_rerank.data.frames import id_codes, to_pandas
+from llm_rerank.data.schema import validate_interactions
+from llm_rerank.data.times import TimeUnit
+from llm_rerank.types import UNKNOWN, Cases, DataError, DataReport, IntArray, Interactions, Items, ObjectArray, Ragged
+
+
+def read_histories(
+    histories: Any, events: Interactions, items: Items, config: RerankerConfig, time_unit: TimeUnit = "auto"
+) -> Interactions:
+    """Validate histories that come with a question by the rules of the fit.
+
+    events: of the fit. Raises DataError where a rule is broken, or the times are of another kind than at the fit.
+    """
+    report = DataReport()
+    given = validate_interactions(
+        to_pandas(histories, report=report),
+        items,
+        time_unit="position" if events.time_kind == "position" else time_unit,
+        target_events=config.target_events,
+        min_rating=config.min_rating,
+        require_targets=False,
+        report=report,
+    )
+    if given.time_kind != events.time_kind:
+        raise DataError(
+            f"histories have times of kind {given.time_kind!r} and the fit had {events.time_kind!r}; "
+            "give timestamps of the same kind"
+        )
+    return given
+
+
+def history_frame(user_id: Any, item_ids: Sequence[Any], moment: int) -> pd.DataFrame:
+    """Turn a list of item ids, oldest first, into interactions just before a moment."""
+    return pd.DataFrame(
+        {
+            "user_id": pd.Series([user_id] * len(item_ids), dtype=object),
+            "item_id": pd.Series(list(item_ids), dtype=object),
+            "timestamp": np.arange(moment - len(item_ids), moment, dtype=np.int64),
+        }
+    )
 
 
 def cases_of_users(

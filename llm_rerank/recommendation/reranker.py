@@ -16,17 +16,18 @@ import pandas as pd
 from llm_rerank.config import RerankerConfig
 from llm_rerank.data.candidates import validate_candidates
 from llm_rerank.data.features import PAIR_FEATURES, ItemStatistics
-from llm_rerank.data.frames import applicable, id_codes, like_input, to_pandas
+from llm_rerank.data.frames import applicable, like_input, to_pandas
 from llm_rerank.data.rendering import Renderer
-from llm_rerank.data.schema import validate_interactions
 from llm_rerank.data.times import TimeUnit
+from llm_rerank.recommendation.comparing import Comparison, compare_results
 from llm_rerank.recommendation.components import Component, ComponentSpec, default_specs
 from llm_rerank.recommendation.deciding import Decided, decide, result_frame
-from llm_rerank.recommendation.explanation import Explanation, explain_item
+from llm_rerank.recommendation.explanation import Explanation, codes_to_explain, explain_item
 from llm_rerank.recommendation.fitting import Fitted, fit_reranker
-from llm_rerank.recommendation.histories import cases_of_users
+from llm_rerank.recommendation.histories import cases_of_users, history_frame, read_histories
 from llm_rerank.recommendation.inputs import FitData, FitTools
 from llm_rerank.recommendation.log import FitLog, FitReport
+from llm_rerank.recommendation.phrases import phrase_effects
 from llm_rerank.recommendation.planning import make_encoder, read_shop, say_plan, sentiment_of
 from llm_rerank.recommendation.saving import Saved, read_reranker, read_start, statistics_of, write_reranker
 from llm_rerank.storage import check_target, open_folder, save_folder
@@ -201,24 +202,44 @@ class Reranker:
         return result if histories is None else like_input(result, histories)
 
     def explain(
-        self, user_id: Any, item_id: Any, *, history: Frame | Sequence[Any] | None = None, at: Any = None
+        self,
+        user_id: Any,
+        item_id: Any,
+        *,
+        history: Frame | Sequence[Any] | None = None,
+        at: Any = None,
+        versus: Any = None,
+        phrases: bool = False,
     ) -> Explanation:
         """Explain one item's score for one user: contributions that add up exactly, and each history item's effect.
 
-        history: interactions as a frame, or item ids oldest first; None: what is known of the user.
-        Raises DataError where the item is not in the catalogue.
+        history: interactions as a frame, or item ids oldest first; None: what is known of the user. versus: id of
+        another item; also why the one stands above or below the other. phrases: also the words of the item that
+        mattered, which reads up to 24 shortened texts. What an upstream recommender says of the items is not read.
+        Raises DataError where an item is not in the catalogue, StorageError where phrases need an encoder that cannot
+        be loaded.
         """
         fitted = self._fit_result()
-        code = int(id_codes(_objects([item_id]), fitted.items.ids)[0])
-        if code < 0:
-            raise DataError(f"item_id {item_id!r} is absent from items; add it to items and fit, or ask for another")
+        code, *other = codes_to_explain(fitted.items, item_id, versus)
         if isinstance(history, list | tuple):
-            given = self._given(self._history_frame(user_id, history, at), time_unit="s")
+            given = self._given(history_frame(user_id, history, self._moment(None, at)), time_unit="s")
         else:
             given = self._given(history)
         cases, seen = self._cases([user_id], given, at)
         cases = cases.with_candidates(Ragged.from_lists([[code]]))
-        return explain_item(user_id, fitted, cases, seen, self._decide)
+        explanation = explain_item(user_id, fitted, cases, seen, self._decide, other=other[0] if other else None)
+        if not phrases:
+            return explanation
+        return replace(explanation, phrases=phrase_effects(fitted, cases, self._item_statistics()))
+
+    def compare(self, before: Frame, after: Frame) -> Comparison:
+        """Say what a rerank moved, how far and why.
+
+        before: a result of ``rerank`` or ``recommend``, or a bare list: user_id, item_id, and rank or upstream_score.
+        after: a result. Returns a ``Comparison``: a frame a user and item, numbers, text and HTML.
+        Raises DataError where a column is missing or a rank is none.
+        """
+        return compare_results(before, after, self._fit_result().items)
 
     # -------------------------------------------------------------- disk
 
@@ -259,25 +280,10 @@ class Reranker:
         return self._data().fitted
 
     def _given(self, histories: Frame | None, time_unit: TimeUnit = "auto") -> Interactions | None:
-        """Validate histories that come with a question by the rules of the fit."""
         if histories is None:
             return None
-        saved, report = self._data(), DataReport()
-        given = validate_interactions(
-            to_pandas(histories, report=report),
-            saved.fitted.items,
-            time_unit="position" if saved.events.time_kind == "position" else time_unit,
-            target_events=self.config.target_events,
-            min_rating=self.config.min_rating,
-            require_targets=False,
-            report=report,
-        )
-        if given.time_kind != saved.events.time_kind:
-            raise DataError(
-                f"histories have times of kind {given.time_kind!r} and the fit had {saved.events.time_kind!r}; "
-                "give timestamps of the same kind"
-            )
-        return given
+        saved = self._data()
+        return read_histories(histories, saved.events, saved.fitted.items, self.config, time_unit)
 
     def _cases(self, user_ids: list[Any], given: Interactions | None, at: Any) -> tuple[Cases, Ragged]:
         events = self._data().events
@@ -316,17 +322,6 @@ class Reranker:
         if self._statistics is None:
             self._statistics = statistics_of(self._data())
         return self._statistics
-
-    def _history_frame(self, user_id: Any, history: Sequence[Any], at: Any) -> pd.DataFrame:
-        """Turn a list of item ids, oldest first, into interactions just before the decision."""
-        moment = self._moment(None, at)
-        return pd.DataFrame(
-            {
-                "user_id": pd.Series([user_id] * len(history), dtype=object),
-                "item_id": pd.Series(list(history), dtype=object),
-                "timestamp": np.arange(moment - len(history), moment, dtype=np.int64),
-            }
-        )
 
 
 def _check_k(k: int | None) -> None:

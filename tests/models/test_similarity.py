@@ -130,7 +130,7 @@ def test_greatest_similarity_by_brute_force():
         for place, column in enumerate(columns):
             values = [dense[row, j] / dense[row].max() * (vectors[j] @ vectors[column]) for j in liked]
             expected[row, place] = max(values, default=0)
-    np.testing.assert_allclose(greatest_similarity(csr_matrix(dense), vectors, columns), expected, atol=1e-5)
+    np.testing.assert_allclose(greatest_similarity(csr_matrix(dense), vectors, vectors[columns]), expected, atol=1e-5)
 
 
 # --- whitening -------------------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
@@ -15,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from llm_rerank.models.cross_encoder.history_encoder import NetworkShape, TransformerLayer
+from llm_rerank.models.cross_encoder.history_encoder import HistoryNetwork, NetworkShape, TransformerLayer
 from llm_rerank.models.cross_encoder.packing import Packing, pack
 from llm_rerank.models.cross_encoder.state_cache import StateCache, StateType, bytes_needed, fingerprint_of
 from llm_rerank.models.semantic.weights import load_network, tokenizer_json
@@ -180,6 +181,17 @@ class ItemReader:
         for layer in cast("list[TransformerLayer]", list(self._lower)):
             states = layer.read_alone(states, packing)
         return states
+
+
+def fresh_network(reader: ItemReader, history_length: int, cross_attention: bool, seed: int) -> HistoryNetwork:
+    """Build a network whose upper layers are the encoder's own and whose head gives zero."""
+    shape = replace(reader.shape, cross_attention=cross_attention, n_ages=history_length)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network = HistoryNetwork(shape)
+    for layer, weights in zip(network.layers, reader.upper_weights, strict=True):
+        layer.load_state_dict(weights)
+    return network.to(reader.device).eval()
 
 
 def _runs(values: IntArray) -> Iterator[tuple[int, int]]:

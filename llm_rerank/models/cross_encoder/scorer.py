@@ -15,9 +15,9 @@ import numpy as np
 import torch
 
 from llm_rerank.models.cross_encoder.history_encoder import HistoryNetwork, NetworkShape, scoring_copy
-from llm_rerank.models.cross_encoder.item_states import ItemReader
+from llm_rerank.models.cross_encoder.item_states import ItemReader, fresh_network
 from llm_rerank.models.cross_encoder.item_table import ItemTable, build_table, read_table, write_table
-from llm_rerank.models.cross_encoder.scoring import readable_histories, score_lists
+from llm_rerank.models.cross_encoder.scoring import cases_of_visits, readable_histories, score_lists
 from llm_rerank.models.cross_encoder.state_cache import StateType
 from llm_rerank.models.scoring import require_texts
 from llm_rerank.models.semantic.encoder import SentenceEncoder, check_same_encoder, encoder_reference, load_encoder
@@ -215,18 +215,8 @@ class HistoryCrossEncoder:
             if [len(row) for row in given] != [len(row) for row in kept]:
                 raise DataError("weights do not match histories; give one weight a history text")
             history_weights = np.array([value for row in given for value in row], dtype=np.float32)
-        times = np.arange(len(history.values)) - np.repeat(history.offsets[:-1], history.lengths)
-        cases = Cases(
-            user_rows=np.full(len(history), -1, dtype=np.int64),
-            times=np.full(len(history), np.iinfo(np.int64).max),
-            history=history,
-            history_weights=history_weights,
-            history_times=times,
-            queries=[""] * len(history),
-            candidates=items,
-            targets=Ragged.empty(len(history)),
-        )
         has_text = (table.vectors != 0).any(dim=1).cpu().numpy()
+        cases = cases_of_visits(history, history_weights, items)
         found = readable_histories(cases, has_text, self.history_length)
         scores = score_lists(self._for_scoring(), table, found, items)
         return np.split(scores, items.offsets[1:-1]) if len(items) else []
@@ -281,6 +271,27 @@ class HistoryCrossEncoder:
         lengths = np.bincount(cases.candidates.row_of_value[known], minlength=len(cases))
         scores = np.full(len(codes), np.nan, dtype=np.float32)
         scores[known] = score_lists(self._for_scoring(), table, histories, Ragged.from_lengths(codes[known], lengths))
+        return scores
+
+    def score_texts(self, cases: Cases, texts: Sequence[str]) -> FloatArray:
+        """Score as if these texts were the candidates', read anew by the network as it is.
+
+        texts: one a candidate, laid out as ``cases.candidates.values``, whose codes are not read.
+        Returns float32, shape (n_candidates,); NaN for a blank text and where a case has no history with text.
+        Raises StorageError where the frozen layers or the encoder of the fit cannot be loaded.
+        """
+        table, texts = self._fitted(), list(texts)
+        histories = readable_histories(cases, self._has_text, self.history_length)
+        # of the catalogue only what the histories hold: joining all of it would copy the table
+        used, places = np.unique(histories.rows.values, return_inverse=True)
+        histories = replace(histories, rows=Ragged(places.astype(np.int64), histories.rows.offsets))
+        fresh = build_table(self._for_scoring(), self.reader, texts, self.encoder.encode(texts))
+        known = np.array([bool(text.strip()) for text in texts], dtype=np.bool_)
+        known &= (histories.rows.lengths > 0)[cases.candidates.row_of_value]
+        lengths = np.bincount(cases.candidates.row_of_value[known], minlength=len(cases))
+        rows = Ragged.from_lengths(len(used) + np.flatnonzero(known), lengths)
+        scores = np.full(len(texts), np.nan, dtype=np.float32)
+        scores[known] = score_lists(self._for_scoring(), ItemTable.joined([table.take(used), fresh]), histories, rows)
         return scores
 
     # ------------------------------------------------------------- on disk
@@ -340,17 +351,6 @@ class HistoryCrossEncoder:
         if self._table is None:
             raise NotFittedError("HistoryCrossEncoder has no items; call fit or load first, or predict over texts")
         return self._table
-
-
-def fresh_network(reader: ItemReader, history_length: int, cross_attention: bool, seed: int) -> HistoryNetwork:
-    """Build a network whose upper layers are the encoder's own and whose head gives zero."""
-    shape = replace(reader.shape, cross_attention=cross_attention, n_ages=history_length)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        network = HistoryNetwork(shape)
-    for layer, weights in zip(network.layers, reader.upper_weights, strict=True):
-        layer.load_state_dict(weights)
-    return network.to(reader.device).eval()
 
 
 def torch_dtype(name: DTypeName) -> torch.dtype:

@@ -46,6 +46,20 @@ def readable_histories(cases: Cases, has_text: BoolArray, history_length: int) -
     return Histories(Ragged(items[positions], kept.offsets), ages, cases.history_weights[positions])
 
 
+def cases_of_visits(history: Ragged, weights: FloatArray, candidates: Ragged) -> Cases:
+    """Build cases from codes alone, each event of a history a visit of its own, oldest first."""
+    return Cases(
+        user_rows=np.full(len(history), -1, dtype=np.int64),
+        times=np.full(len(history), np.iinfo(np.int64).max),
+        history=history,
+        history_weights=weights,
+        history_times=np.arange(len(history.values)) - np.repeat(history.offsets[:-1], history.lengths),
+        queries=[""] * len(history),
+        candidates=candidates,
+        targets=Ragged.empty(len(history)),
+    )
+
+
 @torch.inference_mode()
 def score_lists(network: HistoryNetwork, table: ItemTable, histories: Histories, candidates: Ragged) -> FloatArray:
     """Score each user's candidates (codes of the table, all known): float32, shape (n_candidates,)."""

@@ -5,6 +5,7 @@ The encoder and the index live next door; how an item becomes text is said in ``
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -99,25 +100,40 @@ class SemanticScorer:
 
     def score(self, cases: Cases) -> FloatArray:
         """Scores: float32, shape (n_candidates,); NaN: no text, no history, or unknown to the catalogue."""
-        n_items = len(self._fitted())
-        scores = np.full(len(cases.candidates.values), np.nan, dtype=np.float32)
+        return self._score_rows(cases, self._fitted(), self._has_text, cases.candidates.values)
+
+    def score_texts(self, cases: Cases, texts: Sequence[str]) -> FloatArray:
+        """Score as if these texts were the candidates': each is encoded and whitened as the items were at the fit.
+
+        texts: one a candidate, laid out as ``cases.candidates.values``, whose codes are not read.
+        Returns float32, shape (n_candidates,); NaN for a blank text and where the case says nothing.
+        Raises StorageError where the encoder of the fit cannot be loaded.
+        """
+        self._fitted()
+        vectors = self._encode(list(texts))
+        return self._score_rows(cases, vectors, np.any(vectors != 0, axis=1), np.arange(len(vectors), dtype=np.int64))
+
+    def _score_rows(self, cases: Cases, vectors: FloatArray, has_text: BoolArray, codes: IntArray) -> FloatArray:
+        """Score rows ``codes`` of the vectors, laid out as the candidates; NaN for a row that is not there."""
+        scores = np.full(len(codes), np.nan, dtype=np.float32)
         for start in range(0, len(cases), BLOCK_SIZE):
             stop = min(start + BLOCK_SIZE, len(cases))
             first, last = cases.candidates.offsets[start], cases.candidates.offsets[stop]
-            codes = cases.candidates.values[first:last]
-            known = (codes >= 0) & (codes < n_items)
+            of_block = codes[first:last]
+            known = (of_block >= 0) & (of_block < len(vectors))
             if not known.any():
                 continue
             # only the candidates of the block, each once: a catalogue of a million is never scored whole
-            columns, column_of_candidate = np.unique(codes[known], return_inverse=True)
-            table = self._table(cases.take(np.arange(start, stop, dtype=np.int64)), columns)
+            columns, column_of_candidate = np.unique(of_block[known], return_inverse=True)
+            block = cases.take(np.arange(start, stop, dtype=np.int64))
+            table = self._table(block, vectors[columns], has_text[columns])
             rows = np.repeat(np.arange(stop - start), cases.candidates.lengths[start:stop])
             scores[first:last][known] = table[rows[known], column_of_candidate]
         return scores
 
     def score_catalogue(self, cases: Cases) -> FloatArray:
         """Scores of all items: float32, shape (n_cases, n_items). The caller cuts cases into blocks."""
-        return self._table(cases, np.arange(len(self._fitted()), dtype=np.int64))
+        return self._table(cases, self._fitted(), self._has_text)
 
     def retrieve(self, cases: Cases, k: int) -> Ragged:
         """Find at most k items a case through the index, best first; none where the case says nothing.
@@ -210,39 +226,45 @@ class SemanticScorer:
 
     def _searches(self, queries: list[str]) -> FloatArray:
         """Vector of each string of searches (newest last): float32, shape (n_queries, size), unit length."""
+        searches = [query.split(QUERY_SEPARATOR) for query in queries]
+        lengths = np.array([len(words) for words in searches], dtype=np.int64)
+        vectors = self._encode([text for words in searches for text in words])
+        rows = np.repeat(np.arange(len(searches)), lengths)
+        age = np.repeat(np.cumsum(lengths), lengths) - 1 - np.arange(len(vectors))
+        weights = np.exp(-self.decay * age).astype(np.float32)
+        return unit_rows(csr_matrix((weights, (rows, np.arange(len(vectors))))) @ vectors)
+
+    def _encode(self, texts: list[str]) -> FloatArray:
+        """Vectors of texts, whitened as the items': float32, shape (n_texts, size)."""
         from llm_rerank.models.semantic.encoder import check_same_encoder, load_encoder
 
         assert self._whitening is not None
         if self.encoder is None:
             self.encoder = load_encoder(self._reference)
         check_same_encoder(self.encoder, self._reference)
-        searches = [query.split(QUERY_SEPARATOR) for query in queries]
-        lengths = np.array([len(words) for words in searches], dtype=np.int64)
-        vectors = self._whitening.apply(self.encoder.encode([text for words in searches for text in words]))
-        rows = np.repeat(np.arange(len(searches)), lengths)
-        age = np.repeat(np.cumsum(lengths), lengths) - 1 - np.arange(len(vectors))
-        weights = np.exp(-self.decay * age).astype(np.float32)
-        return unit_rows(csr_matrix((weights, (rows, np.arange(len(vectors))))) @ vectors)
+        return self._whitening.apply(self.encoder.encode(texts))
 
-    def _table(self, cases: Cases, columns: IntArray) -> FloatArray:
-        """Scores of the items ``columns`` (int64 codes) for each case: float32, shape (n_cases, n_columns)."""
-        vectors = self._fitted()
+    def _table(self, cases: Cases, candidates: FloatArray, has_text: BoolArray) -> FloatArray:
+        """Scores of candidates for each case: float32, shape (n_cases, n_candidates).
+
+        candidates: vectors, shape (n_candidates, size). has_text: shape (n_candidates,).
+        """
         users, history = self._users(cases)
-        table = users @ vectors[columns].T
+        table = users @ candidates.T
         if self.greatest_weight:
-            table += self.greatest_weight * greatest_similarity(history, vectors, columns)
+            table += self.greatest_weight * greatest_similarity(history, self._fitted(), candidates)
             table /= 1 + self.greatest_weight
         table[~np.any(users != 0, axis=1)] = np.nan
-        table[:, ~self._has_text[columns]] = np.nan
+        table[:, ~has_text] = np.nan
         return table
 
 
-def greatest_similarity(history: csr_matrix, vectors: FloatArray, columns: IntArray) -> FloatArray:
-    """Greatest similarity of each item to a liked item of the history, each liked item scaled by its share of weight.
+def greatest_similarity(history: csr_matrix, vectors: FloatArray, candidates: FloatArray) -> FloatArray:
+    """Greatest similarity of candidates to a liked item of the history, each liked item scaled by its share of weight.
 
     history: weights, shape (n_cases, n_items); entries of 0 and below are left out, a row's greatest entry counts 1.
-    vectors: float32, shape (n_items, size). columns: codes of the items asked for.
-    Returns float32, shape (n_cases, n_columns); 0 where a row has no positive entry.
+    vectors: float32, shape (n_items, size). candidates: vectors, float32, shape (n_candidates, size).
+    Returns float32, shape (n_cases, n_candidates); 0 where a row has no positive entry.
     """
     liked = history.copy()
     liked.data = np.maximum(liked.data, 0)
@@ -250,10 +272,10 @@ def greatest_similarity(history: csr_matrix, vectors: FloatArray, columns: IntAr
     lengths = np.diff(liked.indptr)
     share = liked.data / np.repeat(liked.max(axis=1).toarray().ravel(), lengths)
     used, row_of_entry = np.unique(liked.indices, return_inverse=True)
-    greatest = np.zeros((liked.shape[0], len(columns)), dtype=np.float32)
+    greatest = np.zeros((liked.shape[0], len(candidates)), dtype=np.float32)
     width = max(1, COLUMN_CELLS // max(len(used), 1))
-    for start in range(0, len(columns) if len(used) else 0, width):
-        similarities = vectors[used] @ vectors[columns[start : start + width]].T
+    for start in range(0, len(candidates) if len(used) else 0, width):
+        similarities = vectors[used] @ candidates[start : start + width].T
         block = greatest[:, start : start + width]
         block[lengths > 0] = -np.inf
         for place in range(lengths.max()):  # as many steps as the longest history has items
