@@ -218,7 +218,8 @@ def explain(
         bool, typer.Option("--phrases", help="Say also which words of the item mattered; needs the encoder of the fit.")
     ] = False,
     html: Annotated[
-        Path | None, typer.Option("--html", metavar="OUT", help="Write it as a small page that needs nothing else, too.")
+        Path | None,
+        typer.Option("--html", metavar="OUT", help="Write it as a small page that needs nothing else, too."),
     ] = None,
     device: Device = "auto",
 ) -> None:

@@ -124,15 +124,17 @@ def cut_phrases(text: str, title: str = "", *, most: int = MOST_PHRASES) -> list
     """
     text, title = text.strip(), " ".join(title.split()).rstrip(" .")  # as the item template does
     head = len(title) if title and text.startswith(title) and not text[len(title) :][:1].isalnum() else 0
+    head = head if most > 1 else 0  # one phrase is all of it
     words = [match.span() for match in _WORD.finditer(text, 0, head)]
-    spans = _joined(_telling(text, words), min(MOST_TITLE_PHRASES, most))
     begin = head
     segments = []
     for match in _BREAK.finditer(text, head):
         segments.append((begin, match.start()))
         begin = match.end()
     segments.append((begin, len(text)))
-    spans += _joined(_telling(text, segments), most - len(spans))
+    segments = _telling(text, segments)
+    spans = _joined(_telling(text, words), min(MOST_TITLE_PHRASES, most - bool(segments)))
+    spans += _joined(segments, most - len(spans))
     if not spans:
         return []
     spans[0] = (0, spans[0][1])

@@ -385,6 +385,36 @@ def test_a_loaded_model_reads_new_texts_with_the_settings_of_then(tiny, tmp_path
     )
 
 
+@pytest.mark.parametrize("cross_attention", [False, True])
+def test_given_texts_score_as_items_that_have_them(tiny, tmp_path, cross_attention):
+    shop = planted_shop(n_users=30, n_candidates=6)
+    texts = shop.items.texts.copy()
+    texts[:3] = ["", "  ", "a spare part"]
+    items = shop.items.with_texts(texts)
+    model = model_of(tiny, trained=True, cross_attention=cross_attention).fit(None, items, seed=0)
+    histories = [*(shop.cases.history[row] for row in range(28)), [], [0, 1]]  # the last two say nothing
+    candidates = [*(shop.cases.candidates[row] for row in range(29)), [0, 5, 1]]
+    cases = cases_of(histories, candidates)
+    own = [str(texts[code]) for code in cases.candidates.values]
+    expected = model.score(cases)
+    assert np.isnan(expected).sum() >= len(candidates[-1]) + len(candidates[-2])
+    np.testing.assert_allclose(model.score_texts(cases, own), expected, atol=2e-5)
+    # another text is that of an item which has it
+    changed = texts.copy()
+    changed[candidates[4][0]] = "a plain lamp"
+    other = model_of(tiny, cross_attention=cross_attention)
+    other.network = model.network
+    one = cases_of([histories[4]], [[candidates[4][0]]])
+    np.testing.assert_allclose(
+        model.score_texts(one, ["a plain lamp"]),
+        other.fit(None, items.with_texts(changed), seed=0).score(one),
+        atol=2e-5,
+    )
+    model.save(tmp_path)
+    loaded = HistoryCrossEncoder.load(tmp_path, device="cpu")
+    np.testing.assert_allclose(loaded.score_texts(cases, own), expected, atol=2e-5)
+
+
 def test_other_layers_under_the_old_name_are_an_error(tmp_path):
     (tmp_path / "m").mkdir()
     model = model_of(save_tiny_encoder(tmp_path))

@@ -118,6 +118,43 @@ def test_history_without_text_takes_no_part():
     np.testing.assert_allclose(scores, [1, 0.6, -1], atol=1e-6)
 
 
+@pytest.mark.parametrize("greatest_weight", [0.0, 0.7])
+def test_given_texts_score_as_items_that_have_them(encoder, greatest_weight, tmp_path):
+    shop = planted_shop(n_users=40, n_candidates=6)
+    scorer = SemanticScorer(encoder, greatest_weight=greatest_weight).fit(None, shop.items, seed=0)
+    cases = with_queries(shop.cases, ["", "a bike pump", *shop.cases.queries[2:]])
+    own = [str(shop.items.texts[code]) for code in cases.candidates.values]
+    expected = scorer.score(cases)
+    np.testing.assert_allclose(scorer.score_texts(cases, own), expected, atol=2e-6)
+    # whitened as at the fit, and in place of the codes, which are not read
+    nobody = cases.with_candidates(Ragged(np.full_like(cases.candidates.values, -1), cases.candidates.offsets))
+    np.testing.assert_allclose(scorer.score_texts(nobody, own), expected, atol=2e-6)
+    scorer.save(tmp_path)
+    np.testing.assert_allclose(SemanticScorer.load(tmp_path).score_texts(cases, own), expected, atol=2e-6)
+
+
+def test_a_given_text_is_scored_as_it_says():
+    scorer = plane_scorer(decay=LN2)
+    cases = cases_of([[0, 1], []], [[0, 0, 0], [0]])
+    # user = (.5, 1) / √1.25: east .4472, north .8944; blank, and no history: no opinion
+    scores = scorer.score_texts(cases, ["1 0", "0 1", " ", "1 0"])
+    np.testing.assert_allclose(scores, [0.4472136, 0.8944272, np.nan, np.nan], atol=1e-6)
+
+
+def test_texts_cannot_be_scored_by_another_encoder(encoder, tmp_path):
+    scorer = plane_scorer()
+    scorer.save(tmp_path)
+    loaded = SemanticScorer.load(tmp_path)
+    case = cases_of([[0]], [[1]])
+    with pytest.raises(StorageError, match="an encoder of your own"):
+        loaded.score_texts(case, ["1 0"])
+    loaded.encoder = encoder
+    with pytest.raises(StorageError, match="vectors would not match"):
+        loaded.score_texts(case, ["1 0"])
+    loaded.encoder = Plane()
+    np.testing.assert_allclose(loaded.score_texts(case, ["1 0"]), [1.0], atol=1e-6)
+
+
 def test_greatest_similarity_by_brute_force():
     rng = np.random.default_rng(0)
     vectors = rng.normal(size=(30, 5)).astype(np.float32)
