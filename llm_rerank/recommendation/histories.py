@@ -43,7 +43,15 @@ def read_histories(
 
 
 def history_frame(user_id: Any, item_ids: Sequence[Any], moment: int) -> pd.DataFrame:
-    """Turn a list of item ids, oldest first, into interactions just before a moment."""
+    """Turn a list of item ids, oldest first, into interactions just before a moment.
+
+    Raises DataError where the list is empty.
+    """
+    if not len(item_ids):
+        raise DataError(
+            "history is empty; leave it out to explain with what is known of the user, or ask for a user id that is "
+            "not known to explain for a newcomer"
+        )
     return pd.DataFrame(
         {
             "user_id": pd.Series([user_id] * len(item_ids), dtype=object),

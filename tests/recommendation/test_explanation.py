@@ -103,6 +103,7 @@ def test_of_a_long_history_the_newest_distinct_items_are_explained(fitted, shop,
 def test_parts_of_a_thousand_random_pairs_add_up_to_what_one_rerank_gives(fitted, shop):
     pairs = random_pairs(shop[0]["user_id"].unique(), shop[1]["item_id"], 1_000)
     errors = errors_of_sums(fitted, pairs)
+    assert errors["sum"] < 1e-9
     assert max(errors.values()) < 1e-5, errors
 
 
@@ -182,6 +183,11 @@ def test_why_above_and_why_below_are_opposite(fitted, shop):
     alone = [{e.item_id: e.effect for e in fitted.explain(user, item).history} for item in (one, two)]
     for item, effect in effects.items():
         assert effect == pytest.approx(alone[0][item] - alone[1][item], abs=1e-5)
+
+
+def test_an_empty_history_is_asked_for_in_another_way(fitted, shop):
+    with pytest.raises(DataError, match="history is empty; leave it out .* or ask for a user id that is not known"):
+        fitted.explain("u0", shop[1]["item_id"][3], history=[])
 
 
 def test_another_item_must_be_another_and_known(fitted, shop):
