@@ -167,3 +167,38 @@ def test_accuracy_stands_beside_its_base_rate() -> None:
     some = metrics.classification(kept, positive)
     assert (some.accuracy, some.precision, some.recall, some.n) == (0.97, 0.25, 1.0, 100)
     assert metrics.classification(kept, ~positive).base_rate == 0.99
+
+
+def test_intra_list_distance_by_hand() -> None:
+    vectors = np.array([[2, 0], [0, 3], [-1, 0], [0, 0], [np.nan, 1], [5, 0]], dtype=np.float32)
+    lists = Ragged.from_lists([[0, 1, 2], [0, 5, 1], [0, 3, 4, 2, -1], [0, 3], [], [0, 5]])
+    # right angles 1, opposite 2, parallel 0: (1 + 2 + 1)/3; (0 + 1 + 1)/3; 0 and 2 alone have a direction: 2
+    expected = [4 / 3, 2 / 3, 2, np.nan, np.nan, 0]
+    np.testing.assert_allclose(metrics.intra_list_distance(lists, vectors, 10), expected, atol=1e-6)
+    # the first two only
+    expected = [1, 0, np.nan, np.nan, np.nan, 0]
+    np.testing.assert_allclose(metrics.intra_list_distance(lists, vectors, 2), expected, atol=1e-6)
+
+
+def test_intra_list_distance_is_the_mean_over_pairs() -> None:
+    rng = np.random.default_rng(0)
+    vectors = rng.normal(size=(50, 6)).astype(np.float32)
+    lists = Ragged.from_lists([rng.choice(50, 12, replace=False) for _ in range(20)])
+    unit = (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float64)
+    expected = [
+        np.mean([1 - unit[a] @ unit[b] for place, a in enumerate(row) for b in row[:place]])
+        for row in (lists[i][:8] for i in range(20))
+    ]
+    np.testing.assert_allclose(metrics.intra_list_distance(lists, vectors, 8), expected, atol=1e-6)
+
+
+def test_long_tail_share_by_hand() -> None:
+    counts = np.array(
+        [1, 9, 0, 7, 2, 2, 2, 1, 0, 1, 0]
+    )  # 11 items: a head of ⌈2.2⌉ = 3: items 1, 3 and the first of the 2s
+    lists = Ragged.from_lists([[1, 3, 4, 5], [0, 2], [], [5, 1]])
+    np.testing.assert_allclose(metrics.long_tail_share_at_k(lists, counts, 4), [0.25, 1, np.nan, 0.5])
+    np.testing.assert_allclose(metrics.long_tail_share_at_k(lists, counts, 1), [0, 1, np.nan, 1])
+    np.testing.assert_allclose(metrics.long_tail_share_at_k(lists, counts, 4, head_share=0.05), [0.75, 1, np.nan, 0.5])
+    with pytest.raises(DataError, match="head_share is 20; it must lie in"):
+        metrics.long_tail_share_at_k(lists, counts, 4, head_share=20)

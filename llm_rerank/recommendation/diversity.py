@@ -22,7 +22,7 @@ from llm_rerank.config import DiversityConfig
 from llm_rerank.recommendation.components import Component
 from llm_rerank.recommendation.exploration import SeedArray, explore, list_seeds
 from llm_rerank.recommendation.item_groups import item_groups, item_vectors
-from llm_rerank.types import BoolArray, Cases, FloatArray, IntArray, Items, Ragged
+from llm_rerank.types import UNKNOWN, BoolArray, Cases, FloatArray, IntArray, Items, Ragged
 
 Float64Array = npt.NDArray[np.float64]
 
@@ -53,10 +53,10 @@ def diversify(
 ) -> Diversified:
     """Give the candidates of each list new ranks.
 
-    scores: shape (n_candidates,), laid out as ``rows`` (item codes); NaN: stays last, the others are read through their
-    ranks alone. ranks: from 1. vectors: shape (n_items, size), of any length, needed where ``strength`` is above 0; a
-    row of zeros or NaN says nothing. groups: int64, shape (n_items,), needed for a cap; below 0: a group of its own.
-    seeds: uint64, one a list, needed for random slots.
+    scores: shape (n_candidates,), laid out as ``rows`` (rows of vectors and groups); NaN: stays last, the others are
+    read through their ranks alone. ranks: from 1. vectors: shape (n_items, size), of any length, needed where
+    ``strength`` is above 0; zeros or NaN say nothing. groups: int64, shape (n_items,), needed for a cap; below 0: a
+    group of its own. seeds: uint64, one a list, needed for random slots.
     """
     known = ~np.isnan(scores)
     over = np.zeros(len(ranks), dtype=np.bool_)
@@ -86,23 +86,24 @@ def diversify_cases(
 ) -> Diversified:
     """Diversify the candidates of cases with what the fitted components and the catalogue know of the items.
 
-    seed: of the clusters. Where the settings change nothing, or no case has two candidates, nothing is looked up and
-    ``ranks`` come back as they are.
+    seed: of the clusters. Where the settings change nothing, or no case has two known candidates, nothing is looked up
+    and ``ranks`` come back as they are.
 
     Raises DataError where vectors or the column of groups are needed and missing.
     """
-    rows = cases.candidates
-    if not config.changes_ranks or rows.lengths.max(initial=0) < 2:
+    rows, known = cases.candidates, ~np.isnan(scores)
+    if not config.changes_ranks or np.bincount(rows.row_of_value[known]).max(initial=0) < 2:
         return Diversified(ranks, np.ones(len(ranks), dtype=np.float32))
-    groups = None
-    if config.max_per_group is not None:
-        groups = item_groups(components, items, config, rows.values[~np.isnan(scores)], seed)
+    # a request names few items of a catalogue: only they are looked up, each once
+    codes, place = np.unique(rows.values[known], return_inverse=True)
+    values = np.full(len(ranks), UNKNOWN, dtype=np.int64)
+    values[known] = place
     return diversify(
         scores,
         ranks,
-        rows,
-        item_vectors(components) if config.strength > 0 else None,
-        groups,
+        Ragged(values, rows.offsets),
+        item_vectors(components, codes) if config.strength > 0 else None,
+        item_groups(components, items, config, codes, seed) if config.max_per_group is not None else None,
         config,
         list_seeds(cases, config.exploration_seed) if config.exploration_slots else None,
     )
@@ -115,7 +116,7 @@ def cap_groups(
 
     The head is filled, in order of rank, with candidates that have fewer than ``most`` of their group before them; all
     others follow in order of rank. Where a list has too few groups to fill the head, those over the cap fill it up.
-    groups: int64, shape (n_candidates,); below 0: a group of its own. known: the others stay last.
+    groups: int64, shape (n_candidates,); below 0: a group of its own. known: others stay last.
     """
     row = rows.row_of_value
     order = np.lexsort((ranks, groups, row))
@@ -128,9 +129,10 @@ def cap_groups(
     admitted = known & ~over
     by_admission = np.lexsort((ranks, ~admitted, row))
     place[by_admission] = np.arange(len(order)) - np.repeat(rows.offsets[:-1], rows.lengths)
-    tier = np.where(admitted & (place < depth), 0, np.where(known, 1, 2))
     capped = np.empty_like(ranks)
-    capped[np.lexsort((ranks, tier, row))] = np.arange(len(order)) - np.repeat(rows.offsets[:-1], rows.lengths) + 1
+    capped[np.lexsort((ranks, ~admitted | (place >= depth), row))] = (
+        np.arange(len(order)) - np.repeat(rows.offsets[:-1], rows.lengths) + 1
+    )
     return capped, over
 
 
@@ -195,6 +197,8 @@ def _order_heads(
 ) -> IntArray:
     """Order each list's first ``depth`` known candidates by MMR; what is ``over`` the cap stays behind the rest."""
     depth = int(min(config.depth, rows.lengths.max(initial=0)))
+    if depth < 2:
+        return ranks
     inside = np.flatnonzero(known & (ranks <= depth))
     heads = np.full((len(rows), depth), -1, dtype=np.int64)
     heads[rows.row_of_value[inside], ranks[inside] - 1] = inside

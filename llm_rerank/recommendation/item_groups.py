@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Protocol, runtime_checkable
 from weakref import WeakKeyDictionary
 
 import numpy as np
 
 from llm_rerank.config import DiversityConfig
 from llm_rerank.recommendation.components import Component
-from llm_rerank.types import DataError, FloatArray, IntArray, Items, Scorer
+from llm_rerank.types import DataError, FloatArray, IntArray, Items
 
 CLUSTERS = "clusters"
 
@@ -19,39 +20,44 @@ SOURCES = ("semantic", "als")
 MOST_ITEMS_FOR_CLUSTERS = 20_000
 """Above this the clusters are found on a drawn sample, and every item joins the nearest."""
 
+
+@runtime_checkable
+class VectorSource(Protocol):
+    """A scorer that has a vector of each item."""
+
+    def item_vectors(self, codes: IntArray) -> FloatArray:
+        """Vectors of these items: float32, shape (n_codes, size)."""
+        ...
+
+
 # by scorer, because clusters are found once a fit or load, not once a request; nothing is kept alive by it
-_clusters_of: WeakKeyDictionary[Scorer, tuple[FloatArray, int, int, IntArray]] = WeakKeyDictionary()
+_clusters_of: WeakKeyDictionary[VectorSource, dict[tuple[int, int, int], IntArray]] = WeakKeyDictionary()
 
 
-def item_vectors(components: Sequence[Component]) -> FloatArray:
-    """Vectors of the items: float32, shape (n_items, size); a row of zeros or NaN where nothing is known of an item.
+def item_vectors(components: Sequence[Component], codes: IntArray) -> FloatArray:
+    """Vectors of these items: float32, shape (n_codes, size); zeros or NaN where nothing is known of an item.
 
     Raises DataError where no component has them.
     """
-    return _source(components).item_vectors  # type: ignore[attr-defined]  # those of SOURCES have it
+    return vector_source(components).item_vectors(codes)
 
 
 def item_groups(
     components: Sequence[Component], items: Items, config: DiversityConfig, codes: IntArray, seed: int
 ) -> IntArray:
-    """Group of each item: int64, shape (n_items,); -1: a group of its own, because its value or vector is unknown.
+    """Tell the group of each item: int64, shape (n_codes,); -1: its own, because its value or vector is unknown.
 
-    codes: items to look at; with a column the others are -1, because a request reads few items of a catalogue.
     seed: of the clusters, which are the same after a load.
 
     Raises DataError where the column is not there, or where there are no vectors to cluster.
     """
     if config.group_by == CLUSTERS:
-        return _clusters(components, config.n_clusters, seed)
+        return _clusters(vector_source(components), len(items), config.n_clusters, seed)[codes]
     import pandas as pd
 
-    column = group_column(items, config)
-    distinct = np.unique(codes)
-    values = items.frame[column].iloc[distinct]
+    values = items.frame[group_column(items, config)].iloc[codes]
     unknown = values.isna() | (values.astype(str).str.strip() == "")
-    groups = np.full(len(items), -1, dtype=np.int64)
-    groups[distinct] = pd.factorize(values.where(~unknown), use_na_sentinel=True)[0]
-    return groups
+    return pd.factorize(values.where(~unknown), use_na_sentinel=True)[0].astype(np.int64)
 
 
 def group_column(items: Items, config: DiversityConfig) -> str:
@@ -94,24 +100,23 @@ def cluster_items(vectors: FloatArray, n_clusters: int, seed: int) -> IntArray:
     return groups
 
 
-def _clusters(components: Sequence[Component], n_clusters: int, seed: int) -> IntArray:
-    """Clusters of the source's vectors, found once for each fitted or loaded scorer."""
-    source = _source(components)
-    vectors = item_vectors(components)
-    kept = _clusters_of.get(source)
-    if kept is None or kept[0] is not vectors or kept[1:3] != (n_clusters, seed):
-        kept = (vectors, n_clusters, seed, cluster_items(vectors, n_clusters, seed))
-        _clusters_of[source] = kept
-    return kept[3]
-
-
-def _source(components: Sequence[Component]) -> Scorer:
+def vector_source(components: Sequence[Component]) -> VectorSource:
+    """Scorer whose vectors are read, by ``SOURCES``; raises DataError where there is none."""
     for name in SOURCES:
         for component in components:
-            if component.name == name:
+            if component.name == name and isinstance(component.scorer, VectorSource):
                 return component.scorer
     raise DataError(
         f"diversity compares items by vectors and no component has them (there are "
         f"{', '.join(component.name for component in components) or 'none'}); fit with an encoder or with als, or cap "
         "by a column: DiversityConfig(max_per_group=2, group_by='brand')"
     )
+
+
+def _clusters(source: VectorSource, n_items: int, n_clusters: int, seed: int) -> IntArray:
+    """Clusters of the whole catalogue: int64, shape (n_items,); found once for each fitted or loaded scorer."""
+    kept = _clusters_of.setdefault(source, {})
+    settings = (n_items, n_clusters, seed)
+    if settings not in kept:
+        kept[settings] = cluster_items(source.item_vectors(np.arange(n_items, dtype=np.int64)), n_clusters, seed)
+    return kept[settings]

@@ -130,10 +130,9 @@ class ALS:
                 vectors[members] = model.recalculate_user(members, rows[members])
         return vectors
 
-    @property
-    def item_vectors(self) -> FloatArray:
-        """Item factors: float32, shape (n_items, embedding_size); NaN for items without any event in the fit."""
-        return self._fitted()
+    def item_vectors(self, codes: IntArray) -> FloatArray:
+        """Factors of these items: float32, shape (n_codes, embedding_size); NaN without any event in the fit."""
+        return self._fitted()[codes]
 
     def score_catalogue(self, cases: Cases) -> FloatArray:
         """Scores: float32, shape (n_cases, n_items)."""

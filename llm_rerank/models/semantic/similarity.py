@@ -189,10 +189,14 @@ class SemanticScorer:
         scorer._index = index
         return scorer
 
-    @property
-    def item_vectors(self) -> FloatArray:
-        """Vectors of the items' texts: float32, shape (n_items, size), unit length; zero where an item has no text."""
-        return self._fitted()
+    def item_vectors(self, codes: IntArray) -> FloatArray:
+        """Vectors of these items' texts, as the encoder gave them: float32, shape (n_codes, size), unit length.
+
+        Whitening is undone: it makes all but near copies look unrelated. Zero where an item has no text.
+        """
+        vectors = self._fitted()[codes]
+        assert self._whitening is not None
+        return self._whitening.undo(vectors)
 
     def _keep(self, vectors: FloatArray) -> None:
         self._vectors = vectors

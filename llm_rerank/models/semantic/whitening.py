@@ -6,9 +6,11 @@ A sentence encoder spends much of a vector on the subject, which within one shop
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Self
 
 import numpy as np
+import numpy.typing as npt
 
 from llm_rerank.types import FloatArray
 
@@ -60,3 +62,22 @@ class Whitening:
         norms = np.linalg.norm(whitened, axis=1, keepdims=True)
         says_something = vectors.any(axis=1, keepdims=True) & (norms > 1e-6)
         return np.where(says_something, whitened / np.maximum(norms, 1e-6), 0).astype(np.float32)
+
+    def undo(self, whitened: FloatArray) -> FloatArray:
+        """Find the vectors of unit length that ``apply`` turned into these: float32, shape (n_vectors, size).
+
+        Whitening keeps a direction d from the mean; on the line mean + t·d, t > 0, one point has length 1, because the
+        mean of unit vectors lies inside the sphere. Zero rows stay zero.
+        """
+        directions = whitened.astype(np.float64) @ self._inverse
+        mean = self.mean.astype(np.float64)
+        squares = np.einsum("ij,ij->i", directions, directions)
+        says_something = squares > 0
+        squares = np.where(says_something, squares, 1.0)
+        along = directions @ mean
+        steps = (np.sqrt(along**2 + squares * (1 - mean @ mean)) - along) / squares
+        return np.where(says_something[:, None], mean + steps[:, None] * directions, 0).astype(np.float32)
+
+    @cached_property
+    def _inverse(self) -> npt.NDArray[np.float64]:
+        return np.linalg.inv(self.matrix.astype(np.float64))
