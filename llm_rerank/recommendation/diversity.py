@@ -121,7 +121,6 @@ def cap_groups(
     row = rows.row_of_value
     order = np.lexsort((ranks, groups, row))
     starts = np.flatnonzero(np.append(True, (np.diff(row[order]) != 0) | (np.diff(groups[order]) != 0)))
-    starts = starts[: len(order)]  # an empty batch has no first value
     place = np.empty(len(ranks), dtype=np.int64)
     place[order] = np.arange(len(order)) - np.repeat(starts, np.diff(np.append(starts, len(order))))
     over = known & (groups >= 0) & (place >= most)
@@ -197,8 +196,6 @@ def _order_heads(
 ) -> IntArray:
     """Order each list's first ``depth`` known candidates by MMR; what is ``over`` the cap stays behind the rest."""
     depth = int(min(config.depth, rows.lengths.max(initial=0)))
-    if depth < 2:
-        return ranks
     inside = np.flatnonzero(known & (ranks <= depth))
     heads = np.full((len(rows), depth), -1, dtype=np.int64)
     heads[rows.row_of_value[inside], ranks[inside] - 1] = inside

@@ -96,7 +96,7 @@ def list_seeds(cases: Cases, seed: int) -> SeedArray:
     keys = _mixed(keys + _sum_of_rows(events, history))
     keys = _mixed(keys + _sum_of_rows(_mixed(_unsigned(candidates.values)), candidates))
     order = np.argsort(keys, kind="stable")
-    starts = np.flatnonzero(np.append(True, np.diff(keys[order]) != 0)) if len(keys) else order
+    starts = np.flatnonzero(np.append(True, np.diff(keys[order]) != 0))
     repeats = np.empty(len(keys), dtype=np.int64)
     repeats[order] = np.arange(len(keys)) - np.repeat(starts, np.diff(np.append(starts, len(keys))))
     return _mixed(keys + _unsigned(repeats))
