@@ -114,6 +114,12 @@ def test_the_summary_counts_users_items_and_places():
     assert summary["kept_rate_after"] == pytest.approx(4 / 22)
 
 
+def test_a_shorter_list_is_no_full_overlap():
+    short = compare_results(BEFORE, AFTER[:1])
+    assert short.summary()["mean_overlap_top_10"] == pytest.approx(1 / 3)
+    assert compare_results(AFTER[:1], BEFORE).summary()["mean_overlap_top_10"] == pytest.approx(1 / 3)
+
+
 def test_a_move_below_the_tenth_place_changes_no_first_ten():
     items = [f"i{n}" for n in range(12)]
     summary = compare_results(

@@ -247,6 +247,15 @@ def test_the_command_shows_and_writes_what_the_library_says(fitted, shop, saved)
     assert f"page written to {page}" in result.stderr
 
 
+def test_a_page_is_replaced_whole(shop, saved):
+    page = saved / "twice.html"
+    page.write_text("as it was")
+    with page.open() as held:
+        assert run(saved / "model", "u0", shop[1]["item_id"][3], "--html", page).exit_code == 0
+        assert held.read() == "as it was"  # who reads the old page is not handed half of the new one
+    assert page.read_text(encoding="utf-8").endswith("</html>\n")
+
+
 def test_an_explanation_that_fails_leaves_an_earlier_page(shop, saved):
     item, page = shop[1]["item_id"][3], saved / "earlier.html"
     page.write_text("as it was")
@@ -259,4 +268,4 @@ def test_an_explanation_that_fails_leaves_an_earlier_page(shop, saved):
         assert result.exit_code == 2, result.output
         assert message in result.stderr
     assert page.read_text() == "as it was"
-    assert {path.name for path in saved.iterdir()} <= {"model", "earlier.html", "page.html"}
+    assert {path.name for path in saved.iterdir()} <= {"model", "earlier.html", "page.html", "twice.html"}

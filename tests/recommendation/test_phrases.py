@@ -96,7 +96,7 @@ def tiny(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def reader(texts, tiny):
-    """With the semantic scorer, unwhitened, and a cross-encoder; its items are standardised against all but three."""
+    """With the semantic scorer and a cross-encoder."""
     config = RerankerConfig(
         encoder=tiny, candidates_per_source=30, cross_encoder="always", fine_tune_steps=20, device="cpu"
     )
@@ -104,8 +104,13 @@ def reader(texts, tiny):
 
 
 def standing_apart(reranker, items, codes):
-    """The reranker with the parts that read texts fitted on ``items``, unwhitened, and ``codes`` no reference items."""
+    """The reranker with the parts that read texts fitted on ``items``, unwhitened, and ``codes`` no reference items.
+
+    Every column of its blend weighs one half, so that no part can be wrong unseen.
+    """
     saved = reranker._data()
+    blend = saved.fitted.stage.blend
+    stage = replace(saved.fitted.stage, blend=replace(blend, weights=np.full_like(blend.weights, 0.5)))
     components = []
     for component in saved.fitted.components:
         scorer = component.scorer
@@ -115,7 +120,7 @@ def standing_apart(reranker, items, codes):
             scorer = copy(scorer).fit(None, items, seed=0)
         components.append(replace(component, scorer=scorer))
     reference = np.setdiff1d(saved.fitted.reference, codes)
-    fitted = replace(saved.fitted, components=tuple(components), items=items, reference=reference)
+    fitted = replace(saved.fitted, stage=stage, components=tuple(components), items=items, reference=reference)
     apart = Reranker(reranker.config, verbose=False)
     apart._adopt(replace(saved, fitted=fitted))
     return apart
