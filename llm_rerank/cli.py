@@ -33,6 +33,7 @@ from llm_rerank.options import (
     Quiet,
     Seed,
     TargetEvents,
+    Threshold,
     TimeUnitOption,
     UsersFile,
     column_mapping,
@@ -40,6 +41,7 @@ from llm_rerank.options import (
     moment,
     note,
     reranker_config,
+    threshold_rule,
 )
 from llm_rerank.types import DataError, RerankError
 
@@ -246,6 +248,9 @@ def evaluate(
     interactions: InteractionsFile,
     items: ItemsFile,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="JSON file for the figures.")] = None,
+    report: Annotated[
+        Path | None, typer.Option("--report", metavar="OUT.HTML", help="One page with figures; it needs nothing else.")
+    ] = None,
     users: UsersFile = None,
     column: Columns = None,
     time_unit: TimeUnitOption = "auto",
@@ -256,6 +261,8 @@ def evaluate(
     encoder: Encoder = "default",
     cache_folder: CacheFolder = None,
     cross_encoder: CrossEncoderChoice = "auto",
+    threshold: Threshold = None,
+    refit: Annotated[bool, typer.Option("--refit/--no-refit", help="Fit again on all rows of the past.")] = True,
     device: Device = "auto",
     seed: Seed = 0,
     quiet: Quiet = False,
@@ -264,17 +271,24 @@ def evaluate(
 
     Fits on the rest, and ranks with the whole, with its parts and by popularity. Every item of the catalogue is ranked
     for every user, items seen before removed. Default cut: the 90 % quantile of times where there are real times, else
-    each user's last event.
+    each user's last event. --report draws all: protocol, intervals, guard, reliability, cut-off, variety, examples.
     """
     from llm_rerank.evaluation.systems import evaluate_shop
     from llm_rerank.storage import write_json
 
-    if out is not None:
-        _check_folder(out)
+    for path in (out, report):
+        if path is not None:
+            _check_folder(path)
     config = reranker_config(
-        encoder=encoder, cache_folder=cache_folder, cross_encoder=cross_encoder, device=device, seed=seed
+        encoder=encoder,
+        cache_folder=cache_folder,
+        cross_encoder=cross_encoder,
+        threshold=threshold_rule(threshold),
+        refit=refit,
+        device=device,
+        seed=seed,
     )
-    comparison = evaluate_shop(
+    evaluation = evaluate_shop(
         interactions,
         items,
         users=users,
@@ -284,10 +298,15 @@ def evaluate(
         config=config,
         verbose=not quiet,
     )
-    typer.echo(str(comparison))
+    typer.echo(str(evaluation.table))
     if out is not None:
-        write_json(out, comparison.to_dict())
+        write_json(out, evaluation.table.to_dict())
         note(f"figures written to {out}", quiet)
+    if report is not None:
+        from llm_rerank.evaluation.report import write_report
+
+        write_report(report, evaluation)
+        note(f"report written to {report}", quiet)
 
 
 def main() -> None:

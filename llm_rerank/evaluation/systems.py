@@ -24,7 +24,7 @@ from llm_rerank.evaluation.comparison import RankingResult, ceiling, compare, ev
 from llm_rerank.evaluation.protocols import LastOut, TimeCut, Trial, hold_out, rank_catalogue, ranking_from_frame
 from llm_rerank.models.collaborative.popularity import Popularity
 from llm_rerank.recommendation.reranker import Reranker
-from llm_rerank.types import CatalogueScorer, DataReport
+from llm_rerank.types import CatalogueScorer, DataReport, Ragged
 
 DEPTH = 100
 SHOWN = ("ndcg@10", "hr@10", "recall@10", f"recall@{DEPTH}")
@@ -32,12 +32,16 @@ SHOWN = ("ndcg@10", "hr@10", "recall@10", f"recall@{DEPTH}")
 
 @dataclass(frozen=True)
 class SystemTable:
-    """Systems on one trial. results: by name, the reranker as "fused". tests: fused against each other system."""
+    """Systems on one trial. results: by name, the reranker as "fused". tests: fused against each other system.
+
+    fused: the reranker's lists, item codes of the trial, best first, ``DEPTH`` a case.
+    """
 
     trial: str
     results: Mapping[str, RankingResult]
     tests: Mapping[str, Mapping[str, Any]]
     ceiling: Mapping[str, float]
+    fused: Ragged
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything as JSON-ready values."""
@@ -71,6 +75,19 @@ class SystemTable:
         return "\n".join([self.trial, "", *lines, "", *tests, most])
 
 
+@dataclass(frozen=True)
+class ShopEvaluation:
+    """A shop's trial, whole. reranker: fitted on the trial's past. last_time: of the shop's last event, tested or not.
+
+    ``table`` compares the systems; ``evaluation/report.py`` draws the rest.
+    """
+
+    reranker: Reranker
+    trial: Trial
+    table: SystemTable
+    last_time: int
+
+
 def compare_systems(reranker: Reranker, trial: Trial, *, seed: int = 0) -> SystemTable:
     """Rank the catalogue for the trial's users with the reranker, each of its parts, and popularity.
 
@@ -84,7 +101,8 @@ def compare_systems(reranker: Reranker, trial: Trial, *, seed: int = 0) -> Syste
     rankings["fused"] = ranking_from_frame(fused, trial)
     results = {name: evaluate_ranking(ranked, trial, depth=DEPTH, seed=seed) for name, ranked in rankings.items()}
     pairs = [("fused", name) for name in results if name != "fused"]
-    return SystemTable(trial.describe(), results, compare(results, pairs, seed=seed), ceiling(rankings["fused"], trial))
+    lists = rankings["fused"]
+    return SystemTable(trial.describe(), results, compare(results, pairs, seed=seed), ceiling(lists, trial), lists)
 
 
 def evaluate_shop(
@@ -97,7 +115,7 @@ def evaluate_shop(
     cut: str | None = None,
     config: RerankerConfig | None = None,
     verbose: bool = True,
-) -> SystemTable:
+) -> ShopEvaluation:
     """Hold out part of a shop's events, fit on the rest, and compare systems on what was held out.
 
     interactions, items, users, columns, time_unit: as for ``Reranker.fit``. cut: a date, "last" for each user's last
@@ -121,7 +139,8 @@ def evaluate_shop(
     protocol = LastOut() if cut == "last" or (cut is None and known.time_kind == "position") else TimeCut(cut)
     trial = hold_out(Dataset("your data", events, catalogue, attributes, report.lines()), protocol, "test")
     reranker = Reranker(config, verbose=verbose).fit(trial.interactions, trial.item_frame, users=trial.user_frame)
-    return compare_systems(reranker, trial, seed=config.seed)
+    table = compare_systems(reranker, trial, seed=config.seed)
+    return ShopEvaluation(reranker, trial, table, int(known.times.max()))
 
 
 def _with_plain_times(events: pd.DataFrame, time_unit: TimeUnit) -> pd.DataFrame:

@@ -164,7 +164,7 @@ def test_evaluate_reads_times_in_the_unit_given(dataset):
             config=NO_ENCODER,
             verbose=False,
         )
-        return shown.trial
+        return shown.table.trial
 
     assert "leave-last-out" in protocol(early, "auto")
     assert "time cut at 1972-01-04" in protocol(early, "s")
@@ -192,8 +192,8 @@ def test_evaluate_takes_a_cut(dataset):
     first_day = pd.to_datetime(dataset.interactions["timestamp"], unit="s")
     cut = str(first_day.quantile(0.8).date())
     shown = evaluate_shop(dataset.interactions, dataset.items, cut=cut, config=NO_ENCODER, verbose=False)
-    assert f"time cut at {cut}T00:00:00" in shown.trial
+    assert f"time cut at {cut}T00:00:00" in shown.table.trial
     last = evaluate_shop(dataset.interactions, dataset.items, cut="last", config=NO_ENCODER, verbose=False)
-    assert "leave-last-out" in last.trial
+    assert "leave-last-out" in last.table.trial
     with pytest.raises(DataError, match="'soon'"):
         evaluate_shop(dataset.interactions, dataset.items, cut="soon", config=NO_ENCODER)

@@ -1,0 +1,275 @@
+"""Figures as pure functions from numbers to SVG: curves over an axis, points with intervals, bars.
+
+Every figure says in words what it shows (title and description) and refuses to be drawn empty: a caller with nothing
+to show writes a sentence instead.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from llm_rerank.evaluation.scales import Scale, around, number_words, spread, tick_words
+from llm_rerank.evaluation.svg import (
+    COLOURS,
+    DASHES,
+    GRID,
+    INK,
+    LINE,
+    MARKERS,
+    SOFT,
+    WIDTH,
+    box,
+    figure,
+    fitted_text,
+    line,
+    marker,
+    path,
+    text_width,
+    whisker,
+    words,
+)
+from llm_rerank.types import DataError
+
+LEFT, RIGHT, TOP, BOTTOM = 54.0, 12.0, 22.0, 44.0
+PLOT_HEIGHT = 210.0
+MOST_LABEL = 150.0
+"""Units that the names of a dot plot may take."""
+
+
+@dataclass(frozen=True)
+class Axis:
+    """What an axis shows. low, high: its ends, None: from the values. zero: 0 lies on it. percent: 0.004 is ".4 %"."""
+
+    name: str
+    log: bool = False
+    low: float | None = None
+    high: float | None = None
+    zero: bool = False
+    percent: bool = False
+
+    def scale(self, values: Sequence[float], start: float, end: float) -> Scale:
+        """Scale for values, between two places."""
+        low, high = (self.low, self.high)
+        if low is None or high is None:
+            found = around(values, zero=self.zero, log=self.log)
+            low, high = (found[0] if low is None else low), (found[1] if high is None else high)
+        return Scale(low, high, start, end, self.log)
+
+
+@dataclass(frozen=True)
+class Series:
+    """Points of one kind. joined: by a line; marked: each with a mark. low, high: an interval of y at each point.
+
+    point_names: written beside points, "" for none. Points that are not finite are left out.
+    """
+
+    name: str
+    x: Sequence[float]
+    y: Sequence[float]
+    joined: bool = True
+    marked: bool = True
+    low: Sequence[float] = ()
+    high: Sequence[float] = ()
+    point_names: Sequence[str] = field(default=())
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of a dot plot: a name, a value with its interval (None: none), and words at its end."""
+
+    name: str
+    value: float
+    low: float | None = None
+    high: float | None = None
+    note: str = ""
+    strong: bool = False
+
+
+def xy_chart(
+    title: str,
+    description: str,
+    x: Axis,
+    y: Axis,
+    series: Sequence[Series],
+    *,
+    diagonal: str = "",
+    cut: tuple[float, str] | None = None,
+    height: float = PLOT_HEIGHT,
+) -> str:
+    """Draw series over two axes, each with its dash, mark and name beside its end.
+
+    diagonal: words at the line y = x, none without them. cut: a value of x marked across the figure, and its words.
+    On a logarithmic y a value of 0 is drawn as a hollow mark at the lower edge.
+
+    Raises DataError where no point is finite.
+    """
+    shown = [_finite(one, x.log) for one in series]
+    if not any(len(one.x) for one in shown):
+        raise DataError(f"figure {title!r} has no finite point; say so instead of drawing it")
+    over = x.scale([*(v for s in shown for v in s.x), *([cut[0]] if cut else [])], LEFT, WIDTH - RIGHT)
+    up = y.scale([v for s in shown for v in (*s.y, *s.low, *s.high)], TOP + height, TOP)
+    parts = _frame(over, up, x, y, height)
+    if diagonal:
+        parts += _diagonal(over, up, diagonal)
+    if cut is not None:
+        parts += _cut_line(over(cut[0]), cut[1], height)
+    ends: list[tuple[float, float]] = []
+    for number, one in enumerate(shown):
+        parts += _series(one, over, up, COLOURS[number % 4], DASHES[number % 4], MARKERS[number % 4])
+        ends.append((over(one.x[-1]), up(one.y[-1])) if one.x else (LEFT, TOP))
+    named = [index for index, one in enumerate(shown) if one.name and one.x]
+    places = spread([ends[index][1] - 11 for index in named], LINE, TOP + 6, TOP + height - 6)
+    for index, place in zip(named, places, strict=True):
+        at_end = ends[index][0] > LEFT + 90
+        at = min(ends[index][0], WIDTH - RIGHT) - 2 if at_end else ends[index][0] + 8
+        parts.append(_halo(words(at, place, shown[index].name, anchor="end" if at_end else "start", bold=True)))
+    return figure(title, description, parts, TOP + height + BOTTOM)
+
+
+def dot_plot(
+    title: str, description: str, axis: Axis, rows: Sequence[Row], *, reference: tuple[float, str] | None = None
+) -> str:
+    """Draw one row a value: name, point with its interval, words at the end (a forest plot).
+
+    reference: a value marked down the figure, and its words. Rows whose value is not finite are left out.
+
+    Raises DataError where no row is left.
+    """
+    rows = [row for row in rows if math.isfinite(row.value)]
+    if not rows:
+        raise DataError(f"figure {title!r} has no finite row; say so instead of drawing it")
+    left = min(max(text_width(row.name) for row in rows), MOST_LABEL) + 12
+    right = WIDTH - (max(text_width(row.note) for row in rows) + 12 if any(row.note for row in rows) else RIGHT)
+    values = [v for row in rows for v in (row.value, row.low, row.high) if v is not None and math.isfinite(v)]
+    over = axis.scale([*values, *([reference[0]] if reference else [])], left, right)
+    top, step = (TOP + 8 if reference else 10.0), 24.0
+    bottom = top + step * len(rows)
+    parts = _x_axis(over, axis, top, bottom)
+    if reference is not None:
+        at = over(reference[0])
+        parts.append(line((at, top), (at, bottom), dash="4 3", width=1.5))
+        parts.append(_inside(at, top - 9, reference[1], left, right))
+    for number, row in enumerate(rows):
+        level = top + step * (number + 0.5)
+        colour = COLOURS[0] if row.strong else INK
+        parts.append(words(left - 8, level, fitted_text(row.name, MOST_LABEL), anchor="end", bold=row.strong))
+        if row.low is not None and row.high is not None and math.isfinite(row.low) and math.isfinite(row.high):
+            parts.append(whisker((over(row.low), level), (over(row.high), level), colour))
+        parts.append(marker("square" if row.strong else "dot", (over(row.value), level), colour))
+        if row.note:
+            parts.append(words(right + 8, level, row.note, bold=row.strong))
+    return figure(title, description, parts, bottom + BOTTOM)
+
+
+def bar_chart(title: str, description: str, axis: Axis, rows: Sequence[Row]) -> str:
+    """Draw one bar a row from 0, its number at the end. Raises DataError where no row is above 0."""
+    rows = [row for row in rows if math.isfinite(row.value) and row.value > 0]
+    if not rows:
+        raise DataError(f"figure {title!r} has no bar; say so instead of drawing it")
+    left = min(max(text_width(row.name) for row in rows), MOST_LABEL + 40) + 12
+    right = WIDTH - max(text_width(row.note) for row in rows) - 12
+    over = Scale(0.0, max(row.value for row in rows), left, right)
+    step, parts = 21.0, []
+    for number, row in enumerate(rows):
+        level = 4 + step * (number + 0.5)
+        parts.append(words(left - 8, level, fitted_text(row.name, MOST_LABEL + 40), anchor="end"))
+        width = over(row.value) - left
+        parts.append(box(left, level - 7, width, 14, fill="#b6cbe2", colour=COLOURS[0], name="bar"))
+        parts.append(words(left + width + 6, level, row.note))
+    parts.append(words(left, 4 + step * len(rows) + 10, axis.name, soft=True))
+    return figure(title, description, parts, 4 + step * len(rows) + 22)
+
+
+def _finite(one: Series, log_x: bool) -> Series:
+    kept = [
+        index
+        for index, (x, y) in enumerate(zip(one.x, one.y, strict=True))
+        if math.isfinite(x) and math.isfinite(y) and (x > 0 or not log_x)
+    ]
+    taken = {name: [getattr(one, name)[i] for i in kept] if getattr(one, name) else () for name in ("low", "high")}
+    names = [one.point_names[i] for i in kept] if one.point_names else ()
+    return Series(
+        one.name, [one.x[i] for i in kept], [one.y[i] for i in kept], one.joined, one.marked, point_names=names, **taken
+    )
+
+
+def _frame(over: Scale, up: Scale, x: Axis, y: Axis, height: float) -> list[str]:
+    ticks = up.ticks(6)
+    parts = []
+    for value, label in zip(ticks, tick_words(ticks, percent=y.percent), strict=True):
+        parts.append(line((LEFT, up(value)), (WIDTH - RIGHT, up(value)), colour=GRID))
+        parts.append(words(LEFT - 6, up(value), label, anchor="end", soft=True))
+    parts += _x_axis(over, x, TOP, TOP + height)
+    parts.append(line((LEFT, TOP), (LEFT, TOP + height), colour=SOFT))
+    parts.append(words(2, 9, y.name, soft=True))
+    return parts
+
+
+def _x_axis(over: Scale, axis: Axis, top: float, bottom: float) -> list[str]:
+    ticks = over.ticks(6 if over.end - over.start > 200 else 4)
+    parts = [line((over.start, bottom), (over.end, bottom), colour=SOFT)]
+    labels = tick_words(ticks, percent=axis.percent)
+    if sum(text_width(label) + 10 for label in labels) > over.end - over.start:
+        ticks, labels = ticks[::2], labels[::2]
+    for value, label in zip(ticks, labels, strict=True):
+        parts.append(line((over(value), top), (over(value), bottom), colour=GRID))
+        parts.append(words(over(value), bottom + 12, label, anchor="middle", soft=True))
+    parts.append(_inside((over.start + over.end) / 2, bottom + 31, axis.name, 0, WIDTH, soft=True))
+    return parts
+
+
+def _diagonal(over: Scale, up: Scale, label: str) -> list[str]:
+    low, high = max(over.low, up.low), min(over.high, up.high)
+    if not low < high:
+        return []
+    drawn = line((over(low), up(low)), (over(high), up(high)), colour=SOFT, width=1.5, dash="6 4")
+    at = (over(high), up(high))
+    return [drawn, _halo(words(at[0] - 8, at[1] + 6, label, anchor="end", soft=True))]
+
+
+def _cut_line(at: float, label: str, height: float) -> list[str]:
+    return [
+        line((at, TOP), (at, TOP + height), width=1.5, dash="4 3"),
+        _inside(at, TOP - 8, label, LEFT + 60, WIDTH - 2, soft=False),
+    ]
+
+
+def _series(one: Series, over: Scale, up: Scale, colour: str, dash: str, shape: str) -> list[str]:
+    under = [up.log and value <= 0 for value in one.y]
+    points = [(over(x), up(up.low if low else y)) for x, y, low in zip(one.x, one.y, under, strict=True)]
+    parts = []
+    for (place, _), low, high in zip(points, one.low, one.high, strict=False):
+        if math.isfinite(low) and math.isfinite(high):
+            bottom = up.low if up.log and low <= 0 else low
+            parts.append(whisker((place, up(bottom)), (place, up(max(high, up.low))), colour))
+    if one.joined and len(points) > 1:
+        parts.append(path(points, colour=colour, dash=dash))
+    if one.marked or len(points) == 1:
+        parts += [marker("below" if low else shape, point, colour) for point, low in zip(points, under, strict=True)]
+    for (place, level), name in zip(points, one.point_names, strict=False):
+        if name:
+            parts.append(_halo(words(place + 8, level - 9, name)))
+    return parts
+
+
+def _halo(text: str) -> str:
+    """Give words a white edge, so that a line under them does not cross them out."""
+    return text.replace("<text ", '<text stroke="#fff" stroke-width="3" paint-order="stroke" ', 1)
+
+
+def _inside(at: float, level: float, text: str, low: float, high: float, *, soft: bool = False) -> str:
+    """Write words around a place, moved so far that they stay within the figure."""
+    half = text_width(text) / 2
+    middle = (low + high) / 2 if 2 * half > high - low else min(max(at, low + half), high - half)
+    return words(middle, level, text, anchor="middle", soft=soft)
+
+
+def interval_words(value: float, low: float | None, high: float | None, digits: int = 4) -> str:
+    """Write a value with its interval: .1234 [.1200, .1270], all to so many decimals; "unknown" for NaN."""
+    if not math.isfinite(value):
+        return number_words(value)
+    bounds = [bound for bound in (low, high) if bound is not None and math.isfinite(bound)]
+    shown = f"{value:.{digits}f}"
+    return f"{shown} [{bounds[0]:.{digits}f}, {bounds[1]:.{digits}f}]" if len(bounds) == 2 else shown

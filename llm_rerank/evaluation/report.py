@@ -1,0 +1,138 @@
+"""The report of an evaluation as one HTML file: what was fitted, how it was tested, what it is worth, what it promises.
+
+It needs no network and no script. What a fit did not measure, or an older model does not know, is said in a sentence.
+"""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from llm_rerank.config import RerankerConfig
+from llm_rerank.evaluation.charts import interval_words
+from llm_rerank.evaluation.demonstration import SecondSelection, second_selection
+from llm_rerank.evaluation.diversity_curve import diversity_curve
+from llm_rerank.evaluation.page import Page, Tile, write_page
+from llm_rerank.evaluation.report_examples import examples_section
+from llm_rerank.evaluation.report_probability import cut_section, diversity_section, probability_section
+from llm_rerank.evaluation.report_sections import (
+    FUSED,
+    METRIC,
+    best_other,
+    fitted_section,
+    guard_section,
+    protocol_section,
+    strata_section,
+    systems_section,
+    tuning_section,
+)
+from llm_rerank.evaluation.scales import number_words
+from llm_rerank.evaluation.systems import ShopEvaluation, SystemTable
+from llm_rerank.evaluation.timeline import TimeLine, time_line
+
+
+def write_report(path: Path, evaluation: ShopEvaluation) -> None:
+    """Draw everything that is known of an evaluation, and write it atomically to one HTML file."""
+    reranker, trial, table = evaluation.reranker, evaluation.trial, evaluation.table
+    report, config = reranker.report().values, reranker.config
+    line = time_line(trial, report, seed=config.seed, refit=config.refit, last_time=evaluation.last_time)
+    page = report_page(
+        report,
+        table,
+        config,
+        line=line,
+        second=second_selection(reranker, trial, seed=config.seed),
+        diversity=diversity_curve(table.fused, trial, reranker.components),
+        data=[
+            f"{trial.dataset[:1].upper()}{trial.dataset[1:]}: {len(trial.past):,} events of the past, "
+            f"{trial.past.n_users:,} users and {len(trial.items):,} items in all."
+        ],
+    )
+    write_page(path, page)
+
+
+def report_page(
+    report: Mapping[str, Any],
+    table: SystemTable,
+    config: RerankerConfig,
+    *,
+    line: TimeLine | None,
+    second: SecondSelection,
+    diversity: Sequence[Mapping[str, float]],
+    data: Sequence[str],
+) -> Page:
+    """Lay out the page. report: ``Reranker.report().values``, of which any key may be absent. data: sentences."""
+    calibration, cut = report.get("calibration"), report.get("cut")
+    sections = [
+        fitted_section(report, data, changed_settings(config)),
+        protocol_section(report, table.trial, line),
+        systems_section(table),
+        guard_section(report.get("guard")),
+        probability_section(calibration),
+        cut_section(cut, report.get("cut_curve")),
+    ]
+    upstream = report.get("upstream")
+    if upstream:
+        of = ", for lists of the upstream recommender"
+        sections += [
+            probability_section(upstream.get("calibration"), of),
+            cut_section(upstream.get("cut"), upstream.get("cut_curve"), of),
+        ]
+    sections += [
+        diversity_section(diversity, config.diversity_settings.strength),
+        strata_section(table),
+        tuning_section(report.get("fine_tuning")),
+        examples_section(second),
+    ]
+    return Page(
+        title="What the reranker is worth",
+        subtitle=table.trial,
+        tiles=tiles(report, table),
+        sections=sections,
+        lines=[str(text) for text in report.get("lines") or []],
+        made=f"llm_rerank {_version()}, {datetime.date.today().isoformat()}",
+    )
+
+
+def tiles(report: Mapping[str, Any], table: SystemTable) -> list[Tile]:
+    """Pick the few figures to see first."""
+    fused, best = table.results[FUSED].intervals[METRIC], best_other(table)
+    found = [Tile("NDCG@10 on the test", f"{fused.mean:.4f}", f"95 %: {fused.low:.4f} to {fused.high:.4f}")]
+    if best is not None:
+        test = table.tests[f"{FUSED} vs {best}"]
+        low, high = test["ci95"]
+        found.append(Tile(f"against {best}", f"{test['difference']:+.4f}", f"95 %: {low:+.4f} to {high:+.4f}"))
+    guard = report.get("guard")
+    if guard:
+        sure = "non-inferior at 95 %" if guard.get("non_inferior") else "too few cases to be sure"
+        found.append(Tile("guard", "blend ranks" if guard.get("kept_blend") else "default ranks", sure))
+    calibration = report.get("calibration") or {}
+    if calibration.get("slope") is not None:
+        low, high = calibration.get("slope_ci95") or [None, None]
+        written = interval_words(calibration["slope"], low, high, 2)
+        slope, _, bounds = written.partition(" ")
+        found.append(Tile("calibration slope", slope, f"95 %: {bounds.strip('[]').replace(', ', ' to ')}; perfect: 1"))
+    cut = report.get("cut")
+    if cut:
+        promised = "with a guarantee" if cut.get("guarantee") else "an estimate, no guarantee"
+        found.append(Tile("kept a list", number_words(cut.get("mean_kept")), promised))
+    return found
+
+
+def changed_settings(config: RerankerConfig) -> dict[str, Any]:
+    """Pick the settings that differ from the defaults, JSON-ready; of nested ones only what is set."""
+    usual, found = RerankerConfig().to_dict(), {}
+    for name, value in config.to_dict().items():
+        if value != usual[name]:
+            found[name] = {k: v for k, v in value.items() if v is not None} if isinstance(value, dict) else value
+    return found
+
+
+def _version() -> str:
+    try:
+        return version("llm-rerank")
+    except PackageNotFoundError:  # run from a folder that is not installed
+        return "(not installed)"
