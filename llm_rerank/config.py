@@ -2,33 +2,74 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import KW_ONLY, dataclass
 from typing import Any, Literal
 
 from llm_rerank.types import DataError
 
-THRESHOLD_RULES = ("probability", "f_beta", "recall")
+THRESHOLD_RULES = ("probability", "f_beta", "recall", "precision", "expected_value", "risk")
+RISKS = ("missed_target", "false_positives", "false_discovery")
 CROSS_ENCODER_CHOICES = ("auto", "always", "off")
 
 
 @dataclass(frozen=True)
 class ThresholdConfig:
-    """A cut-off rule and its one number.
+    """A cut-off rule and its numbers; only those of the rule may be given.
 
-    rule: "probability": keep where probability ≥ value; "f_beta": the cut with the best F-beta, value is beta;
-    "recall": the highest cut that keeps at least the share ``value`` of retrieved targets.
+    rule, with ``value``: "probability": keep where probability ≥ value; "f_beta": the cut with the best F-beta, value
+    is beta; "recall": the highest cut that keeps at least the share ``value`` of retrieved targets; "precision": the
+    lowest cut of which the share ``value`` is right. The last three are estimates on held-out cases.
+    "expected_value": keep where probability × gain > cost; gain: of a hit; cost: of showing an item (same unit).
+    "risk": with probability 1 − delta over the held-out cases, the expected ``risk`` of a list is at most alpha.
+    risk: "missed_target": 1 where none of a list's retrieved targets is kept; "false_positives": share of the list's
+    candidates that are kept and no target; "false_discovery": share of the kept that are no target, 0 with none kept.
     """
 
-    rule: Literal["probability", "f_beta", "recall"]
-    value: float
+    rule: Literal["probability", "f_beta", "recall", "precision", "expected_value", "risk"]
+    value: float | None = None
+    _: KW_ONLY
+    gain: float = 1.0
+    cost: float | None = None
+    risk: Literal["missed_target", "false_positives", "false_discovery"] = "missed_target"
+    alpha: float = 0.1
+    delta: float = 0.1
 
     def __post_init__(self) -> None:
         if self.rule not in THRESHOLD_RULES:
             raise DataError(f"threshold rule is {self.rule!r}; it must be one of {', '.join(THRESHOLD_RULES)}")
-        if self.rule == "f_beta" and self.value <= 0:
-            raise DataError(f"f_beta has beta {self.value}; beta must be above 0, for example 1.0")
-        if self.rule != "f_beta" and not 0 < self.value <= 1:
-            raise DataError(f"threshold rule {self.rule!r} has value {self.value}; it must lie in (0, 1]")
+        own = {"expected_value": ("gain", "cost"), "risk": ("risk", "alpha", "delta")}.get(self.rule, ("value",))
+        for name, field in self.__dataclass_fields__.items():
+            if name not in ("rule", *own) and getattr(self, name) != field.default:
+                raise DataError(
+                    f"threshold rule {self.rule!r} has {name} {getattr(self, name)!r}, which it does not read; "
+                    f"give only {', '.join(own)}"
+                )
+        if self.rule == "risk" and self.risk not in RISKS:
+            raise DataError(f"threshold risk is {self.risk!r}; it must be one of {', '.join(RISKS)}")
+        for name in own:
+            if name != "risk":
+                self._check_number(name)
+        if self.cost is not None and self.cost >= self.gain:
+            raise DataError(
+                f"threshold rule 'expected_value' has gain {self.gain} and cost {self.cost}: no probability makes the "
+                "gain exceed the cost, so nothing could be kept; cost must be below gain"
+            )
+
+    def _check_number(self, name: str) -> None:
+        number = getattr(self, name)
+        lies, words = {
+            "alpha": (lambda x: 0 < x < 1, "strictly between 0 and 1, for example 0.1"),
+            "delta": (lambda x: 0 < x < 1, "strictly between 0 and 1, for example 0.1"),
+            "gain": (lambda x: 0 < x, "above 0, the gain of a hit"),
+            "cost": (lambda x: 0 <= x, "of at least 0 and below gain, the cost of showing an item"),
+            "value": (lambda x: 0 < x <= 1, "in (0, 1]"),
+        }[name]
+        if self.rule == "f_beta":
+            lies, words = lambda x: 0 < x, "above 0, for example 1.0: it is beta"
+        number_given = isinstance(number, int | float) and not isinstance(number, bool) and math.isfinite(number)
+        if not (number_given and lies(number)):
+            raise DataError(f"threshold rule {self.rule!r} has {name} {number!r}; it must be a number {words}")
 
 
 @dataclass(frozen=True)

@@ -53,7 +53,13 @@ TargetEvents = Annotated[
 MinRating = Annotated[float | None, typer.Option("--min-rating", help="A rating below this is a dislike.")]
 Threshold = Annotated[
     str | None,
-    typer.Option("--threshold", help="What is kept: probability=0.02, f_beta=1.0, or recall=0.8; default: the top k."),
+    typer.Option(
+        "--threshold",
+        metavar="RULE",
+        help="What is kept; default: the top k. probability=0.02, f_beta=1.0, recall=0.8, precision=0.1 (a number); "
+        "expected_value,gain=30,cost=0.5; risk=missed_target,alpha=0.1,delta=0.1 (a guarantee; also false_positives, "
+        "false_discovery).",
+    ),
 ]
 Diversity = Annotated[
     str | None,
@@ -112,19 +118,26 @@ def column_mapping(columns: Sequence[str] | None) -> dict[str, str] | None:
     return mapping or None
 
 
-def threshold_rule(rule: str | None) -> ThresholdConfig | None:
-    """Read a rule and its number, such as f_beta=1.0."""
+def threshold_rule(text: str | None) -> ThresholdConfig | None:
+    """Read a rule and its numbers, such as f_beta=1.0 or expected_value,gain=30,cost=0.5."""
     from llm_rerank.config import ThresholdConfig
 
-    if rule is None:
+    if text is None:
         return None
-    name, _, value = rule.partition("=")
+    first, *others = (part.strip().partition("=") for part in text.split(","))
+    rule, equals, given = first
+    values: dict[str, Any] = {}
     try:
-        return ThresholdConfig(name, float(value))  # type: ignore[arg-type]  # it checks the name itself
+        if equals:
+            values["risk" if rule == "risk" else "value"] = given if rule == "risk" else float(given)
+        for name, _, value in others:
+            if name not in ("value", "gain", "cost", "risk", "alpha", "delta"):
+                raise DataError(f"there is no {name!r}; known: gain, cost, risk, alpha, delta")
+            values[name] = value if name == "risk" else float(value)
+        return ThresholdConfig(rule, **values)  # type: ignore[arg-type]  # it checks the name itself
     except ValueError as error:
-        if isinstance(error, DataError):
-            raise
-        raise DataError(f"--threshold is {rule!r}; write a rule and a number: --threshold f_beta=1.0") from None
+        why = str(error) if isinstance(error, DataError) else "write a rule and its numbers: --threshold f_beta=1.0"
+        raise DataError(f"--threshold is {text!r}: {why}") from None
 
 
 def diversity_setting(text: str | None) -> float | DiversityConfig | None:

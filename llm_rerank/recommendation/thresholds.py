@@ -10,18 +10,33 @@ import numpy as np
 import numpy.typing as npt
 
 from llm_rerank.config import ThresholdConfig
+from llm_rerank.recommendation.risk_control import (
+    LEAST_CASES_FOR_GUARANTEE,
+    Guarantee,
+    conditions_of,
+    control_risk,
+    mean_losses,
+    risk_levels,
+)
 from llm_rerank.types import DataError, FloatArray, Ragged
 
 if TYPE_CHECKING:
     from llm_rerank.types import BoolArray
 
+Float64Array = npt.NDArray[np.float64]
+
+NEVER_PROMISED = "this rule is an estimate on held-out cases; the rule 'risk' gives a guarantee"
+KEEPS_EVERYTHING, KEEPS_NOTHING = 0.0, 2.0
+
 
 @dataclass(frozen=True)
 class Cut:
-    """A chosen cut and what it achieved on the cases it was chosen on (estimates, not guarantees).
+    """A chosen cut and what it achieved on the cases it was chosen on (estimates; ``guarantee`` is what is promised).
 
-    least_probability: a candidate is kept where its probability is at least this. precision, recall: pooled over
-    candidates; recall is of the retrieved targets. mean_kept: candidates kept a case. n_cases, n_targets: their basis.
+    value: the rule's number; of "expected_value" cost / gain, of "risk" alpha. least_probability: a candidate is kept
+    where its probability is at least this; 2 keeps nothing. precision, recall: pooled over candidates; recall is of
+    the retrieved targets; NaN where nothing is kept or retrieved. mean_kept: candidates kept a case. n_cases,
+    n_targets: their basis. no_guarantee: why there is none, "" where there is one.
     """
 
     rule: str
@@ -32,14 +47,19 @@ class Cut:
     mean_kept: float
     n_cases: int
     n_targets: int
+    guarantee: Guarantee | None = None
+    no_guarantee: str = NEVER_PROMISED
 
     def sentence(self) -> str:
         """Say the cut in one sentence."""
-        return (
+        said = (
             f"cut: rule {self.rule} ({self.value:g}) keeps probability ≥ {self.least_probability:.4g}; on "
             f"{self.n_cases:,} held-out cases precision {self.precision:.3f}, recall of retrieved targets "
             f"{self.recall:.3f}, {self.mean_kept:.1f} kept a case (an estimate, not a guarantee)"
         )
+        if self.guarantee is not None:
+            return f"{said}; guaranteed: {self.guarantee.sentence()}"
+        return said if self.no_guarantee == NEVER_PROMISED else f"{said}; no guarantee: {self.no_guarantee}"
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON-ready values."""
@@ -48,55 +68,156 @@ class Cut:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Cut:
         """Rebuild from ``to_dict``'s values."""
-        return cls(**values)
+        guarantee = values.get("guarantee")
+        return cls(**{**values, "guarantee": None if guarantee is None else Guarantee.from_dict(guarantee)})
 
 
 def choose_cut(config: ThresholdConfig, probabilities: FloatArray, positive: BoolArray, rows: Ragged) -> Cut:
     """Choose the least probability that the rule asks for.
 
     probabilities, positive: shape (n_candidates,), laid out as ``rows`` (one row a case). Equal probabilities are
-    kept or cut together.
+    kept or cut together. A NaN probability is never kept, and a target that has one was not retrieved.
 
-    Raises DataError where the rule needs targets and there are none.
+    Raises DataError where the rule needs targets and there are none, or where no cut has the precision asked for.
     """
     known = ~np.isnan(probabilities)
-    descending = np.argsort(-probabilities[known], kind="stable")
-    levels, hits = probabilities[known][descending], positive[known][descending]
-    n_targets = int(hits.sum())
-    if config.rule != "probability" and n_targets == 0:
+    n_targets = int((positive & known).sum())
+    needs_targets = config.rule in ("f_beta", "recall", "precision")
+    if n_targets == 0 and (needs_targets or (config.rule == "risk" and config.risk == "missed_target")):
         raise DataError(
             f"threshold rule {config.rule!r} needs retrieved targets among the held-out cases and there are 0; "
             "give more interactions, or use the rule 'probability'"
         )
-    if config.rule == "probability":
-        least = float(config.value)
+    value, guarantee, reason = config.value, None, NEVER_PROMISED
+    if config.rule == "risk":
+        value = config.alpha
+        least, guarantee, reason = _controlled(config, probabilities, positive, rows)
+    elif config.rule == "expected_value":
+        assert config.cost is not None
+        value = config.cost / config.gain
+        least = least_profitable(config.gain, config.cost)
+    elif config.rule == "probability":
+        assert value is not None
+        least = float(value)
     else:
-        last_of_level = np.append(levels[1:] != levels[:-1], True)
-        true_positives = np.cumsum(hits)[last_of_level].astype(np.float64)
-        kept = (np.flatnonzero(last_of_level) + 1).astype(np.float64)
-        if config.rule == "f_beta":
-            place = int(np.argmax(f_beta(true_positives, kept, n_targets, config.value)))
-        else:
-            place = int(np.argmax(true_positives >= config.value * n_targets - 1e-9))
-        least = float(levels[last_of_level][place])
-    chosen = levels >= least
-    n_kept = int(chosen.sum())
-    n_right = int(hits[chosen].sum())
+        assert value is not None
+        least = _estimated(config.rule, value, CutLevels.of(probabilities, positive), len(rows))
+    chosen = known & (probabilities >= least)
+    n_kept, n_right = int(chosen.sum()), int(positive[chosen].sum())
     return Cut(
         rule=config.rule,
-        value=config.value,
+        value=value,
         least_probability=least,
         precision=n_right / n_kept if n_kept else float("nan"),
         recall=n_right / n_targets if n_targets else float("nan"),
         mean_kept=n_kept / max(len(rows), 1),
         n_cases=len(rows),
         n_targets=n_targets,
+        guarantee=guarantee,
+        no_guarantee=reason,
     )
 
 
-def f_beta(
-    true_positives: npt.NDArray[np.float64], kept: npt.NDArray[np.float64], n_targets: int, beta: float
-) -> npt.NDArray[np.float64]:
+@dataclass(frozen=True)
+class CutLevels:
+    """Every cut there is: the distinct known probabilities, highest first, and what is kept from each on.
+
+    All of shape (n_levels,): levels as given; kept, right: float64, candidates kept and targets among them.
+    """
+
+    levels: FloatArray
+    kept: Float64Array
+    right: Float64Array
+
+    @classmethod
+    def of(cls, probabilities: FloatArray, positive: BoolArray) -> CutLevels:
+        """Count candidates and targets from each distinct probability on; NaN is left out."""
+        known = ~np.isnan(probabilities)
+        order = np.argsort(-probabilities[known], kind="stable")
+        levels, hits = probabilities[known][order], positive[known][order]
+        last = np.flatnonzero(np.append(levels[1:] != levels[:-1], True)) if len(levels) else np.empty(0, dtype=np.intp)
+        return cls(levels[last], (last + 1).astype(np.float64), np.cumsum(hits, dtype=np.float64)[last])
+
+
+def _estimated(rule: str, value: float, cuts: CutLevels, n_cases: int) -> float:
+    """Least probability by a rule that reads precision and recall on the cases; there is at least one target."""
+    n_targets = int(cuts.right[-1])
+    if rule == "f_beta":
+        place = int(np.argmax(f_beta(cuts.right, cuts.kept, n_targets, value)))
+    elif rule == "recall":
+        place = int(np.argmax(cuts.right >= value * n_targets - 1e-9))
+    else:
+        reaching = np.flatnonzero(cuts.right >= value * cuts.kept - 1e-9)
+        if not len(reaching):
+            precision = cuts.right / cuts.kept
+            best = int(np.flatnonzero(precision >= precision.max() - 1e-12)[-1])
+            raise DataError(
+                f"threshold rule 'precision' asks for {value:g}, and no cut reaches it on the {n_cases:,} held-out "
+                f"cases: the best is {precision[best]:.4g}, at recall {cuts.right[best] / n_targets:.3g} with "
+                f"{cuts.kept[best] / n_cases:.3g} kept a case; ask for at most that, or use the rule 'recall'"
+            )
+        place = int(reaching[-1])
+    return float(cuts.levels[place])
+
+
+def _controlled(
+    config: ThresholdConfig, probabilities: FloatArray, positive: BoolArray, rows: Ragged
+) -> tuple[float, Guarantee | None, str]:
+    """Least probability by the rule "risk", its guarantee, and why there is none."""
+    levels = risk_levels()
+    losses, n_counted = mean_losses(config.risk, probabilities, positive, rows, levels)
+    place = int(control_risk(config.risk, losses, n_counted, config.alpha, config.delta))
+    if place < 0:
+        everything = config.risk == "missed_target"
+        return (
+            KEEPS_EVERYTHING if everything else KEEPS_NOTHING,
+            None,
+            f"no cut could be shown to hold alpha {config.alpha:g} at delta {config.delta:g} on {n_counted:,} cases, "
+            f"so {'everything' if everything else 'nothing'} is kept; give more cases, or raise alpha or delta",
+        )
+    hit = positive & ~np.isnan(probabilities)
+    n_retrieved = len(np.unique(rows.row_of_value[hit]))
+    least = float(levels[place])
+    if n_retrieved < LEAST_CASES_FOR_GUARANTEE:
+        reason = (
+            f"chosen on {n_retrieved:,} cases with a retrieved target, fewer than the {LEAST_CASES_FOR_GUARANTEE} that "
+            "a guarantee is given on"
+        )
+        return least, None, reason
+    observed, conditions = float(losses[place]), conditions_of(config.risk)
+    return least, Guarantee(config.risk, config.alpha, config.delta, n_counted, observed, conditions), ""
+
+
+def least_profitable(gain: float, cost: float) -> float:
+    """Least float32 probability p with p × gain > cost, as a float; needs 0 ≤ cost < gain."""
+    least = np.float32(cost / gain)
+    while float(least) * gain <= cost:
+        least = np.nextafter(least, np.float32(2))
+    return float(least)
+
+
+def cut_curve(
+    probabilities: FloatArray, positive: BoolArray, rows: Ragged, n_points: int = 50
+) -> dict[str, list[float]]:
+    """Tell what other cuts would have done: lists under least_probability, precision, recall, mean_kept.
+
+    Arguments as in ``choose_cut``. Points run from the highest cut to the lowest, evenly spaced in the logarithm of
+    what is kept; fewer than n_points where there are fewer cuts; none without a retrieved target.
+    """
+    cuts = CutLevels.of(probabilities, positive)
+    if not len(cuts.levels) or not cuts.right[-1]:
+        return {name: [] for name in ("least_probability", "precision", "recall", "mean_kept")}
+    wanted = np.geomspace(cuts.kept[0], cuts.kept[-1], n_points)
+    places = np.unique(np.minimum(np.searchsorted(cuts.kept, wanted - 1e-9), len(cuts.kept) - 1))
+    return {
+        "least_probability": cuts.levels[places].astype(np.float64).tolist(),
+        "precision": (cuts.right / cuts.kept)[places].tolist(),
+        "recall": (cuts.right / cuts.right[-1])[places].tolist(),
+        "mean_kept": (cuts.kept / len(rows))[places].tolist(),
+    }
+
+
+def f_beta(true_positives: Float64Array, kept: Float64Array, n_targets: int, beta: float) -> Float64Array:
     """F-beta = (1 + β²) TP / (β² targets + kept): recall weighs β times as much as precision."""
     return (1 + beta**2) * true_positives / (beta**2 * n_targets + kept)
 

@@ -1,17 +1,35 @@
 """Cut-off rules: by hand, and against trying every cut."""
 
+import json
+
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llm_rerank.config import ThresholdConfig
-from llm_rerank.recommendation.thresholds import Cut, bounded_kept, choose_cut
+from llm_rerank.recommendation.risk_control import control_risk, mean_losses, risk_levels
+from llm_rerank.recommendation.thresholds import Cut, bounded_kept, choose_cut, cut_curve, least_profitable
 from llm_rerank.types import DataError, Ragged
 
 PROBABILITIES = np.array([0.9, 0.8, 0.8, 0.4, 0.1, np.nan], dtype=np.float32)
 POSITIVE = np.array([True, False, True, False, True, False])
 ROWS = Ragged.from_lengths(np.arange(6), np.array([3, 3]))
+
+some_lists = st.lists(st.tuples(st.integers(0, 8), st.booleans()), min_size=1, max_size=25).filter(
+    lambda pairs: any(hit for _, hit in pairs)
+)
+
+
+def _packed(pairs):
+    """One list of (level of eight, target)."""
+    probabilities = np.array([level / 8 for level, _ in pairs], dtype=np.float32)
+    rows = Ragged.from_lengths(np.arange(len(pairs)), np.array([len(pairs)]))
+    return probabilities, np.array([hit for _, hit in pairs]), rows
+
+
+def _cut(rule, value):
+    return choose_cut(ThresholdConfig(rule, value), PROBABILITIES, POSITIVE, ROWS)
 
 
 def test_fixed_probability_by_hand():
@@ -68,16 +86,9 @@ def test_target_recall_takes_the_highest_cut_that_reaches_it():
     )
 
 
-@given(
-    st.lists(st.tuples(st.integers(0, 8), st.booleans()), min_size=1, max_size=25).filter(
-        lambda pairs: any(hit for _, hit in pairs)
-    ),
-    st.sampled_from([0.5, 1.0, 2.0]),
-)
+@given(some_lists, st.sampled_from([0.5, 1.0, 2.0]))
 def test_best_f_beta_equals_trying_every_cut(pairs, beta):
-    probabilities = np.array([level / 8 for level, _ in pairs], dtype=np.float32)
-    positive = np.array([hit for _, hit in pairs])
-    rows = Ragged.from_lengths(np.arange(len(pairs)), np.array([len(pairs)]))
+    probabilities, positive, rows = _packed(pairs)
     cut = choose_cut(ThresholdConfig("f_beta", beta), probabilities, positive, rows)
 
     def score(least):
@@ -104,14 +115,274 @@ def test_bounds_add_by_rank_and_cut_by_rank():
     assert bounded_kept(kept, ranks, min_items=2, max_items=2).tolist() == [True, True, False, False]
 
 
-def test_bad_settings_name_value_and_rule():
-    for rule, value, words in (("recall", 1.5, "1.5"), ("f_beta", 0.0, "above 0"), ("probability", 0.0, r"\(0, 1\]")):
-        with pytest.raises(DataError, match=words):
-            ThresholdConfig(rule, value)
-    with pytest.raises(DataError, match="must be one of"):
-        ThresholdConfig("top", 0.1)
+# ------------------------------------------------------------ target precision
 
 
-def test_json_keeps_a_cut():
+def test_target_precision_takes_the_lowest_cut_that_reaches_it():
+    # precision 1 at .9, 2/3 at .8 (both .8 together), 1/2 at .4, 3/5 at .1
+    least = {value: _cut("precision", value).least_probability for value in (1.0, 0.65, 0.6, 0.5)}
+    assert least == {1.0: np.float32(0.9), 0.65: np.float32(0.8), 0.6: np.float32(0.1), 0.5: np.float32(0.1)}
+    assert _cut("precision", 0.6).precision == pytest.approx(3 / 5)
+
+
+def test_a_precision_that_no_cut_has_says_what_there_is():
+    # from .9: 0 of 1; .8: 1 of 2; .7: 1 of 3; .6: 2 of 4, the lowest with 1/2, and the only target is one of 3 found
+    probabilities = np.array([0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3], dtype=np.float32)
+    positive = np.array([False, True, False, True, False, False, True])
+    rows = Ragged.from_lengths(np.arange(7), np.array([4, 3]))
+    said = "asks for 0.75, and no cut .* the 2 held-out cases: the best is 0.5, at recall 0.667 with 2 kept a case"
+    with pytest.raises(DataError, match=said):
+        choose_cut(ThresholdConfig("precision", 0.75), probabilities, positive, rows)
+    assert choose_cut(ThresholdConfig("precision", 0.5), probabilities, positive, rows).mean_kept == 2
+
+
+@given(some_lists, st.floats(0.01, 1))
+def test_target_precision_equals_trying_every_cut(pairs, target):
+    probabilities, positive, rows = _packed(pairs)
+    precision = {level: positive[probabilities >= level].mean() for level in probabilities}
+    reaching = [level for level, value in precision.items() if value >= target - 1e-12]
+    if reaching:
+        cut = choose_cut(ThresholdConfig("precision", target), probabilities, positive, rows)
+        assert cut.least_probability == min(reaching)
+    else:
+        with pytest.raises(DataError, match=f"the best is {max(precision.values()):.4g}, "):
+            choose_cut(ThresholdConfig("precision", target), probabilities, positive, rows)
+
+
+# ------------------------------------------------------------- expected value
+
+
+def test_expected_value_needs_no_targets():
+    cut = choose_cut(ThresholdConfig("expected_value", gain=10, cost=4), PROBABILITIES, np.zeros(6, dtype=bool), ROWS)
+    assert cut.mean_kept == 2.0  # .9 .8 .8 .4 in two cases: .4 is a hair above in float32
+    assert cut.value == 0.4
+    exact = np.where(PROBABILITIES == np.float32(0.4), np.float32(0.5), PROBABILITIES)  # .5 × 10 is 5, no more
+    assert choose_cut(ThresholdConfig("expected_value", gain=10, cost=5), exact, POSITIVE, ROWS).mean_kept == 1.5
+
+
+@given(st.floats(1e-3, 1e6), st.floats(0, 1, exclude_max=True), st.floats(0, 1, width=32))
+def test_what_is_kept_is_worth_more_than_it_costs(gain, share, probability):
+    cost = share * gain
+    if cost < gain:
+        for p in (np.float32(probability), np.float32(share), np.nextafter(np.float32(share), np.float32(2))):
+            assert (p >= np.float32(least_profitable(gain, cost))) == (float(p) * gain > cost)
+
+
+# ------------------------------------------------------------------ risk
+
+
+def shop(n_cases, seed=0, length=20, skill=3.0):
+    """Lists with one target each and probabilities that tell it apart."""
+    rng = np.random.default_rng(seed)
+    positive = np.zeros((n_cases, length), dtype=bool)
+    positive[np.arange(n_cases), rng.integers(0, length, n_cases)] = True
+    odds = np.exp(rng.normal(-4, 1, positive.shape) + skill * positive)
+    rows = Ragged.from_lengths(np.arange(positive.size), np.full(n_cases, length))
+    return (odds / (1 + odds)).ravel().astype(np.float32), positive.ravel(), rows
+
+
+@pytest.mark.parametrize(
+    ("risk", "alpha"), [("missed_target", 0.1), ("false_positives", 0.1), ("false_discovery", 0.5)]
+)
+def test_the_risk_rule_takes_the_last_level_that_passes(risk, alpha):
+    probabilities, positive, rows = shop(800)
+    cut = choose_cut(ThresholdConfig("risk", risk=risk, alpha=alpha, delta=0.05), probabilities, positive, rows)
+    levels = risk_levels()
+    losses, n = mean_losses(risk, probabilities, positive, rows, levels)
+    place = int(control_risk(risk, losses, n, alpha, 0.05))
+    assert cut.least_probability == levels[place]
+    assert 0 < cut.mean_kept < 20
+    guarantee = cut.guarantee
+    assert (guarantee.risk, guarantee.alpha, guarantee.delta, guarantee.n_cases) == (risk, alpha, 0.05, 800)
+    # the loss on these very cases, from what is kept
+    kept = (probabilities >= np.float32(cut.least_probability)).reshape(800, 20)
+    hit = positive.reshape(800, 20)
+    wrong = (kept & ~hit).sum(axis=1)
+    loss = {
+        "missed_target": ~(kept & hit).any(axis=1),
+        "false_positives": wrong / 20,
+        "false_discovery": wrong / np.maximum(kept.sum(axis=1), 1),
+    }[risk]
+    assert guarantee.observed_risk == pytest.approx(loss.mean())
+    assert loss.mean() < alpha
+    assert cut.no_guarantee == ""
+    assert "guaranteed: with probability at least 0.95" in cut.sentence()
+
+
+def test_a_stricter_delta_or_alpha_never_cuts_deeper():
+    probabilities, positive, rows = shop(600)
+
+    def cut(risk, alpha, delta):
+        rule = ThresholdConfig("risk", risk=risk, alpha=alpha, delta=delta)
+        return choose_cut(rule, probabilities, positive, rows).least_probability
+
+    assert cut("missed_target", 0.1, 0.01) < cut("missed_target", 0.1, 0.2) < cut("missed_target", 0.2, 0.2)
+    assert cut("false_positives", 0.1, 0.01) > cut("false_positives", 0.1, 0.2) > cut("false_positives", 0.2, 0.2)
+
+
+def test_twenty_cases_are_too_few_and_it_is_said():
+    probabilities, positive, rows = shop(20)
+    # .9^20 = .12 > .1: not even keeping everything can be shown to miss at most a tenth
+    cut = choose_cut(ThresholdConfig("risk"), probabilities, positive, rows)
+    assert (cut.guarantee, cut.least_probability, cut.mean_kept) == (None, 0.0, 20.0)
+    assert "on 20 cases, so everything is kept" in cut.no_guarantee
+    assert cut.no_guarantee in cut.sentence()
+    cut = choose_cut(ThresholdConfig("risk", risk="false_positives"), probabilities, positive, rows)
+    assert (cut.guarantee, cut.mean_kept, cut.recall) == (None, 0.0, 0.0)
+    assert np.isnan(cut.precision)
+    assert "so nothing is kept" in cut.no_guarantee
+    # a looser alpha finds a cut, but no promise
+    cut = choose_cut(ThresholdConfig("risk", alpha=0.4), probabilities, positive, rows)
+    assert cut.guarantee is None
+    assert 0 < cut.least_probability
+    assert "chosen on 20 cases with a retrieved target, fewer than the 300" in cut.no_guarantee
+    for rule, value in (("recall", 0.9), ("precision", 0.05), ("f_beta", 1.0), ("probability", 0.1)):
+        assert choose_cut(ThresholdConfig(rule, value), probabilities, positive, rows).n_cases == 20
+
+
+def test_three_hundred_retrieved_cases_are_enough_and_one_fewer_is_not():
+    probabilities, positive, rows = shop(301)
+    last = np.arange(300 * 20, 301 * 20)
+    for n_lost, given_one in ((1, True), (2, False)):
+        lost = probabilities.copy()
+        lost[last[-20 * n_lost :] if n_lost == 1 else np.arange(299 * 20, 301 * 20)] = np.nan
+        cut = choose_cut(ThresholdConfig("risk", alpha=0.2), lost, positive, rows)
+        assert (cut.guarantee is not None) == given_one
+    assert choose_cut(ThresholdConfig("risk", alpha=0.2), probabilities, positive, rows).guarantee.n_cases == 301
+
+
+# ------------------------------------------------------- odd probabilities
+
+
+RULES = (
+    ThresholdConfig("probability", 0.3),
+    ThresholdConfig("f_beta", 1.0),
+    ThresholdConfig("recall", 0.8),
+    ThresholdConfig("precision", 0.05),
+    ThresholdConfig("expected_value", gain=2, cost=0.5),
+    ThresholdConfig("risk", alpha=0.2),
+    ThresholdConfig("risk", risk="false_positives", alpha=0.2),
+    ThresholdConfig("risk", risk="false_discovery", alpha=0.6),
+)
+
+
+def _name(rule):
+    return f"{rule.rule} {rule.risk}" if rule.rule == "risk" else rule.rule
+
+
+@pytest.mark.parametrize("rule", RULES, ids=_name)
+def test_constant_probabilities_are_kept_or_cut_together(rule):
+    _, positive, rows = shop(400)
+    constant = np.full(len(positive), 0.4, dtype=np.float32)
+    cut = choose_cut(rule, constant, positive, rows)
+    kept = constant >= np.float32(cut.least_probability)
+    # one wrong in 20 each: only what bounds the wrong ones keeps nothing
+    assert kept.all() != (_name(rule) in ("risk false_positives", "risk false_discovery"))
+    assert kept.any() == kept.all()
+
+
+@pytest.mark.parametrize("rule", RULES, ids=_name)
+def test_targets_alone(rule):
+    probabilities, _, rows = shop(400)
+    cut = choose_cut(rule, probabilities, np.ones(len(probabilities), dtype=bool), rows)
+    assert cut.precision == 1.0
+    if _name(rule) in ("precision", "risk false_positives", "risk false_discovery"):
+        assert cut.recall > 0.999  # nothing can go wrong; the risk's lowest level is 1e-6
+
+
+@pytest.mark.parametrize("rule", RULES, ids=_name)
+def test_no_target_at_all(rule):
+    probabilities, positive, rows = shop(400)
+    needs = rule.rule in ("f_beta", "recall", "precision") or _name(rule) == "risk missed_target"
+    nothing = np.zeros_like(positive)
+    if needs:
+        with pytest.raises(DataError, match="needs retrieved targets among the held-out cases and there are 0"):
+            choose_cut(rule, probabilities, nothing, rows)
+        with pytest.raises(DataError, match="there are 0"):  # the targets' probabilities are unknown
+            choose_cut(rule, np.where(positive, np.nan, probabilities).astype(np.float32), positive, rows)
+        with pytest.raises(DataError, match="there are 0"):
+            choose_cut(rule, np.full(len(positive), np.nan, dtype=np.float32), positive, rows)
+    else:
+        cut = choose_cut(rule, probabilities, nothing, rows)
+        assert cut.guarantee is None
+        assert np.isnan(cut.recall)
+
+
+@pytest.mark.parametrize("rule", RULES, ids=_name)
+def test_unknown_probabilities_change_nothing_but_the_lists_lengths(rule):
+    probabilities, positive, rows = shop(400)
+    cut = choose_cut(rule, probabilities, positive, rows)
+    wide = np.full((400, 40), np.nan, dtype=np.float32)
+    wide[:, :20] = probabilities.reshape(400, 20)
+    targets = np.zeros((400, 40), dtype=bool)
+    targets[:, :20] = positive.reshape(400, 20)
+    lists = Ragged.from_lengths(np.arange(16_000), np.full(400, 40))
+    padded = choose_cut(rule, wide.ravel(), targets.ravel(), lists)
+    if _name(rule) == "risk false_positives":  # a share of the list, which is twice as long
+        assert padded.least_probability < cut.least_probability
+    else:
+        assert padded == cut
+
+
+# ----------------------------------------------------------------- together
+
+
+@settings(deadline=None)
+@given(some_lists, st.floats(0, 1, width=32), st.floats(0, 1, width=32))
+def test_a_raised_threshold_never_lets_more_in(pairs, one, other):
+    probabilities, positive, rows = _packed(pairs)
+    low, high = sorted((max(one, 1e-6), max(other, 1e-6)))
+    loose, tight = (
+        choose_cut(ThresholdConfig("probability", value), probabilities, positive, rows) for value in (low, high)
+    )
+    kept_loose, kept_tight = (probabilities >= np.float32(cut.least_probability) for cut in (loose, tight))
+    assert (kept_tight <= kept_loose).all()
+    assert tight.mean_kept <= loose.mean_kept
+    # dearer items: fewer of them
+    dear, cheap = (least_profitable(1.0, cost) for cost in (high * 0.99, low * 0.99))
+    assert ((probabilities >= np.float32(dear)) <= (probabilities >= np.float32(cheap))).all()
+    # a greater share of targets found: more items
+    wanted = sorted((low, high))
+    few, many = (
+        choose_cut(ThresholdConfig("recall", share), probabilities, positive, rows).least_probability
+        for share in wanted
+    )
+    assert many <= few
+
+
+@settings(deadline=None)
+@given(some_lists, st.integers(1, 12))
+def test_the_curve_holds_what_a_fixed_probability_would_do(pairs, n_points):
+    probabilities, positive, rows = _packed(pairs)
+    curve = cut_curve(probabilities, positive, rows, n_points)
+    assert {len(values) for values in curve.values()} == {len(curve["recall"])}
+    assert 1 <= len(curve["recall"]) <= n_points
+    for least, *values in zip(*curve.values(), strict=True):
+        kept = probabilities >= np.float32(least)
+        expected = [positive[kept].mean(), positive[kept].sum() / positive.sum(), kept.sum() / len(rows)]
+        assert values == pytest.approx(expected)
+    assert (np.diff(curve["mean_kept"]) > 0).all()
+    if n_points > 1:
+        assert (curve["recall"][-1], curve["mean_kept"][-1]) == (1.0, len(probabilities) / len(rows))
+    assert json.loads(json.dumps(curve)) == curve
+
+
+def test_without_targets_there_is_no_curve():
+    empty = {"least_probability": [], "precision": [], "recall": [], "mean_kept": []}
+    assert cut_curve(PROBABILITIES, np.zeros(6, dtype=bool), ROWS) == empty
+    assert cut_curve(np.full(6, np.nan, dtype=np.float32), POSITIVE, ROWS) == empty
+
+
+@pytest.mark.parametrize("rule", RULES, ids=_name)
+def test_json_keeps_a_cut(rule):
+    cut = choose_cut(rule, *shop(400))
+    assert Cut.from_dict(json.loads(json.dumps(cut.to_dict()))) == cut
+    assert (cut.guarantee is None) == (rule.rule != "risk")
+
+
+def test_a_cut_saved_before_there_were_guarantees_has_none():
     cut = choose_cut(ThresholdConfig("recall", 0.5), PROBABILITIES, POSITIVE, ROWS)
-    assert Cut.from_dict(cut.to_dict()) == cut
+    old = {name: value for name, value in cut.to_dict().items() if name not in ("guarantee", "no_guarantee")}
+    assert Cut.from_dict(old) == cut
+    assert cut.guarantee is None
+    assert "an estimate" in cut.no_guarantee

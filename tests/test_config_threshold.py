@@ -1,0 +1,96 @@
+"""Threshold rules from the outside: what may be given, what is refused and how, JSON, and the words of the command."""
+
+import json
+import math
+
+import pytest
+
+from llm_rerank.config import RerankerConfig, ThresholdConfig
+from llm_rerank.options import threshold_rule
+from llm_rerank.types import DataError
+
+GOOD = {
+    "probability=0.02": ThresholdConfig("probability", 0.02),
+    "f_beta=2": ThresholdConfig("f_beta", 2.0),
+    "recall=0.8": ThresholdConfig("recall", 0.8),
+    "precision=0.1": ThresholdConfig("precision", value=0.1),
+    "expected_value,gain=30,cost=0.5": ThresholdConfig("expected_value", gain=30, cost=0.5),
+    "expected_value,cost=0": ThresholdConfig("expected_value", cost=0.0),
+    "risk": ThresholdConfig("risk"),
+    "risk=false_positives, alpha=0.05, delta=0.2": ThresholdConfig(
+        "risk", risk="false_positives", alpha=0.05, delta=0.2
+    ),
+    "risk,risk=false_discovery": ThresholdConfig("risk", risk="false_discovery"),
+}
+
+
+@pytest.mark.parametrize(("words", "config"), GOOD.items(), ids=GOOD)
+def test_rules_are_read_from_the_command_and_survive_json(words, config):
+    assert threshold_rule(words) == config
+    settings = RerankerConfig(threshold=config)
+    assert RerankerConfig.from_dict(json.loads(json.dumps(settings.to_dict()))) == settings
+
+
+def test_no_words_are_no_rule():
+    assert threshold_rule(None) is None
+
+
+def test_settings_saved_before_there_were_more_rules_are_read():
+    old = {"threshold": {"rule": "recall", "value": 0.9}}
+    assert RerankerConfig.from_dict(old).threshold == ThresholdConfig("recall", 0.9)
+
+
+BAD = {
+    "unknown rule": (("top", 0.1), {}, "'top'; it must be one of probability, "),
+    "no number": (("recall",), {}, r"'recall' has value None; it must be a number in \(0, 1\]"),
+    "recall above 1": (("recall", 1.5), {}, "value 1.5"),
+    "probability 0": (("probability", 0.0), {}, r"value 0.0; it must be a number in \(0, 1\]"),
+    "precision 0": (("precision", 0), {}, "'precision' has value 0"),
+    "precision NaN": (("precision", math.nan), {}, "value nan"),
+    "beta 0": (("f_beta", 0.0), {}, "value 0.0; it must be a number above 0"),
+    "beta infinite": (("f_beta", math.inf), {}, "value inf"),
+    "words for a number": (("recall", "0.8"), {}, "value '0.8'"),
+    "a truth for a number": (("recall", True), {}, "value True"),
+    "alpha 0": (("risk",), {"alpha": 0}, "alpha 0; it must be a number strictly between 0 and 1"),
+    "alpha 1": (("risk",), {"alpha": 1.0}, "alpha 1.0"),
+    "alpha NaN": (("risk",), {"alpha": math.nan}, "alpha nan"),
+    "delta below 0": (("risk",), {"delta": -0.1}, "delta -0.1; it must be a number strictly between 0 and 1"),
+    "delta 1": (("risk",), {"delta": 1}, "delta 1"),
+    "unknown risk": (("risk",), {"risk": "regret"}, "risk is 'regret'; it must be one of missed_target, "),
+    "no cost": (("expected_value",), {"gain": 3.0}, "'expected_value' has cost None"),
+    "cost below 0": (("expected_value",), {"cost": -1}, "cost -1"),
+    "cost NaN": (("expected_value",), {"cost": math.nan}, "cost nan"),
+    "gain 0": (("expected_value",), {"gain": 0, "cost": 0}, "gain 0; it must be a number above 0"),
+    "gain infinite": (("expected_value",), {"gain": math.inf, "cost": 1}, "gain inf"),
+    "cost of the gain": (("expected_value",), {"gain": 2, "cost": 2}, "gain 2 and cost 2.*cost must be below gain"),
+    "alpha of another rule": (("recall", 0.8), {"alpha": 0.2}, "'recall' has alpha 0.2, which it does not read"),
+    "cost of another rule": (("risk",), {"cost": 0.0}, "has cost 0.0, which it does not read; give only risk, alpha,"),
+    "value of another rule": (("risk", 0.1), {}, "has value 0.1, which it does not read"),
+    "value NaN of another rule": (("expected_value", math.nan), {"cost": 0.1}, "has value nan, which"),
+    "risk of another rule": (("precision", 0.1), {"risk": "false_discovery"}, "has risk 'false_discovery', which"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_what_cannot_be_is_refused_with_value_and_rule(name):
+    positional, named, words = BAD[name]
+    with pytest.raises(DataError, match=words):
+        ThresholdConfig(*positional, **named)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    {
+        "recall": "--threshold is 'recall': .*has value None",
+        "recall=most": "--threshold is 'recall=most': write a rule and its numbers",
+        "median=1": "must be one of probability, f_beta, recall, precision, expected_value, risk",
+        "risk,alpha=1": "has alpha 1.0",
+        "risk,beta=1": "there is no 'beta'; known: gain, cost, risk, alpha, delta",
+        "risk=regret": "risk is 'regret'",
+        "recall=0.8,alpha=0.2": "'recall' has alpha 0.2, which it does not read",
+        "": "--threshold is ''",
+    }.items(),
+)
+def test_words_that_make_no_rule_are_quoted(words, said):
+    with pytest.raises(DataError, match=said):
+        threshold_rule(words)
