@@ -13,6 +13,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from llm_rerank.config import RerankerConfig
+from llm_rerank.evaluation.protocols import Trial
+from llm_rerank.recommendation.reranker import Reranker
 from llm_rerank.storage import write_json
 
 PACKAGES = (
@@ -53,6 +56,21 @@ def write_report(path: Path | None, report: dict[str, Any]) -> None:
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, json.loads(json.dumps(report, default=_plain), parse_constant=lambda _: None))
+
+
+def fitted_on(trial: Trial, config: RerankerConfig, folder: Path | None, *, impressions: Any = None) -> Reranker:
+    """Fit a reranker on a trial's past, or load the one that an earlier benchmark left in the folder.
+
+    The folder is trusted to hold the same fit: name it after the data set, the split and the settings.
+    """
+    if folder is not None and folder.exists():
+        return Reranker.load(folder)
+    reranker = Reranker(config).fit(
+        trial.interactions, trial.item_frame, users=trial.user_frame, impressions=impressions
+    )
+    if folder is not None:
+        reranker.save(folder)
+    return reranker
 
 
 def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

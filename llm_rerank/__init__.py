@@ -7,16 +7,20 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from llm_rerank.config import DiversityConfig as DiversityConfig
     from llm_rerank.config import RerankerConfig as RerankerConfig
     from llm_rerank.config import ThresholdConfig as ThresholdConfig
     from llm_rerank.data.datasets import load_dataset as load_dataset
     from llm_rerank.data.readers import read_interactions as read_interactions
     from llm_rerank.data.readers import read_items as read_items
     from llm_rerank.recommendation.reranker import Reranker as Reranker
+    from llm_rerank.types import DriftWarning as DriftWarning
 
 __version__ = "0.1.0"
 
 _HOMES = {
+    "DiversityConfig": "llm_rerank.config",
+    "DriftWarning": "llm_rerank.types",
     "HistoryCrossEncoder": "llm_rerank.models.cross_encoder.scorer",
     "PairwiseCrossEncoder": "llm_rerank.models.cross_encoder.pairwise",
     "Reranker": "llm_rerank.recommendation.reranker",
@@ -28,6 +32,8 @@ _HOMES = {
 }
 
 __all__ = [
+    "DiversityConfig",
+    "DriftWarning",
     "HistoryCrossEncoder",
     "PairwiseCrossEncoder",
     "Reranker",

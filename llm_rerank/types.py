@@ -39,6 +39,10 @@ class NotFittedError(RerankError, RuntimeError):
     """A model was asked for scores before it was fitted or loaded."""
 
 
+class DriftWarning(UserWarning):
+    """A batch does not look like the cases that probabilities and cut were judged on."""
+
+
 class StorageError(RerankError):
     """A saved folder is missing, foreign, of another version, or damaged; the message names the file."""
 

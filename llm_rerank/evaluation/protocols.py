@@ -18,7 +18,15 @@ from llm_rerank.data.datasets import Dataset
 from llm_rerank.data.frames import clean_ids, id_codes
 from llm_rerank.data.rendering import Renderer
 from llm_rerank.data.schema import validate_interactions, validate_items, validate_users
-from llm_rerank.data.splits import HeldOut, all_targets_after, before, first_of_pair, last_out, quantile_time
+from llm_rerank.data.splits import (
+    HeldOut,
+    all_targets_after,
+    before,
+    first_of_pair,
+    first_unseen_targets,
+    last_out,
+    quantile_time,
+)
 from llm_rerank.data.times import parse_times
 from llm_rerank.types import (
     Cases,
@@ -60,15 +68,19 @@ class TimeCut:
     cut: a date or time (UTC); None: the 90 % quantile of event times. Validation is cut as long before the cut as the
     data reach beyond it, and sees nothing at or after the cut.
     least_buyers: keep only items that so many users took before the cut in question (of validation or of test).
+    first_visit: targets are the new items of each user's first visit that has any, as a fit holds them out: what its
+    probabilities speak of.
     """
 
     cut: str | None = None
     least_buyers: int = 0
+    first_visit: bool = False
 
     def sentence(self, at: int) -> str:
         """Say the protocol in one line; at: the cut of the split in question."""
         fewest = f"; items with at least {self.least_buyers} buyers before the cut" if self.least_buyers else ""
-        return f"time cut at {_date(at)}: targets are all new positive items from then on, of users with a past{fewest}"
+        which = "the new positive items of the first visit" if self.first_visit else "all new positive items"
+        return f"time cut at {_date(at)}: targets are {which} from then on, of users with a past{fewest}"
 
 
 Protocol = LastOut | TimeCut
@@ -272,7 +284,8 @@ def _cut_in_time(tables: _Tables, protocol: TimeCut, split: Split) -> tuple[_Tab
     if protocol.least_buyers:
         buyers = item_support(before(tables.events, cut))
         tables = tables.only_items(buyers >= protocol.least_buyers)
-    held_out = all_targets_after(before(tables.events, end), cut)
+    targets_since = first_unseen_targets if protocol.first_visit else all_targets_after
+    held_out = targets_since(before(tables.events, end), cut)
     return tables, np.full(tables.events.n_users + 1, cut, dtype=np.int64), held_out, cut
 
 

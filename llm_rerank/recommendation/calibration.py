@@ -1,12 +1,14 @@
-"""From a fused score to a probability: Platt scaling over score, log history length and log item support.
+"""From a fused score to a probability: logistic regression on score, log history length and log item support.
 
-The probability answers: is this candidate the user's next new item, given that it was on the list?
+The score enters by a rising line with a bend or two, because the first ranks are hotter than a straight one says. The
+probability answers: is this candidate the user's next new item, given that it was on the list?
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,23 +23,32 @@ Float64Array = npt.NDArray[np.float64]
 
 LEAST_POSITIVES = 10
 
+KNOTS = ((100, (0.25, 0.5, 0.75)), (40, (0.5,)))
+"""Where the line bends: from so many positives on, at these quantiles of their scores; below, nowhere.
+
+On the validation splits of Scientific and Online Retail three bends took the calibration error of the first ten from
+.19 and .15 of their mean probability to .10 and .08.
+"""
+
 
 @dataclass(frozen=True)
-class PlattCalibrator:
-    """P(target) = 1 / (1 + exp(−(intercept + coefficients · (score, user_support, item_support)))).
+class LogisticCalibrator:
+    """P(target) = 1 / (1 + exp(−(intercept + coefficients · (segments of the score, user_support, item_support)))).
 
-    coefficients: float64, shape (3,); supports are log1p counts. Platt, "Probabilistic outputs for support vector
-    machines", 1999. The coefficient of the score is never negative: a higher score never means a lower probability
-    for the same user and item support.
+    knots: scores at which the line bends, rising; with none it is Platt scaling ("Probabilistic outputs for support
+    vector machines", 1999) with two further inputs. coefficients: float64, shape (len(knots) + 3,): the slope of each
+    segment, none negative, so that a higher score never means a lower probability for the same user and item support;
+    then those of the supports, log1p counts.
     """
 
     intercept: float
     coefficients: Float64Array
     n_positives: int
+    knots: tuple[float, ...] = ()
 
     def probability(self, scores: Float64Array, user_support: FloatArray, item_support: FloatArray) -> FloatArray:
         """Probabilities: float32, shape (n_candidates,); NaN where the score is NaN."""
-        linear = self.intercept + _inputs(scores, user_support, item_support) @ self.coefficients
+        linear = self.intercept + _inputs(scores, user_support, item_support, self.knots) @ self.coefficients
         with np.errstate(over="ignore"):
             return (1.0 / (1.0 + np.exp(-linear))).astype(np.float32)
 
@@ -47,27 +58,35 @@ class PlattCalibrator:
             "intercept": self.intercept,
             "coefficients": self.coefficients.tolist(),
             "n_positives": self.n_positives,
+            "knots": list(self.knots),
         }
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> PlattCalibrator:
+    def from_dict(cls, values: Mapping[str, Any]) -> LogisticCalibrator:
         """Rebuild from ``to_dict``'s values."""
         coefficients = np.asarray(values["coefficients"], dtype=np.float64)
-        return cls(values["intercept"], coefficients, values["n_positives"])
+        return cls(values["intercept"], coefficients, values["n_positives"], tuple(values.get("knots", ())))
 
 
-def _inputs(scores: Float64Array, user_support: FloatArray, item_support: FloatArray) -> Float64Array:
-    return np.stack([np.asarray(scores, dtype=np.float64), user_support, item_support], axis=1)
+def _inputs(
+    scores: Float64Array, user_support: FloatArray, item_support: FloatArray, knots: tuple[float, ...]
+) -> Float64Array:
+    """Lay out the inputs of the regression: the part of each score in each segment between knots, then the supports."""
+    values = np.asarray(scores, dtype=np.float64)
+    ends = (*knots, np.inf)
+    segments = [np.minimum(values, ends[0])]
+    segments += [np.clip(values - start, 0.0, end - start) for start, end in pairwise(ends)]
+    return np.stack([*segments, user_support, item_support], axis=1)
 
 
-def fit_platt(
+def fit_calibrator(
     scores: Float64Array,
     user_support: FloatArray,
     item_support: FloatArray,
     positive: BoolArray,
     *,
     penalty: float = 1e-3,
-) -> PlattCalibrator | None:
+) -> LogisticCalibrator | None:
     """Fit by penalised maximum likelihood; all arrays of shape (n_candidates,).
 
     Returns None with fewer than 10 positives, or without negatives: no probability is better than an invented one.
@@ -78,12 +97,15 @@ def fit_platt(
     n_positives = int(positive.sum())
     if n_positives < LEAST_POSITIVES or n_positives == len(positive):
         return None
-    inputs = _inputs(scores, user_support, item_support)
+    quantiles = next((quantiles for least, quantiles in KNOTS if n_positives >= least), ())
+    knots = tuple(np.unique(np.quantile(scores[positive], quantiles)).tolist()) if quantiles else ()
+    inputs = _inputs(scores, user_support, item_support, knots)
     mean, deviation = inputs.mean(axis=0), inputs.std(axis=0)
     deviation = np.where(deviation > 1e-12, deviation, 1.0)
     design = np.column_stack([np.ones(len(inputs)), (inputs - mean) / deviation])
     labels = positive.astype(np.float64)
-    stiffness = np.array([0.0, penalty, penalty, penalty])
+    n_segments = len(knots) + 1
+    stiffness = np.array([0.0] + [penalty] * (n_segments + 2))
 
     def objective(weights: Float64Array) -> tuple[float, Float64Array]:
         linear = design @ weights
@@ -91,8 +113,9 @@ def fit_platt(
         return float(loss), design.T @ (expit(linear) - labels) + stiffness * weights
 
     rate = labels.mean()
-    first = np.array([np.log(rate / (1.0 - rate)), 0.5, 0.0, 0.0])
-    bounds = [(None, None), (0.0, None), (None, None), (None, None)]
+    first = np.zeros(n_segments + 3)
+    first[:2] = np.log(rate / (1.0 - rate)), 0.5
+    bounds = [(None, None), *[(0.0, None)] * n_segments, (None, None), (None, None)]
     found = minimize(objective, first, jac=True, method="L-BFGS-B", bounds=bounds, options={"maxiter": 500})
     coefficients = found.x[1:] / deviation
-    return PlattCalibrator(float(found.x[0] - coefficients @ mean), coefficients, n_positives)
+    return LogisticCalibrator(float(found.x[0] - coefficients @ mean), coefficients, n_positives, knots)

@@ -27,12 +27,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class CrossReading:
-    """A fine-tuned cross-encoder as a component, and the folds with its scores as their last column."""
+    """A fine-tuned cross-encoder as a component, the folds with its scores as their last column, and its tuning."""
 
     component: Component
     spec: ComponentSpec
     fold_f: Fold
     fold_g: Fold
+    tuning: FineTuning
 
 
 def read_with_cross_encoder(
@@ -66,13 +67,13 @@ def read_with_cross_encoder(
     log.step("cross-encoder fine-tuning")
     settings = TrainingSettings(steps=config.fine_tune_steps, seed=config.seed)
     checkpoint = None if config.cache_folder is None else Path(config.cache_folder) / "fine-tuning"
-    model, _ = tune_on_lists(lists, tools, settings, checkpoint, log)
+    model, tuning = tune_on_lists(lists, tools, settings, checkpoint, log)
     log.step("cross-encoder scores")
     model.fit(holdout.past, items, seed=config.seed)
     component = Component(model, "cross_encoder", retrieves=False, blends=True, settings={})
     # a refit reads new texts with the same weights, and must not touch the table of the model that was judged
     spec = ComponentSpec(CROSS_ENCODER, "cross_encoder", lambda: copy(model), retrieves=False)
-    return CrossReading(component, spec, with_scores(fold_f, model), with_scores(fold_g, model))
+    return CrossReading(component, spec, with_scores(fold_f, model), with_scores(fold_g, model), tuning)
 
 
 def tune_on_lists(

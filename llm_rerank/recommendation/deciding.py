@@ -33,8 +33,8 @@ class Decided:
     """A scored batch; every array has shape (n_candidates,), laid out as ``candidates``.
 
     contributions: float64, shape (n_candidates, n_columns), rows sum to ``scores``. scores: NaN for an item that the
-    catalogue does not have. ranks: from 1 in each row, after diversity. propensities: of those places
-    (``exploration.py``); None where nothing is drawn at random.
+    catalogue does not have. ranks: from 1 in each row, after diversity. kept: by the cut (``kept_by_cut``) and then by
+    min_items and max_items. propensities: of the ranks (``exploration.py``); None where nothing is drawn at random.
     """
 
     candidates: Ragged
@@ -44,6 +44,7 @@ class Decided:
     probabilities: FloatArray
     ranks: IntArray
     kept: BoolArray
+    kept_by_cut: BoolArray
     propensities: FloatArray | None = None
 
 
@@ -92,11 +93,14 @@ def decide(
     kept = ~unknown
     if stage.cut is not None:
         kept &= np.nan_to_num(probabilities, nan=-1.0) >= stage.cut.least_probability
+    kept_by_cut = kept
     kept = bounded_kept(kept, ranks, min_items=config.min_items, max_items=config.max_items) & ~unknown
     settings = config.diversity_settings
     placed = diversify_cases(fitted.components, fitted.items, fold.scored.cases, scores, ranks, settings, config.seed)
     propensities = placed.propensities if settings.exploration_slots else None
-    return Decided(candidates, stage, contributions, scores, probabilities, placed.ranks, kept, propensities)
+    return Decided(
+        candidates, stage, contributions, scores, probabilities, placed.ranks, kept, kept_by_cut, propensities
+    )
 
 
 def scores_for(stage: Stage, names: Sequence[str], scores: FloatArray) -> FloatArray:

@@ -31,6 +31,7 @@ from llm_rerank.recommendation.upstream import fit_upstream_stage
 from llm_rerank.types import Cases, CatalogueScorer, IntArray, Interactions, Items, Ragged, Scorer
 
 MOST_CASES_FOR_TUNING = 1_000
+REFITTED = "the components were fitted again after the cut was chosen; refit=False keeps the guarantee"
 
 
 @dataclass(frozen=True)
@@ -65,16 +66,26 @@ def fit_reranker(data: FitData, tools: FitTools, log: FitLog, start: Start | Non
             stage, fold_f, fold_g = with_reading, reading.fold_f, reading.fold_g
             components, specs = [*components, reading.component], [*specs, reading.spec]
     stage, report = report_and_cut(stage, fold_g, config, n_items, log)
-    upstream_stage = fit_upstream_stage(data, tools, holdout, items, components, reference, log, start)
+    upstream_stage, upstream_report = fit_upstream_stage(data, tools, holdout, items, components, reference, log, start)
 
     if config.refit:
         log.step("refit on all rows")
         items = tools.render(data.items, data.events, None)
+        judged = components
         components = refit_components(components, specs, data.events, items, fold_g, stage, reference, config.seed, log)
+        if any(after.scorer is not before.scorer for after, before in zip(components, judged, strict=True)):
+            stage = stage.without_guarantee(REFITTED)
+            upstream_stage = None if upstream_stage is None else upstream_stage.without_guarantee(REFITTED)
     else:
         log.say("refit=False: the components keep what they learned before the hold-out")
     settings = {component.name: dict(component.settings) for component in components}
     summary = {"protocol": holdout.protocol, "holdout": holdout.description, "settings": settings, **report}
+    summary["cut"] = None if stage.cut is None else stage.cut.to_dict()
+    if upstream_report is not None and upstream_stage is not None:
+        cut = upstream_stage.cut
+        summary["upstream"] = {**upstream_report, "cut": None if cut is None else cut.to_dict()}
+    if reading is not None:
+        summary["fine_tuning"] = {"log": list(reading.tuning.log), "best_step": reading.tuning.best_step}
     return Fitted(items, tuple(components), reference, stage, upstream_stage, summary)
 
 

@@ -11,12 +11,13 @@ from llm_rerank.config import RerankerConfig
 from llm_rerank.models.conditional_logit import Float64Array
 from llm_rerank.recommendation.calibration_report import calibration_sentence, describe_calibration
 from llm_rerank.recommendation.candidates import is_member, ranks_in_row
+from llm_rerank.recommendation.drift import profile_of
 from llm_rerank.recommendation.fusion import ndcg_of
 from llm_rerank.recommendation.inputs import Fold
 from llm_rerank.recommendation.log import FitLog
 from llm_rerank.recommendation.stage import UPSTREAM, Stage, supports
-from llm_rerank.recommendation.thresholds import choose_cut
-from llm_rerank.types import BoolArray, FloatArray, IntArray
+from llm_rerank.recommendation.thresholds import choose_cut, cut_curve
+from llm_rerank.types import BoolArray, DataError, FloatArray, IntArray
 
 LEAST_CASES_FOR_CUT = 300
 
@@ -46,6 +47,7 @@ def report_and_cut(
     )
     probabilities = stage.probability(scores, fold.pair_values)
     n_hit = int((n_retrieved > 0).sum())
+    stage = replace(stage, profile=profile_of(scores, rows, fold.scored.cases.history.lengths))
     stage = _with_cut(stage, config, probabilities, positive, fold, n_hit, log)
     return stage, {
         "n_cases": len(rows),
@@ -55,6 +57,7 @@ def report_and_cut(
         "guard": stage.verdict.to_dict(),
         "calibration": _calibration(stage, probabilities, positive, fold, ranks_in_row(scores, rows), log),
         "cut": None if stage.cut is None else stage.cut.to_dict(),
+        "cut_curve": cut_curve(probabilities, positive, rows),
     }
 
 
@@ -90,12 +93,13 @@ def _with_cut(
     if stage.calibrator is None:
         log.say(f"warning: cut: rule {rule.rule!r} needs probabilities and there are none, so nothing is cut")
         return stage
-    if rule.rule != "probability" and not positive.any():
-        log.say(f"warning: cut: rule {rule.rule!r} needs retrieved targets in fold G and there are none; no cut")
+    try:
+        cut = choose_cut(rule, probabilities, positive, fold.candidates)
+    except DataError as error:  # the fit took minutes: it is not lost for a cut that cannot be had
+        log.say(f"warning: cut: {error}; nothing is cut")
         return stage
-    stage = replace(stage, cut=choose_cut(rule, probabilities, positive, fold.candidates))
-    assert stage.cut is not None
-    log.say(stage.cut.sentence())
+    stage = replace(stage, cut=cut)
+    log.say(cut.sentence())
     if n_retrieved < LEAST_CASES_FOR_CUT:
         log.say(f"warning: cut: chosen on {n_retrieved} retrieved cases, fewer than {LEAST_CASES_FOR_CUT}")
     return stage

@@ -22,6 +22,7 @@ from llm_rerank.data.times import TimeUnit
 from llm_rerank.recommendation.comparing import Comparison, compare_results
 from llm_rerank.recommendation.components import Component, ComponentSpec, default_specs
 from llm_rerank.recommendation.deciding import Decided, decide, result_frame
+from llm_rerank.recommendation.decision_facts import DECISION, decision_facts
 from llm_rerank.recommendation.explanation import Explanation, codes_to_explain, explain_item
 from llm_rerank.recommendation.fitting import Fitted, fit_reranker
 from llm_rerank.recommendation.histories import cases_of_users, history_frame, read_histories
@@ -147,7 +148,9 @@ class Reranker:
 
         Returns the kind of frame given: user_id, item_id, rank (from 1), score, probability, kept, score_<group>
         (which add up to score), upstream_score, then the columns passed through; users in order of appearance, best
-        rank first, ties in input order.
+        rank first, ties in input order. ``attrs["decision"]`` of a pandas frame says how the batch was cut, whether the
+        guarantee holds for it, and whether it drifted (``decision_facts``); a drifted batch that is cut gives a
+        DriftWarning.
         Raises DataError where the frame breaks a rule, NotFittedError before ``fit`` or ``load``.
         """
         fitted = self._fit_result()
@@ -165,7 +168,9 @@ class Reranker:
         upstream = table.upstream_scores[order]
         decided = self._decide(cases, seen, upstream=None if np.isnan(upstream).all() else upstream)
         passed = table.frame.iloc[order].reset_index(drop=True)
-        return like_input(result_frame(passed, decided, fitted, k), candidates)
+        result = result_frame(passed, decided, fitted, k)
+        result.attrs[DECISION] = decision_facts(decided, cases, self.config, k)
+        return like_input(result, candidates)
 
     def recommend(
         self,
@@ -173,13 +178,14 @@ class Reranker:
         *,
         histories: Frame | None = None,
         at: Any = None,
-        k: int = 10,
+        k: int | None = 10,
         exclude_seen: bool = True,
     ) -> Any:
         """Retrieve candidates and return each user's best k.
 
         user_ids: None takes every known user, or those in ``histories``. A user known to neither gets the list of a
-        newcomer. exclude_seen: leave out what the user has had. Other arguments and the result as in ``rerank``.
+        newcomer. k: None returns every retrieved candidate. exclude_seen: leave out what the user has had. Other
+        arguments and the result as in ``rerank``.
         """
         fitted = self._fit_result()
         _check_k(k)
@@ -188,7 +194,7 @@ class Reranker:
             user_ids = list(self._data().events.user_ids if given is None else given.user_ids)
         user_ids = list(dict.fromkeys(user_ids))
         cases, seen = self._cases(user_ids, given, at)
-        per_source = max(self.config.candidates_per_source, k)
+        per_source = max(self.config.candidates_per_source, k or 0)
         decided = self._decide(cases, seen, candidates_per_source=per_source, exclude=seen if exclude_seen else None)
         users = np.empty(len(user_ids), dtype=object)
         users[:] = user_ids
@@ -199,6 +205,7 @@ class Reranker:
             }
         )
         result = result_frame(passed, decided, fitted, k)
+        result.attrs[DECISION] = decision_facts(decided, cases, self.config, k)
         return result if histories is None else like_input(result, histories)
 
     def explain(

@@ -6,7 +6,7 @@ There is one stage for candidates that this library retrieves, and another for l
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -14,8 +14,9 @@ import numpy.typing as npt
 
 from llm_rerank.data.features import PAIR_FEATURES
 from llm_rerank.data.missing import MissingValues, Standardizer
-from llm_rerank.recommendation.calibration import PlattCalibrator, fit_platt
+from llm_rerank.recommendation.calibration import LogisticCalibrator, fit_calibrator
 from llm_rerank.recommendation.candidates import is_member
+from llm_rerank.recommendation.drift import DriftProfile
 from llm_rerank.recommendation.fusion import (
     ITEM_SUPPORT,
     SHARPNESS,
@@ -48,7 +49,8 @@ class Stage:
 
     feature_names: the pair features in use, a part of ``PAIR_FEATURES``. upstream_scale: mean and standard deviation
     of the upstream scores it was fitted on; None where there are none. residual_verdict: what was decided of the
-    cross-encoder, whose score is then the last column of the component scores; None without one.
+    cross-encoder, whose score is then the last column of the component scores; None without one. profile: what batches
+    are compared with; None where there were no lists to take it from.
     """
 
     component_names: tuple[str, ...]
@@ -59,9 +61,16 @@ class Stage:
     upstream_scale: tuple[float, float] | None
     blend: Blend
     verdict: GuardVerdict
-    calibrator: PlattCalibrator | None
+    calibrator: LogisticCalibrator | None
     cut: Cut | None
     residual_verdict: ResidualVerdict | None = None
+    profile: DriftProfile | None = None
+
+    def without_guarantee(self, reason: str) -> Stage:
+        """Take back the cut's guarantee, where there is one, and keep why."""
+        if self.cut is None or self.cut.guarantee is None:
+            return self
+        return replace(self, cut=replace(self.cut, guarantee=None, no_guarantee=reason))
 
     @property
     def standardised_names(self) -> tuple[str, ...]:
@@ -122,12 +131,14 @@ class Stage:
             "calibrator": None if self.calibrator is None else self.calibrator.to_dict(),
             "cut": None if self.cut is None else self.cut.to_dict(),
             "residual_verdict": None if self.residual_verdict is None else self.residual_verdict.to_dict(),
+            "profile": None if self.profile is None else self.profile.to_dict(),
         }
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Stage:
         """Rebuild from ``to_dict``'s values."""
         scale, residual = values["upstream_scale"], values.get("residual_verdict")
+        profile = values.get("profile")
         return cls(
             component_names=tuple(values["component_names"]),
             feature_names=tuple(values["feature_names"]),
@@ -137,9 +148,10 @@ class Stage:
             upstream_scale=None if scale is None else (scale[0], scale[1]),
             blend=Blend.from_dict(values["blend"]),
             verdict=GuardVerdict.from_dict(values["verdict"]),
-            calibrator=None if values["calibrator"] is None else PlattCalibrator.from_dict(values["calibrator"]),
+            calibrator=None if values["calibrator"] is None else LogisticCalibrator.from_dict(values["calibrator"]),
             cut=None if values["cut"] is None else Cut.from_dict(values["cut"]),
             residual_verdict=None if residual is None else ResidualVerdict.from_dict(residual),
+            profile=None if profile is None else DriftProfile.from_dict(profile),
         )
 
 
@@ -234,7 +246,7 @@ def fit_stage(
             fusion, columns, residual_names, rows, positive, targets, choice=cross_encoder, seed=seed
         )
         names = (*names, CROSS_ENCODER)
-    calibrator = fit_platt(fusion.out_of_fold, user_support, item_support, positive)
+    calibrator = fit_calibrator(fusion.out_of_fold, user_support, item_support, positive)
     return Stage(
         names,
         used,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -33,18 +33,21 @@ def fit_upstream_stage(
     reference: IntArray,
     log: FitLog,
     start: Start | None,
-) -> Stage | None:
-    """Fit a stage on each user's first shown list at or after the cut; None without impressions or real time."""
+) -> tuple[Stage | None, dict[str, Any] | None]:
+    """Fit a stage on each user's first shown list at or after the cut, and report it on the users of fold G.
+
+    Both are None without impressions or real time.
+    """
     if data.impressions is None:
-        return None
+        return None, None
     if holdout.protocol != "time":
         log.say("warning: impressions need the time protocol (enough users, real timestamps); they are not used")
-        return None if start is None else start.upstream_stage
+        return (None if start is None else start.upstream_stage), None
     log.step("upstream stage")
     cases, seen, upstream = shown_lists(data.impressions, data.events, holdout)
     if not len(cases):
         log.say(f"warning: no impressions of known users at or after the cut ({holdout.as_of}); they are not used")
-        return None if start is None else start.upstream_stage
+        return (None if start is None else start.upstream_stage), None
     scored = retrieve_and_score(components, cases, reference, len(items))
     sentiment = data.sentiment[holdout.past_rows]
     statistics = ItemStatistics.from_events(holdout.past, items, holdout.as_of, sentiment=sentiment)
@@ -62,7 +65,7 @@ def fit_upstream_stage(
         cross_encoder="always" if tools.config.cross_encoder == "always" else "auto",
     )
     log.say(f"upstream lists: {stage.verdict.sentence()}")
-    return report_and_cut(stage, fold_g, tools.config, len(items), log)[0]
+    return report_and_cut(stage, fold_g, tools.config, len(items), log)
 
 
 def shown_lists(impressions: pd.DataFrame, events: Interactions, holdout: Holdout) -> tuple[Cases, Ragged, FloatArray]:

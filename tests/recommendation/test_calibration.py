@@ -1,9 +1,10 @@
-"""Platt scaling: planted truth, order, and silence where there is too little to learn from."""
+"""The calibrator: planted truth, order, and silence where there is too little to learn from."""
 
 import numpy as np
 import pytest
 
-from llm_rerank.recommendation.calibration import LEAST_POSITIVES, PlattCalibrator, fit_platt
+from llm_rerank.recommendation import calibration
+from llm_rerank.recommendation.calibration import LEAST_POSITIVES, LogisticCalibrator, fit_calibrator
 from llm_rerank.reliability import expected_calibration_error
 
 
@@ -15,13 +16,55 @@ def drawn(n, seed=0):
 
 
 def test_planted_coefficients_are_found():
-    calibrator = fit_platt(*drawn(60_000))
+    calibrator = fit_calibrator(*drawn(60_000))
     assert calibrator.intercept == pytest.approx(-3.0, abs=0.15)
-    np.testing.assert_allclose(calibrator.coefficients, [1.2, -0.5, 0.3], atol=0.06)
+    assert len(calibrator.knots) == 3
+    np.testing.assert_allclose(calibrator.coefficients, [1.2, 1.2, 1.2, 1.2, -0.5, 0.3], atol=0.15)
+
+
+def bent(n, seed=0):
+    """A score whose top tells much more than its bulk."""
+    rng = np.random.default_rng(seed)
+    scores, nothing = rng.normal(0, 2, n), np.zeros(n, dtype=np.float32)
+    linear = -5.0 + 0.2 * scores + 2.5 * np.maximum(scores - 2.5, 0.0)
+    return scores, nothing, nothing, rng.random(n) < 1 / (1 + np.exp(-linear))
+
+
+def test_a_bent_line_holds_where_a_straight_one_does_not(monkeypatch):
+    scores, user, item, positive = bent(40_000, seed=1)
+    top = scores > np.quantile(scores, 0.98)
+
+    def error_of_the_top():
+        p = fit_calibrator(*bent(20_000)).probability(scores, user, item)
+        return abs(p[top].mean() - positive[top].mean()) / positive[top].mean()
+
+    with_bends = error_of_the_top()
+    monkeypatch.setattr(calibration, "KNOTS", ())
+    assert with_bends < 0.06 < 0.1 < error_of_the_top()
+
+
+def test_a_higher_score_never_has_a_lower_probability():
+    rng = np.random.default_rng(3)
+    for seed in range(20):  # few positives, no relation at all: the line must still rise
+        scores, user, item, _ = drawn(400, seed)
+        calibrator = fit_calibrator(scores, user, item, rng.random(400) < 0.3)
+        line = calibrator.probability(np.linspace(-8, 8, 500), np.ones(500), np.ones(500))
+        assert (np.diff(line) >= 0).all()
+
+
+@pytest.mark.parametrize(("n_positives", "n_knots"), [(39, 0), (40, 1), (99, 1), (100, 3)])
+def test_bends_need_positives(n_positives, n_knots):
+    scores, user, item, _ = drawn(2_000)
+    assert len(fit_calibrator(scores, user, item, np.arange(2_000) < n_positives).knots) == n_knots
+
+
+def test_a_calibrator_saved_before_there_were_bends_is_read():
+    old = LogisticCalibrator.from_dict({"intercept": -1.0, "coefficients": [2.0, 0.5, 0.25], "n_positives": 50})
+    assert old.probability(np.array([1.0]), np.ones(1), np.ones(1)) == pytest.approx(1 / (1 + np.exp(-1.75)))
 
 
 def test_probabilities_hold_on_unseen_cases_where_raw_scores_do_not():
-    calibrator = fit_platt(*drawn(20_000))
+    calibrator = fit_calibrator(*drawn(20_000))
     scores, user, item, positive = drawn(20_000, seed=1)
     probabilities = calibrator.probability(scores, user, item)
     assert expected_calibration_error(probabilities, positive) < 0.01
@@ -31,21 +74,21 @@ def test_probabilities_hold_on_unseen_cases_where_raw_scores_do_not():
 
 def test_a_score_that_ranks_backwards_is_not_turned_over():
     scores, user, item, positive = drawn(5_000)
-    assert fit_platt(-scores, user, item, positive).coefficients[0] == 0.0
+    assert (fit_calibrator(-scores, user, item, positive).coefficients[:-2] == 0.0).all()
 
 
 def test_too_few_positives_give_no_probability():
     scores, user, item, _ = drawn(200)
     positive = np.zeros(200, dtype=bool)
     positive[: LEAST_POSITIVES - 1] = True
-    assert fit_platt(scores, user, item, positive) is None
-    assert fit_platt(scores, user, item, np.ones(200, dtype=bool)) is None
+    assert fit_calibrator(scores, user, item, positive) is None
+    assert fit_calibrator(scores, user, item, np.ones(200, dtype=bool)) is None
 
 
 def test_ten_positives_are_enough_and_nine_are_not():
     scores, user, item, _ = drawn(200)
-    assert fit_platt(scores, user, item, np.arange(200) < 9) is None
-    calibrator = fit_platt(scores, user, item, np.arange(200) < 10)
+    assert fit_calibrator(scores, user, item, np.arange(200) < 9) is None
+    calibrator = fit_calibrator(scores, user, item, np.arange(200) < 10)
     assert calibrator.n_positives == 10
     # maximum likelihood with an intercept: the mean probability is the base rate
     assert calibrator.probability(scores, user, item).mean() == pytest.approx(10 / 200, abs=1e-4)
@@ -54,15 +97,15 @@ def test_ten_positives_are_enough_and_nine_are_not():
 def test_a_support_that_is_the_same_everywhere_says_nothing():
     scores, user, _, positive = drawn(5_000)
     same = np.full(len(scores), 2.0, np.float32)
-    calibrator = fit_platt(scores, user, same, positive)
-    assert calibrator.coefficients[2] == 0.0
+    calibrator = fit_calibrator(scores, user, same, positive)
+    assert calibrator.coefficients[-1] == 0.0
     assert np.isfinite(calibrator.intercept)
     assert np.isfinite(calibrator.probability(scores, user, same)).all()
 
 
 def test_unknown_score_has_unknown_probability_and_json_keeps_all():
-    calibrator = fit_platt(*drawn(2_000))
-    again = PlattCalibrator.from_dict(calibrator.to_dict())
+    calibrator = fit_calibrator(*drawn(2_000))
+    again = LogisticCalibrator.from_dict(calibrator.to_dict())
     scores = np.array([np.nan, 1.0, -900.0])
     values = again.probability(scores, np.zeros(3, np.float32), np.zeros(3, np.float32))
     assert np.isnan(values[0])

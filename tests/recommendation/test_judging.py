@@ -8,7 +8,7 @@ import pytest
 from llm_rerank.config import RerankerConfig, ThresholdConfig
 from llm_rerank.data.features import PAIR_FEATURES
 from llm_rerank.data.missing import MissingValues, Standardizer
-from llm_rerank.recommendation.calibration import PlattCalibrator
+from llm_rerank.recommendation.calibration import LogisticCalibrator
 from llm_rerank.recommendation.components import ScoredCases
 from llm_rerank.recommendation.fusion import Blend
 from llm_rerank.recommendation.guard import GuardVerdict
@@ -40,7 +40,7 @@ def stage_of(*, upstream=False):
         upstream_scale=(0.0, 1.0) if upstream else None,
         blend=Blend(names, weights, "one", None),
         verdict=GuardVerdict("one", 0.1, 0.1, None, 0.0, 3, False, False, "prior", {}),
-        calibrator=PlattCalibrator(-1.0, np.array([1.0, 0.0, 0.0]), 50),
+        calibrator=LogisticCalibrator(-1.0, np.array([1.0, 0.0, 0.0]), 50),
         cut=None,
     )
 
@@ -157,7 +157,7 @@ def test_without_probabilities_or_targets_nothing_is_cut_and_it_is_said(fold):
     missed = fold_of([[0, 1]], [[5]], [1, 0], [1, 0])
     stage, report, lines = judged(stage_of(), missed, rule)
     assert (stage.cut, report["calibration"]) == (None, {})
-    assert any(line.startswith("warning: cut: rule 'recall' needs retrieved targets") for line in lines)
+    assert any("needs retrieved targets" in line and line.endswith("nothing is cut") for line in lines)
     # a fixed probability needs none
     stage, _, _ = judged(stage_of(), missed, ThresholdConfig("probability", 0.3))
     assert stage.cut.least_probability == 0.3

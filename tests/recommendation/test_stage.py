@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from llm_rerank.data.features import PAIR_FEATURES
-from llm_rerank.recommendation.calibration import PlattCalibrator, fit_platt
+from llm_rerank.recommendation import calibration
+from llm_rerank.recommendation.calibration import LogisticCalibrator, fit_calibrator
 from llm_rerank.recommendation.candidates import is_member
 from llm_rerank.recommendation.components import ScoredCases
 from llm_rerank.recommendation.inputs import Fold
@@ -74,7 +75,7 @@ def test_the_upstream_score_is_the_default_even_where_it_knows_nothing():
 
 def test_a_probability_reads_the_support_of_user_and_item_each_in_its_place(with_upstream):
     fold, stage = with_upstream
-    calibrator = PlattCalibrator(-1.0, np.array([0.5, 2.0, -3.0]), 50)
+    calibrator = LogisticCalibrator(-1.0, np.array([0.5, 2.0, -3.0]), 50)
     values = fold.pair_values[:2].copy()
     values[:, USER], values[:, ITEM] = [0.5, np.nan], [0.25, 1.0]
     # −1 + .5 × 2 + 2 × .5 − 3 × .25 = .25, and −1 + .5 × 4 + 0 − 3 × 1 = −2
@@ -135,13 +136,14 @@ def test_item_support_is_left_out_where_it_is_not_allowed():
     assert "one × item_support" in fitted(fold, features=("item_support",)).blend.names
 
 
-def test_probabilities_come_from_scores_of_cases_left_out_of_the_fit():
+def test_probabilities_come_from_scores_of_cases_left_out_of_the_fit(monkeypatch):
+    monkeypatch.setattr(calibration, "KNOTS", ())  # straight lines, so that one slope tells how sure they are
     # one telling feature among eleven of noise, on 60 lists: a blend tells the lists that it was fitted on too well
     fold = made_fold(60, opinion=1.0)
     stage = fitted(fold, features=PAIR_FEATURES)
     assert stage.verdict.shares["components + features"] + stage.verdict.shares["components + features + support"] > 0.5
     positive = is_member(fold.candidates, fold.targets, N_CANDIDATES)
-    flattered = fit_platt(stage.score(fold), *supports(fold.pair_values), positive)
+    flattered = fit_calibrator(stage.score(fold), *supports(fold.pair_values), positive)
     assert stage.calibrator.coefficients[0] < 0.9 * flattered.coefficients[0]
 
 

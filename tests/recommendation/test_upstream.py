@@ -140,7 +140,7 @@ def fit_stage_of(parts, data=None, start=None):
     given, tools, holdout, fitted = parts
     log = FitLog(verbose=False)
     data = given if data is None else data
-    stage = fit_upstream_stage(data, tools, holdout, fitted.items, fitted.components, fitted.reference, log, start)
+    stage, _ = fit_upstream_stage(data, tools, holdout, fitted.items, fitted.components, fitted.reference, log, start)
     return stage, log.lines
 
 

@@ -1,0 +1,150 @@
+"""Do the probabilities hold on users of the future? Calibration of a fitted reranker on a held-out split.
+
+    python -m benchmarks.calibration --dataset online_retail --data-dir DIR --split test --out FILE.json
+
+The reranker is fitted on the past as a shop would (refit included) and retrieves each held-out user's candidates; a
+target is an item that the user took at the first visit from the decision on, which is what the probability speaks of.
+With ``--upstream``, where there is real time, lists of another recommender (co-occurrence, fitted on what it could
+know) are shown to the fit as impressions, and its lists of the future are judged with the calibrator of such lists.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from benchmarks._common import fitted_on, run_information, table, write_report
+from llm_rerank.config import RerankerConfig
+from llm_rerank.data.cases import build_cases, seen_items
+from llm_rerank.data.datasets import load_dataset
+from llm_rerank.data.frames import id_codes
+from llm_rerank.data.splits import before
+from llm_rerank.evaluation.protocols import PROTOCOLS, LastOut, TimeCut, Trial, hold_out
+from llm_rerank.models.collaborative.item_item import ItemKNN
+from llm_rerank.models.scoring import retrieve
+from llm_rerank.recommendation.calibration_report import describe_calibration
+from llm_rerank.recommendation.candidates import is_member
+from llm_rerank.recommendation.holdout import plan_holdout
+from llm_rerank.recommendation.log import FitLog
+from llm_rerank.types import BoolArray, IntArray, Interactions, Ragged
+
+LENGTH_OF_UPSTREAM_LISTS = 100
+
+
+@dataclass(frozen=True)
+class JudgedLists:
+    """A result frame beside the truth, in the frame's order; all of shape (n_candidates,).
+
+    cases: int64, row of the trial. positive: the candidate is one of the case's targets.
+    """
+
+    frame: pd.DataFrame
+    cases: IntArray
+    positive: BoolArray
+
+    @classmethod
+    def from_result(cls, frame: pd.DataFrame, trial: Trial) -> JudgedLists:
+        """Look each candidate up among the targets of its user."""
+        cases, codes = id_codes(frame["user_id"], trial.user_ids), id_codes(frame["item_id"], trial.items.ids)
+        order = np.argsort(cases, kind="stable")
+        lengths = np.bincount(cases, minlength=len(trial.user_ids)).astype(np.int64)
+        positive = np.empty(len(frame), dtype=np.bool_)
+        positive[order] = is_member(Ragged.from_lengths(codes[order], lengths), trial.cases.targets, len(trial.items))
+        return cls(frame, cases, positive)
+
+    def describe(self, trial: Trial) -> dict[str, Any]:
+        """Judge the frame's probabilities (``describe_calibration``)."""
+        codes = id_codes(self.frame["item_id"], trial.items.ids)
+        return describe_calibration(
+            self.frame["probability"].to_numpy(),
+            self.positive,
+            self.cases,
+            self.frame["rank"].to_numpy(),
+            np.log1p(trial.cases.history.lengths[self.cases]),
+            np.log1p(trial.item_support[codes]),
+        )
+
+
+def upstream_lists(past: Interactions, trial: Trial, users: IntArray, as_of: int, seed: int) -> pd.DataFrame:
+    """Give each user the best items by co-occurrence in the past: user_id, item_id, timestamp, upstream_score."""
+    scorer = ItemKNN().fit(past, trial.items, seed=seed)
+    times = np.full(len(users), as_of, dtype=np.int64)
+    cases = build_cases(past, users, times)
+    lists = retrieve(scorer, cases, LENGTH_OF_UPSTREAM_LISTS, exclude=seen_items(past, users, times))
+    return pd.DataFrame(
+        {
+            "user_id": past.user_ids[users[lists.row_of_value]],
+            "item_id": trial.items.ids[lists.values],
+            "timestamp": as_of,
+            "upstream_score": scorer.score(cases.with_candidates(lists)),
+        }
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
+    """Run the benchmark; returns the report."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.calibration", description=__doc__.split("\n")[0])
+    parser.add_argument("--dataset", default="sample")
+    parser.add_argument("--data-dir", type=Path)
+    parser.add_argument("--split", choices=("validation", "test"), default="validation")
+    parser.add_argument("--upstream", action="store_true", help="also fit and judge lists of another recommender")
+    parser.add_argument("--cross-encoder", choices=("auto", "always", "off"), default="off")
+    parser.add_argument("--cache", help="folder that keeps encoded texts between runs")
+    parser.add_argument("--model", type=Path, help="folder that keeps the fitted reranker between benchmarks")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args(arguments)
+    information = run_information(options.seed)
+    protocol = PROTOCOLS.get(options.dataset, LastOut())
+    if isinstance(protocol, TimeCut):
+        protocol = replace(protocol, first_visit=True)
+    trial = hold_out(load_dataset(options.dataset, options.data_dir), protocol, options.split)
+    config = RerankerConfig(cache_folder=options.cache, cross_encoder=options.cross_encoder, seed=options.seed)
+    impressions = None
+    if options.upstream:
+        holdout = plan_holdout(trial.past, options.seed, FitLog(verbose=False))
+        shown = before(trial.past, holdout.as_of)
+        impressions = upstream_lists(shown, trial, np.unique(shown.users), holdout.as_of, options.seed)
+    reranker = fitted_on(trial, config, options.model, impressions=impressions)
+    lists = {"retrieved": JudgedLists.from_result(reranker.recommend(list(trial.user_ids), k=None, at=trial.at), trial)}
+    if options.upstream:
+        users = id_codes(trial.user_ids, trial.past.user_ids)
+        assert trial.at is not None
+        candidates = upstream_lists(trial.past, trial, users, trial.at, options.seed).drop(columns="timestamp")
+        lists["upstream"] = JudgedLists.from_result(reranker.rerank(candidates, at=trial.at), trial)
+    judged = {name: part.describe(trial) for name, part in lists.items()}
+    report = {
+        "dataset": options.dataset,
+        "trial": trial.describe(),
+        "calibration": judged,
+        "calibration_on_fold_g": reranker.report().values["calibration"],
+        **information,
+    }
+    write_report(options.out, report)
+    rows = []
+    for name, values in judged.items():
+        rows.append(
+            [
+                name,
+                "{:.2f} [{:.2f}, {:.2f}]".format(values["slope"], *values["slope_ci95"]),
+                f"{values['intercept']:+.2f}",
+                f"{values['ece_top_10'] / values['mean_probability_top_10']:.1%}",
+                f"{values['ece_top_10_if_perfect'] / values['mean_probability_top_10']:.1%}",
+                f"{values['mean_probability_top_10']:.4f}",
+                f"{values['rate_top_10']:.4f}",
+                "{:+.4f} [{:+.4f}, {:+.4f}]".format(values["brier_skill"], *values["brier_skill_ci95"]),
+            ]
+        )
+    heads = ["lists", "slope [95 %]", "intercept", "ECE of top 10 / mean p", "if perfect", "mean p", "rate"]
+    print(table([*heads, "Brier skill [95 %]"], rows))
+    return report
+
+
+if __name__ == "__main__":
+    main()

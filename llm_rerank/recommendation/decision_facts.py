@@ -1,0 +1,63 @@
+"""What is said of a batch as a whole: how it was cut, whether the guarantee holds for it, whether it drifted."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import numpy as np
+
+from llm_rerank.config import RerankerConfig
+from llm_rerank.recommendation.deciding import Decided
+from llm_rerank.recommendation.drift import Drift, drift_from
+from llm_rerank.types import Cases, DriftWarning
+
+DECISION = "decision"
+"""Key of ``frame.attrs`` under which a result carries its facts."""
+
+
+def decision_facts(decided: Decided, cases: Cases, config: RerankerConfig, k: int | None) -> dict[str, Any]:
+    """Describe a decided batch, JSON-ready; warns where it drifted and a cut was made.
+
+    cases: whose candidates were decided. k: rows a user that are returned.
+    Keys: least_probability (None: nothing is cut), n_kept (among the rows returned), n_added_by_min_items,
+    n_removed_by_max_items, guarantee (of the cut, or None), no_guarantee (why it is None), drift.
+    """
+    cut, profile = decided.stage.cut, decided.stage.profile
+    shown = decided.kept if k is None else decided.kept & (decided.ranks <= k)
+    drift = Drift({}, {}, len(cases))
+    if profile is not None:
+        drift = drift_from(profile, decided.scores, decided.candidates, cases.history.lengths)
+    reason = _why_no_guarantee(decided, shown, drift, config, k)
+    if cut is not None and drift.shifted:
+        warnings.warn(
+            f"{drift.sentence()}: probabilities and the cut may not hold for them; fit again on recent events, or fit "
+            "with impressions where the lists are another recommender's",
+            DriftWarning,
+            stacklevel=3,
+        )
+    return {
+        "least_probability": None if cut is None else cut.least_probability,
+        "n_kept": int(shown.sum()),
+        "n_added_by_min_items": int((decided.kept & ~decided.kept_by_cut).sum()),
+        "n_removed_by_max_items": int((decided.kept_by_cut & ~decided.kept).sum()),
+        "guarantee": None if reason or cut is None or cut.guarantee is None else cut.guarantee.to_dict(),
+        "no_guarantee": reason,
+        "drift": drift.to_dict(),
+    }
+
+
+def _why_no_guarantee(decided: Decided, shown: np.ndarray, drift: Drift, config: RerankerConfig, k: int | None) -> str:
+    """Say why the cut's guarantee does not hold for a batch; "" where it does."""
+    cut = decided.stage.cut
+    if cut is None:
+        return "nothing is cut: no threshold was set"
+    if cut.guarantee is None:
+        return cut.no_guarantee
+    if drift.shifted:
+        return drift.sentence()
+    if not np.array_equal(decided.kept, decided.kept_by_cut):
+        return f"min_items ({config.min_items}) or max_items ({config.max_items}) changed what the cut had kept"
+    if not np.array_equal(shown, decided.kept):
+        return f"only the first {k} of a list are returned, and the cut had kept more"
+    return ""

@@ -1,0 +1,166 @@
+"""Drift watch: does a batch look like the cases that probabilities and cut were judged on.
+
+Four things are compared by the population stability index: score quantiles, history lengths, the share of users
+without a history, the share of items that the catalogue does not have.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from llm_rerank.types import IntArray, Ragged
+
+Float64Array = npt.NDArray[np.float64]
+
+MOST_DRIFT = 0.25
+"""Index from which a population counts as shifted (Siddiqi, "Credit risk scorecards", 2006)."""
+
+SURE = 0.999
+"""A batch is called drifted only where its index also exceeds what so few cases show by chance so often."""
+
+N_SCORE_BINS = 10
+HISTORY_EDGES = (1, 3, 6, 11)
+"""First history length of each bin but the first: 0, 1–2, 3–5, 6–10, 11 and more."""
+
+
+@dataclass(frozen=True)
+class DriftProfile:
+    """What batches are compared with. Shares sum to 1 and weigh every list alike.
+
+    score_edges: inner edges of the score bins, rising. score_shares, history_shares: share of each bin. no_history:
+    share of lists of users without a history. unknown_items: mean share of candidates absent from the catalogue.
+    n_cases: lists that it was taken from.
+    """
+
+    score_edges: Sequence[float]
+    score_shares: Sequence[float]
+    history_shares: Sequence[float]
+    no_history: float
+    unknown_items: float
+    n_cases: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return JSON-ready values."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> DriftProfile:
+        """Rebuild from ``to_dict``'s values."""
+        return cls(**values)
+
+
+@dataclass(frozen=True)
+class Drift:
+    """Stability index of each thing compared, the index that counts as drift, and n, the lists of the batch."""
+
+    indices: Mapping[str, float]
+    limits: Mapping[str, float]
+    n_cases: int
+
+    @property
+    def shifted(self) -> list[str]:
+        """Names of what has shifted past its limit."""
+        return [name for name, value in self.indices.items() if value > self.limits[name]]
+
+    def sentence(self) -> str:
+        """Say what has shifted, "" where nothing has."""
+        parts = [f"{name} (index {self.indices[name]:.2f}, limit {self.limits[name]:.2f})" for name in self.shifted]
+        if not parts:
+            return ""
+        return f"these {self.n_cases:,} lists differ from the held-out ones in {', '.join(parts)}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return JSON-ready values."""
+        return {**asdict(self), "shifted": self.shifted}
+
+
+def profile_of(scores: Float64Array, rows: Ragged, history_lengths: IntArray) -> DriftProfile | None:
+    """Describe held-out lists; None where there are none with a score.
+
+    scores: shape (n_candidates,), laid out as ``rows``, NaN for an unknown item. history_lengths: shape (n_cases,).
+    """
+    known = ~np.isnan(scores)
+    if not known.any():
+        return None
+    weights = _weights(rows)[known]
+    order = np.argsort(scores[known], kind="stable")
+    reached = np.cumsum(weights[order]) / weights.sum()
+    wanted = np.arange(1, N_SCORE_BINS) / N_SCORE_BINS
+    edges = np.unique(scores[known][order][np.minimum(np.searchsorted(reached, wanted), len(order) - 1)])
+    return DriftProfile(
+        score_edges=edges.tolist(),
+        score_shares=_score_shares(scores, rows, edges).tolist(),
+        history_shares=_history_shares(history_lengths).tolist(),
+        no_history=float((history_lengths == 0).mean()),
+        unknown_items=float(1.0 - _weights(rows)[known].sum() / _weights(rows).sum()),
+        n_cases=len(rows),
+    )
+
+
+def drift_from(profile: DriftProfile, scores: Float64Array, rows: Ragged, history_lengths: IntArray) -> Drift:
+    """Compare a batch with the profile; arguments as in ``profile_of``. An empty batch has not drifted."""
+    if not len(rows.values):
+        return Drift({}, {}, len(rows))
+    edges = np.asarray(profile.score_edges)
+    weights = _weights(rows)
+    pairs = {
+        "score quantiles": (profile.score_shares, _score_shares(scores, rows, edges)),
+        "history lengths": (profile.history_shares, _history_shares(history_lengths)),
+        "users without history": _two(profile.no_history, float((history_lengths == 0).mean())),
+        "unknown items": _two(profile.unknown_items, float(weights[np.isnan(scores)].sum() / weights.sum())),
+    }
+    indices, limits = {}, {}
+    for name, (expected, observed) in pairs.items():
+        indices[name] = stability_index(np.asarray(expected), observed, profile.n_cases, len(rows))
+        limits[name] = max(MOST_DRIFT, chance_limit(len(expected), profile.n_cases, len(rows)))
+    return Drift(indices, limits, len(rows))
+
+
+def stability_index(expected: npt.ArrayLike, observed: npt.ArrayLike, n_expected: int, n_observed: int) -> float:
+    """Compute Σ (o − e) ln(o / e), the population stability index, of two distributions over bins: shape (n_bins,).
+
+    Each share is taken as a count with half a case added, so that an empty bin does not make it infinite.
+    """
+    shares = []
+    for share, n in ((expected, n_expected), (observed, n_observed)):
+        counts = np.asarray(share, dtype=np.float64) * n + 0.5
+        shares.append(counts / counts.sum())
+    e, o = shares
+    return float(((o - e) * np.log(o / e)).sum())
+
+
+def chance_limit(n_bins: int, n_expected: int, n_observed: int) -> float:
+    """Index that two samples of one population exceed in .1 % of draws: (1/n + 1/m) times a χ² of n_bins − 1.
+
+    Yurdakul and Naranjo, "Statistical properties of the population stability index", 2020. Lists are counted, not
+    candidates, which hang together within a list: the limit errs on the quiet side.
+    """
+    from scipy.stats import chi2
+
+    return float((1.0 / max(n_expected, 1) + 1.0 / max(n_observed, 1)) * chi2.ppf(SURE, max(n_bins - 1, 1)))
+
+
+def _weights(rows: Ragged) -> Float64Array:
+    """Weight of each candidate: every list weighs 1."""
+    return 1.0 / rows.lengths[rows.row_of_value]
+
+
+def _score_shares(scores: Float64Array, rows: Ragged, edges: Float64Array) -> Float64Array:
+    known = ~np.isnan(scores)
+    bins = np.searchsorted(edges, scores[known], side="right")
+    shares = np.bincount(bins, _weights(rows)[known], len(edges) + 1)
+    return shares / max(shares.sum(), 1e-12)
+
+
+def _history_shares(lengths: IntArray) -> Float64Array:
+    counts = np.bincount(np.searchsorted(HISTORY_EDGES, lengths, side="right"), minlength=len(HISTORY_EDGES) + 1)
+    return counts / max(counts.sum(), 1)
+
+
+def _two(expected: float, observed: float) -> tuple[Float64Array, Float64Array]:
+    return np.array([1.0 - expected, expected]), np.array([1.0 - observed, observed])

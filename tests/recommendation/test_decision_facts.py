@@ -1,0 +1,124 @@
+"""What is said of a batch, through the public calls: the guarantee, and each reason to take it back."""
+
+import warnings
+from dataclasses import replace
+
+import numpy as np
+import polars as pl
+import pytest
+
+from llm_rerank import DriftWarning, Reranker, RerankerConfig, ThresholdConfig
+from llm_rerank.recommendation.fitting import REFITTED
+from tests.shops import make_shop
+
+RISK = ThresholdConfig("risk", alpha=0.4, delta=0.1)
+CONFIG = RerankerConfig(encoder=None, threshold=RISK, refit=False)
+
+
+@pytest.fixture(scope="module")
+def shop():
+    return make_shop(n_users=1_600, seed=2)
+
+
+@pytest.fixture(scope="module")
+def reranker(shop):
+    return Reranker(CONFIG, verbose=False).fit(*shop)
+
+
+def facts_of(reranker, users, **settings):
+    other = Reranker(replace(reranker.config, **settings), verbose=False)
+    other._adopt(reranker._data())
+    return other.recommend(users, k=None).attrs["decision"]
+
+
+@pytest.fixture(scope="module")
+def users(shop):
+    return sorted(shop[0]["user_id"].unique())[:400]
+
+
+def test_the_guarantee_of_the_fit_holds_for_a_batch_of_its_kind(reranker, users, tmp_path):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", DriftWarning)
+        result = reranker.recommend(users, k=None)
+    facts = result.attrs["decision"]
+    cut = reranker.report().values["cut"]
+    assert facts["guarantee"] == cut["guarantee"] is not None
+    assert facts["guarantee"]["alpha"] == 0.4
+    assert (facts["no_guarantee"], facts["drift"]["shifted"]) == ("", [])
+    assert facts["n_kept"] == result["kept"].sum() > 0
+    assert not result["kept"].all()
+    assert (result["kept"] == (result["probability"] >= facts["least_probability"])).all()
+    reranker.save(tmp_path / "shop")
+    assert Reranker.load(tmp_path / "shop", verbose=False).recommend(users, k=None).attrs["decision"] == facts
+
+
+def test_bounds_that_change_the_kept_set_are_counted_and_end_the_guarantee(reranker, users):
+    plain = reranker.recommend(users, k=None)
+    kept = plain.groupby("user_id")["kept"].sum()
+    most = int(kept.max()) - 1
+    facts = facts_of(reranker, users, max_items=most)
+    assert facts["n_removed_by_max_items"] == (kept - most).clip(lower=0).sum() > 0
+    assert facts["n_added_by_min_items"] == 0
+    assert facts["guarantee"] is None
+    assert "max_items" in facts["no_guarantee"]
+    least = int(kept.min()) + 1
+    facts = facts_of(reranker, users, min_items=least)
+    assert facts["n_added_by_min_items"] == (least - kept).clip(lower=0).sum() > 0
+    assert facts["guarantee"] is None
+    loose = facts_of(reranker, users, max_items=10_000)  # a bound that changes nothing takes nothing back
+    assert loose["guarantee"] is not None
+
+
+def test_a_shorter_list_ends_the_guarantee_only_where_it_drops_kept_items(reranker, users):
+    kept = reranker.recommend(users, k=None).groupby("user_id")["kept"].sum()
+    short = reranker.recommend(users, k=int(kept.max()) - 1)
+    assert short.attrs["decision"]["guarantee"] is None
+    assert "only the first" in short.attrs["decision"]["no_guarantee"]
+    assert short.attrs["decision"]["n_kept"] == short["kept"].sum()
+    candidates = reranker.recommend(users, k=None)[["user_id", "item_id"]]
+    enough = reranker.rerank(candidates, k=int(kept.max()))
+    assert enough.attrs["decision"]["guarantee"] is not None
+
+
+def test_a_shifted_batch_warns_and_has_no_guarantee(reranker, users):
+    popular = reranker.recommend(users, k=None).query("rank <= 5")[["user_id", "item_id"]]  # lists of the best alone
+    with pytest.warns(DriftWarning, match=r"400 lists differ from the held-out ones in score quantiles \(index"):
+        facts = reranker.rerank(popular).attrs["decision"]
+    assert facts["guarantee"] is None
+    assert "score quantiles" in facts["no_guarantee"]
+    assert facts["drift"]["shifted"] == ["score quantiles"]
+
+
+def test_newcomers_are_another_population(reranker):
+    with pytest.warns(DriftWarning, match="users without history"):
+        facts = reranker.recommend([f"new {n}" for n in range(200)], k=None).attrs["decision"]
+    assert facts["guarantee"] is None
+
+
+def test_explaining_does_not_watch(reranker, users):
+    result = reranker.recommend(users[:1], k=1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", DriftWarning)
+        reranker.explain(users[0], result["item_id"][0])
+
+
+def test_a_refit_ends_the_guarantee_and_says_so(shop, users):
+    refitted = Reranker(replace(CONFIG, refit=True), verbose=False).fit(*shop)
+    cut = refitted.report().values["cut"]
+    assert (cut["guarantee"], cut["no_guarantee"]) == (None, REFITTED)
+    facts = refitted.recommend(users, k=None).attrs["decision"]
+    assert (facts["guarantee"], facts["no_guarantee"]) == (None, REFITTED)
+
+
+def test_without_a_cut_nothing_is_promised_and_nothing_warns(shop, users):
+    plain = Reranker(RerankerConfig(encoder=None, refit=False), verbose=False).fit(*shop)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", DriftWarning)
+        result = plain.recommend(["new"] * 1 + [f"new {n}" for n in range(200)], k=5)
+    facts = result.attrs["decision"]
+    assert (facts["least_probability"], facts["guarantee"]) == (None, None)
+    assert "no threshold" in facts["no_guarantee"]
+    assert "users without history" in facts["drift"]["shifted"]
+    frame = pl.DataFrame({"user_id": users[:2], "item_id": [plain.recommend(users[:1], k=1)["item_id"][0]] * 2})
+    assert isinstance(plain.rerank(frame), pl.DataFrame)  # other frames have no place for facts
+    assert np.isfinite(facts["drift"]["indices"]["score quantiles"])

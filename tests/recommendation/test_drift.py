@@ -1,0 +1,96 @@
+"""The drift watch: indices by hand, quiet on the same population, loud on a shifted one, silent on a handful."""
+
+import numpy as np
+import pytest
+
+from llm_rerank.recommendation.drift import (
+    MOST_DRIFT,
+    DriftProfile,
+    chance_limit,
+    drift_from,
+    profile_of,
+    stability_index,
+)
+from llm_rerank.types import Ragged
+
+
+def batch(rng, n=500, shift=0.0, longest=12, shortest=1, length=20):
+    rows = Ragged.from_lengths(np.zeros(n * length, dtype=np.int64), np.full(n, length))
+    lists = rng.normal(0, 0.7, (n, 1))  # candidates of a list hang together
+    scores = (lists + rng.normal(shift, 1, (n, length))).ravel()
+    return scores, rows, rng.integers(shortest, longest, n)
+
+
+def test_the_index_by_hand():
+    # counts 50 and 50, 80 and 20, with half a case added to each
+    e, o = np.array([50.5, 50.5]) / 101, np.array([80.5, 20.5]) / 101
+    by_hand = (o[0] - e[0]) * np.log(o[0] / e[0]) + (o[1] - e[1]) * np.log(o[1] / e[1])
+    assert stability_index([0.5, 0.5], [0.8, 0.2], 100, 100) == pytest.approx(by_hand)
+    assert stability_index([0.5, 0.5], [0.5, 0.5], 100, 40) == pytest.approx(0.0)
+    assert np.isfinite(stability_index([1.0, 0.0], [0.0, 1.0], 100, 100))
+
+
+def test_the_limit_of_chance_is_what_samples_of_one_population_show():
+    rng = np.random.default_rng(0)
+    shares = np.array([0.1, 0.2, 0.3, 0.4])
+    indices = [
+        stability_index(rng.multinomial(400, shares) / 400, rng.multinomial(150, shares) / 150, 400, 150)
+        for _ in range(20_000)
+    ]
+    assert np.mean(np.array(indices) > chance_limit(4, 400, 150)) == pytest.approx(0.001, abs=0.001)
+
+
+def test_the_profile_weighs_every_list_alike():
+    # one list of nine low scores, one of a single high score: half of the mass each
+    rows = Ragged.from_lengths(np.zeros(10, dtype=np.int64), np.array([9, 1]))
+    profile = profile_of(np.array([*np.zeros(9), 5.0]), rows, np.array([0, 4]))
+    assert profile.score_edges == [0.0, 5.0]
+    assert profile.score_shares == pytest.approx([0.0, 0.5, 0.5])
+    assert profile.history_shares == pytest.approx([0.5, 0, 0.5, 0, 0])
+    assert (profile.no_history, profile.unknown_items, profile.n_cases) == (0.5, 0.0, 2)
+    assert DriftProfile.from_dict(profile.to_dict()) == profile
+    assert profile_of(np.full(10, np.nan), rows, np.array([0, 4])) is None
+
+
+def test_the_same_population_has_not_drifted():
+    rng = np.random.default_rng(1)
+    shifted = 0
+    for _ in range(200):
+        shifted += bool(drift_from(profile_of(*batch(rng)), *batch(rng, n=300)).shifted)
+    assert shifted == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [("score quantiles", {"shift": 0.8}), ("history lengths", {"shortest": 9}), ("history lengths", {"longest": 4})],
+)
+def test_a_shifted_population_is_named(name, changes):
+    rng = np.random.default_rng(2)
+    drift = drift_from(profile_of(*batch(rng)), *batch(rng, **changes))
+    assert drift.shifted == [name]
+    assert name in drift.sentence()
+    assert f"index {drift.indices[name]:.2f}" in drift.sentence()
+    assert drift.to_dict()["shifted"] == [name]
+
+
+def test_newcomers_and_unknown_items_are_named():
+    rng = np.random.default_rng(3)
+    profile = profile_of(*batch(rng))
+    scores, rows, lengths = batch(rng)
+    lengths[:200] = 0
+    assert "users without history" in drift_from(profile, scores, rows, lengths).shifted
+    scores, rows, lengths = batch(rng)
+    scores[rng.random(len(scores)) < 0.3] = np.nan
+    assert drift_from(profile, scores, rows, lengths).shifted == ["unknown items"]
+
+
+def test_a_handful_of_lists_says_nothing():
+    rng = np.random.default_rng(4)
+    profile = profile_of(*batch(rng))
+    assert not drift_from(profile, *batch(rng, n=2, shift=1.0)).shifted
+    assert drift_from(profile, *batch(rng, n=200, shift=1.0)).shifted
+    drift = drift_from(profile, *batch(rng, n=2))
+    assert drift.limits["score quantiles"] == pytest.approx(chance_limit(10, 500, 2))
+    assert drift_from(profile, *batch(rng, n=50_000)).limits["score quantiles"] == MOST_DRIFT
+    empty = drift_from(profile, np.empty(0), Ragged.empty(3), np.array([1, 2, 3]))
+    assert (empty.shifted, empty.sentence()) == ([], "")
