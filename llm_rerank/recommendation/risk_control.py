@@ -69,10 +69,10 @@ class Guarantee:
 
 def conditions_of(risk: str) -> str:
     """Say what a guarantee of this risk is conditional on."""
-    target = " that hold a target" if risk == "missed_target" else ""
+    lists = "lists with a retrieved target" if risk == "missed_target" else "lists"
     return (
-        f"lists{target} that are exchangeable with the held-out ones (the same kind of users, lists and targets), cut "
-        "by this fitted model without a refit and not changed after the cut"
+        f"{lists} exchangeable with the held-out ones (users, candidates and targets of the same kind), cut by this "
+        "fitted model without a refit and not changed after the cut"
     )
 
 

@@ -55,11 +55,12 @@ class Cut:
         said = (
             f"cut: rule {self.rule} ({self.value:g}) keeps probability ≥ {self.least_probability:.4g}; on "
             f"{self.n_cases:,} held-out cases precision {self.precision:.3f}, recall of retrieved targets "
-            f"{self.recall:.3f}, {self.mean_kept:.1f} kept a case (an estimate, not a guarantee)"
+            f"{self.recall:.3f}, {self.mean_kept:.1f} kept a case"
         )
         if self.guarantee is not None:
             return f"{said}; guaranteed: {self.guarantee.sentence()}"
-        return said if self.no_guarantee == NEVER_PROMISED else f"{said}; no guarantee: {self.no_guarantee}"
+        reason = "" if self.no_guarantee == NEVER_PROMISED else f": {self.no_guarantee}"
+        return f"{said} (an estimate, not a guarantee{reason})"
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON-ready values."""

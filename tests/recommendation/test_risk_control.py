@@ -216,5 +216,5 @@ def test_a_guarantee_says_all_that_it_needs(risk):
     said = guarantee.sentence()
     for words in ("at least 0.8", "1,234 held-out cases", "at most 0.05", "0.0312", "exchangeable", "without a refit"):
         assert words in said
-    assert ("hold a target" in said) == (risk == "missed_target")
+    assert ("with a retrieved target" in said) == (risk == "missed_target")
     assert Guarantee.from_dict(guarantee.to_dict()) == guarantee
