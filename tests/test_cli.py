@@ -107,9 +107,12 @@ def test_explain_shows_the_explanation(shop, reranker):
 def test_evaluate_shows_and_writes_the_same_figures(shop, tmp_path):
     out = tmp_path / "figures.json"
     words = ("evaluate", shop / "orders.csv", shop / "items.jsonl", "--encoder", "none", "--quiet", "--out", out)
-    result = run(*words, *COLUMNS)
+    result = run(*words, "--report", tmp_path / "report.html", "--threshold", "recall=0.8", *COLUMNS)
     assert result.exit_code == 0, result.output
     figures = json.loads(out.read_text())
+    page = (tmp_path / "report.html").read_text()
+    assert f"{figures['systems']['fused']['ndcg@10']:.4f}" in page
+    assert "The rule &#39;recall&#39; (0.8) keeps a candidate" in page
     assert {"popularity", "text_ease", "als", "item_knn", "recent_popularity", "fused"} == set(figures["systems"])
     fused = figures["systems"]["fused"]
     low, high = fused["ci95"]["ndcg@10"]

@@ -32,9 +32,9 @@ from llm_rerank.evaluation.svg import (
 )
 from llm_rerank.types import DataError
 
-LEFT, RIGHT, TOP, BOTTOM = 54.0, 12.0, 22.0, 44.0
+RIGHT, TOP, BOTTOM = 12.0, 24.0, 46.0
 PLOT_HEIGHT = 210.0
-MOST_LABEL = 150.0
+MOST_LABEL = 165.0
 """Units that the names of a dot plot may take."""
 
 
@@ -108,24 +108,19 @@ def xy_chart(
     shown = [_finite(one, x.log) for one in series]
     if not any(len(one.x) for one in shown):
         raise DataError(f"figure {title!r} has no finite point; say so instead of drawing it")
-    over = x.scale([*(v for s in shown for v in s.x), *([cut[0]] if cut else [])], LEFT, WIDTH - RIGHT)
-    up = y.scale([v for s in shown for v in (*s.y, *s.low, *s.high)], TOP + height, TOP)
-    parts = _frame(over, up, x, y, height)
+    top = TOP + (LINE if cut else 0.0)  # a line of words for the cut, below the name of the y axis
+    up = y.scale([v for s in shown for v in (*s.y, *s.low, *s.high)], top + height, top)
+    left = max(text_width(label) for label in tick_words(up.ticks(), percent=y.percent)) + 8
+    over = x.scale([*(v for s in shown for v in s.x), *([cut[0]] if cut else [])], left, WIDTH - RIGHT)
+    parts = _frame(over, up, x, y)
     if diagonal:
         parts += _diagonal(over, up, diagonal)
     if cut is not None:
-        parts += _cut_line(over(cut[0]), cut[1], height)
-    ends: list[tuple[float, float]] = []
+        parts += _cut_line(over(cut[0]), cut[1], up)
     for number, one in enumerate(shown):
         parts += _series(one, over, up, COLOURS[number % 4], DASHES[number % 4], MARKERS[number % 4])
-        ends.append((over(one.x[-1]), up(one.y[-1])) if one.x else (LEFT, TOP))
-    named = [index for index, one in enumerate(shown) if one.name and one.x]
-    places = spread([ends[index][1] - 11 for index in named], LINE, TOP + 6, TOP + height - 6)
-    for index, place in zip(named, places, strict=True):
-        at_end = ends[index][0] > LEFT + 90
-        at = min(ends[index][0], WIDTH - RIGHT) - 2 if at_end else ends[index][0] + 8
-        parts.append(_halo(words(at, place, shown[index].name, anchor="end" if at_end else "start", bold=True)))
-    return figure(title, description, parts, TOP + height + BOTTOM)
+    parts += _series_names(shown, over, up)
+    return figure(title, description, parts, up.start + BOTTOM)
 
 
 def dot_plot(
@@ -140,11 +135,12 @@ def dot_plot(
     rows = [row for row in rows if math.isfinite(row.value)]
     if not rows:
         raise DataError(f"figure {title!r} has no finite row; say so instead of drawing it")
-    left = min(max(text_width(row.name) for row in rows), MOST_LABEL) + 12
-    right = WIDTH - (max(text_width(row.note) for row in rows) + 12 if any(row.note for row in rows) else RIGHT)
+    left = min(max(text_width(row.name, bold=row.strong) for row in rows), MOST_LABEL) + 12
+    noted = max(text_width(row.note, bold=row.strong) for row in rows)
+    right = WIDTH - (noted + 12 if noted else RIGHT)
     values = [v for row in rows for v in (row.value, row.low, row.high) if v is not None and math.isfinite(v)]
     over = axis.scale([*values, *([reference[0]] if reference else [])], left, right)
-    top, step = (TOP + 8 if reference else 10.0), 24.0
+    top, step = (TOP if reference else 8.0), 24.0
     bottom = top + step * len(rows)
     parts = _x_axis(over, axis, top, bottom)
     if reference is not None:
@@ -163,8 +159,8 @@ def dot_plot(
     return figure(title, description, parts, bottom + BOTTOM)
 
 
-def bar_chart(title: str, description: str, axis: Axis, rows: Sequence[Row]) -> str:
-    """Draw one bar a row from 0, its number at the end. Raises DataError where no row is above 0."""
+def bar_chart(title: str, description: str, rows: Sequence[Row]) -> str:
+    """Draw one bar a row from 0, its note at the end. Raises DataError where no row is above 0."""
     rows = [row for row in rows if math.isfinite(row.value) and row.value > 0]
     if not rows:
         raise DataError(f"figure {title!r} has no bar; say so instead of drawing it")
@@ -178,8 +174,7 @@ def bar_chart(title: str, description: str, axis: Axis, rows: Sequence[Row]) -> 
         width = over(row.value) - left
         parts.append(box(left, level - 7, width, 14, fill="#b6cbe2", colour=COLOURS[0], name="bar"))
         parts.append(words(left + width + 6, level, row.note))
-    parts.append(words(left, 4 + step * len(rows) + 10, axis.name, soft=True))
-    return figure(title, description, parts, 4 + step * len(rows) + 22)
+    return figure(title, description, parts, 8 + step * len(rows))
 
 
 def _finite(one: Series, log_x: bool) -> Series:
@@ -195,14 +190,14 @@ def _finite(one: Series, log_x: bool) -> Series:
     )
 
 
-def _frame(over: Scale, up: Scale, x: Axis, y: Axis, height: float) -> list[str]:
-    ticks = up.ticks(6)
+def _frame(over: Scale, up: Scale, x: Axis, y: Axis) -> list[str]:
+    ticks = up.ticks()
     parts = []
     for value, label in zip(ticks, tick_words(ticks, percent=y.percent), strict=True):
-        parts.append(line((LEFT, up(value)), (WIDTH - RIGHT, up(value)), colour=GRID))
-        parts.append(words(LEFT - 6, up(value), label, anchor="end", soft=True))
-    parts += _x_axis(over, x, TOP, TOP + height)
-    parts.append(line((LEFT, TOP), (LEFT, TOP + height), colour=SOFT))
+        parts.append(line((over.start, up(value)), (WIDTH - RIGHT, up(value)), colour=GRID))
+        parts.append(words(over.start - 6, up(value), label, anchor="end", soft=True))
+    parts += _x_axis(over, x, up.end, up.start)
+    parts.append(line((over.start, up.end), (over.start, up.start), colour=SOFT))
     parts.append(words(2, 9, y.name, soft=True))
     return parts
 
@@ -229,11 +224,8 @@ def _diagonal(over: Scale, up: Scale, label: str) -> list[str]:
     return [drawn, _halo(words(at[0] - 8, at[1] + 6, label, anchor="end", soft=True))]
 
 
-def _cut_line(at: float, label: str, height: float) -> list[str]:
-    return [
-        line((at, TOP), (at, TOP + height), width=1.5, dash="4 3"),
-        _inside(at, TOP - 8, label, LEFT + 60, WIDTH - 2, soft=False),
-    ]
+def _cut_line(at: float, label: str, up: Scale) -> list[str]:
+    return [line((at, up.end), (at, up.start), width=1.5, dash="4 3"), _inside(at, up.end - 8, label, 2, WIDTH - 2)]
 
 
 def _series(one: Series, over: Scale, up: Scale, colour: str, dash: str, shape: str) -> list[str]:
@@ -252,6 +244,48 @@ def _series(one: Series, over: Scale, up: Scale, colour: str, dash: str, shape: 
         if name:
             parts.append(_halo(words(place + 8, level - 9, name)))
     return parts
+
+
+def _series_names(shown: Sequence[Series], over: Scale, up: Scale) -> list[str]:
+    """Write each series' name beside its end, on the side where it crosses the fewest lines."""
+    courses = [[(over(x), up(y)) for x, y in zip(one.x, one.y, strict=True)] for one in shown]
+    named = [index for index, one in enumerate(shown) if one.name and one.x]
+    levels, places = [], []
+    for index in named:
+        x, y = courses[index][-1]
+        wide = text_width(shown[index].name, bold=True)
+        to_left = x - wide > over.start
+        start = x - wide if to_left else x + 8
+        levels.append(_clear_level(y, start, start + wide, courses, up.end, up.start))
+        places.append((x - 2, "end") if to_left else (x + 8, "start"))
+    levels = spread(levels, LINE, up.end + 8, up.start - 8)
+    return [
+        _halo(words(x, level, shown[index].name, anchor=anchor, bold=True))
+        for index, level, (x, anchor) in zip(named, levels, places, strict=True)
+    ]
+
+
+def _clear_level(
+    y: float, start: float, end: float, courses: Sequence[Sequence[tuple[float, float]]], top: float, bottom: float
+) -> float:
+    """Find a level near y for words from start to end that keeps clear of the courses, or the clearest there is."""
+    passed = [level for course in courses for level in _levels_between(course, start, end)]
+    tried = [
+        y + step for step in (-13, 14, -22, 24, -32, 34, -44, 48, -58, 62) if top + 8 <= y + step <= bottom - 8
+    ] or [y]
+    clear = [min((abs(level - other) for other in passed), default=math.inf) for level in tried]
+    return next((level for level, room in zip(tried, clear, strict=True) if room >= 11), tried[clear.index(max(clear))])
+
+
+def _levels_between(course: Sequence[tuple[float, float]], start: float, end: float) -> list[float]:
+    """Levels of a course of points at several places between start and end."""
+    levels = [y for x, y in course if start <= x <= end]
+    for (x1, y1), (x2, y2) in zip(course, course[1:], strict=False):
+        for step in range(11):
+            x = start + (end - start) * step / 10
+            if x1 < x2 and x1 <= x <= x2:
+                levels.append(y1 + (y2 - y1) * (x - x1) / (x2 - x1))
+    return levels
 
 
 def _halo(text: str) -> str:

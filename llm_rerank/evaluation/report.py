@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from llm_rerank.config import RerankerConfig
+from llm_rerank.config import DiversityConfig, RerankerConfig, ThresholdConfig
 from llm_rerank.evaluation.charts import interval_words
 from llm_rerank.evaluation.demonstration import SecondSelection, second_selection
 from llm_rerank.evaluation.diversity_curve import diversity_curve
@@ -66,20 +67,21 @@ def report_page(
 ) -> Page:
     """Lay out the page. report: ``Reranker.report().values``, of which any key may be absent. data: sentences."""
     calibration, cut = report.get("calibration"), report.get("cut")
+    fused = table.results[FUSED].intervals[METRIC]
     sections = [
         fitted_section(report, data, changed_settings(config)),
         protocol_section(report, table.trial, line),
         systems_section(table),
         guard_section(report.get("guard")),
         probability_section(calibration),
-        cut_section(cut, report.get("cut_curve")),
+        cut_section(cut, report.get("cut_curve"), int(report.get("n_cases") or 0)),
     ]
     upstream = report.get("upstream")
     if upstream:
         of = ", for lists of the upstream recommender"
         sections += [
             probability_section(upstream.get("calibration"), of),
-            cut_section(upstream.get("cut"), upstream.get("cut_curve"), of),
+            cut_section(upstream.get("cut"), upstream.get("cut_curve"), int(upstream.get("n_cases") or 0), of),
         ]
     sections += [
         diversity_section(diversity, config.diversity_settings.strength),
@@ -89,7 +91,8 @@ def report_page(
     ]
     return Page(
         title="What the reranker is worth",
-        subtitle=table.trial,
+        subtitle="Fitted without the events that it is tested on. "
+        f"{fused.n:,} users are tested; intervals are at 95 %, and what was not measured is said.",
         tiles=tiles(report, table),
         sections=sections,
         lines=[str(text) for text in report.get("lines") or []],
@@ -127,8 +130,18 @@ def changed_settings(config: RerankerConfig) -> dict[str, Any]:
     usual, found = RerankerConfig().to_dict(), {}
     for name, value in config.to_dict().items():
         if value != usual[name]:
-            found[name] = {k: v for k, v in value.items() if v is not None} if isinstance(value, dict) else value
+            nested = getattr(config, name)
+            found[name] = _given(nested) if isinstance(value, dict) else value
     return found
+
+
+def _given(settings: ThresholdConfig | DiversityConfig) -> dict[str, Any]:
+    """Pick what was set of nested settings."""
+    return {
+        field.name: getattr(settings, field.name)
+        for field in fields(settings)
+        if getattr(settings, field.name) != field.default
+    }
 
 
 def _version() -> str:

@@ -11,7 +11,7 @@ from llm_rerank.types import IntArray
 RULE = (
     f"Of the users with at least {LEAST_HISTORY} items before, three are shown: the one of median gain in NDCG@10 "
     "among those who gain, the one of median loss among those who lose, and the one of median history among those "
-    "whose figure stays the same. Reranking that never loses does not exist; a loser is always shown where there is one."
+    "whose figure stays the same. Where anyone loses, a loser is shown."
 )
 
 

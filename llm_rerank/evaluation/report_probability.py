@@ -12,6 +12,7 @@ from llm_rerank.evaluation.scales import number_words
 from llm_rerank.recommendation.thresholds import Cut
 
 NORMAL_975 = 1.959964
+LEAST_KEPT = 10
 
 
 def wilson_interval(share: float, n: float, z: float = NORMAL_975) -> tuple[float, float]:
@@ -54,9 +55,9 @@ def _in_words(values: Mapping[str, Any]) -> list[str]:
         share = values["ece_top_10"] / mean if mean else math.nan
         of_mean = f", {share:.0%} of it" if math.isfinite(share) else ""
         said.append(
-            f"Of the first ten of a list the mean probability is {number_words(mean)} and the calibration error (ECE) "
-            f"{number_words(values['ece_top_10'])}{of_mean}; perfect probabilities would show "
-            f"{number_words(values.get('ece_top_10_if_perfect'))} on so many cases by chance alone."
+            f"Of the first ten of a list the mean probability is {_decimals(mean, 4)} and the calibration error (ECE) "
+            f"{_decimals(values['ece_top_10'], 4)}{of_mean}; perfect probabilities would show "
+            f"{_decimals(values.get('ece_top_10_if_perfect'), 4)} on so many cases by chance alone."
         )
     if "brier_skill" in values:
         low, high = values.get("brier_skill_ci95", (math.nan, math.nan))
@@ -77,7 +78,7 @@ def _reliability(bins: Mapping[str, Any] | None) -> list[Figure]:
         low=[low for low, _ in intervals], high=[high for _, high in intervals],
     )  # fmt: skip
     positive = [v for v in (*bins["probability"], *bins["observed"]) if v > 0]
-    ends = {"low": min(positive) / 1.8, "high": min(1.0, max(*positive, *(high for _, high in intervals)) * 1.3)}
+    ends = {"low": min(positive) / 1.8, "high": min(1.0, max(*positive, *(high for _, high in intervals)) * 1.8)}
     n_bins, n = len(bins["counts"]), sum(bins["counts"])
     svg = xy_chart(
         "Reliability diagram",
@@ -133,17 +134,26 @@ def _strata_table(strata: Mapping[str, Any]) -> list[Table]:
         [
             stratum_words(name),
             f"{values['n']:,}" if "n" in values else "unknown",
-            number_words(values.get("mean_probability_top_10")),
-            number_words(values.get("ece_top_10")),
-            f"{values['slope']:.2f}" if math.isfinite(values.get("slope") or math.nan) else "unknown",
+            _decimals(values.get("mean_probability_top_10"), 4),
+            _decimals(values.get("ece_top_10"), 4),
+            _decimals(values.get("slope"), 2),
         ]
         for name, values in strata.items()
     ]
     return [Table("Calibration by strata, on fold G", heads, rows)]
 
 
-def cut_section(cut: Mapping[str, Any] | None, curve: Mapping[str, Sequence[float]] | None, of: str = "") -> Section:
-    """Show precision and recall of every cut, the one chosen, and what is promised of it."""
+def _decimals(value: float | None, digits: int) -> str:
+    return "unknown" if value is None or not math.isfinite(value) else f"{value:.{digits}f}"
+
+
+def cut_section(
+    cut: Mapping[str, Any] | None, curve: Mapping[str, Sequence[float]] | None, n_lists: int = 0, of: str = ""
+) -> Section:
+    """Show precision and recall of every cut, the one chosen, and what is promised of it.
+
+    n_lists: the curve's; cuts that keep fewer than ``LEAST_KEPT`` candidates of all of them together say nothing.
+    """
     title, anchor = f"What is kept{of}", "cut" + ("-upstream" if of else "")
     paragraphs = []
     chosen = None if not cut else Cut.from_dict(cut)
@@ -159,7 +169,7 @@ def cut_section(cut: Mapping[str, Any] | None, curve: Mapping[str, Sequence[floa
             if chosen.guarantee is not None
             else f"No guarantee: {chosen.no_guarantee}."
         )
-    figures = [] if not curve or not curve.get("mean_kept") else _cut_figures(curve, chosen)
+    figures = _cut_figures(_readable(curve or {}, n_lists), chosen)
     if not figures:
         paragraphs.append("The fit did not keep what other cuts would have done, so there is no cut-off curve.")
     return Section(anchor, title, paragraphs, figures)
@@ -176,7 +186,15 @@ def _cut_in_words(cut: Cut) -> str:
     )
 
 
+def _readable(curve: Mapping[str, Sequence[float]], n_lists: int) -> dict[str, list[float]]:
+    """Leave out points that rest on hardly any candidate."""
+    inside = [index for index, kept in enumerate(curve.get("mean_kept", ())) if kept * n_lists >= LEAST_KEPT - 1e-6]
+    return {name: [values[index] for index in inside] for name, values in curve.items()}
+
+
 def _cut_figures(curve: Mapping[str, Sequence[float]], cut: Cut | None) -> list[Figure]:
+    if not curve.get("mean_kept"):
+        return []
     at = (
         None if cut is None or not cut.mean_kept > 0 else (cut.mean_kept, f"chosen: {number_words(cut.mean_kept)} kept")
     )

@@ -43,7 +43,7 @@ def fitted_section(report: Mapping[str, Any], data: Sequence[str], settings: Map
     rows = [Row(name, value, note=f"{value:.1f} s") for name, value in seconds.items() if value >= 0.05]
     rows = sorted(rows, key=lambda row: -row.value)[:12] or [Row("fit", sum(seconds.values()), note="< 0.1 s")]
     total = sum(seconds.values())
-    svg = bar_chart("Seconds of each step", f"One bar a step of the fit; {total:.1f} s in all.", Axis("seconds"), rows)
+    svg = bar_chart("Seconds of each step", f"One bar a step of the fit; {total:.1f} s in all.", rows)
     caption = f"Where {total:.1f} s went" + (", the longest 12 steps." if len(rows) == 12 else ".")
     return Section("fitted", "What was fitted", paragraphs, [Figure(svg, caption)], tables)
 
@@ -54,6 +54,8 @@ def _settings_words(settings: Mapping[str, Any]) -> str:
             return str(value)
         if isinstance(value, int | float):
             return number_words(float(value), 4)
+        if isinstance(value, Mapping):
+            return f"({_settings_words(value)})"
         return json.dumps(value, ensure_ascii=False, default=str)
 
     return ", ".join(f"{name} {written(value)}" for name, value in settings.items()) or "none to choose"
@@ -181,7 +183,11 @@ def guard_section(verdict: Mapping[str, Any] | None) -> Section:
     )
     caption = f"Right of the dashed line is harmless or better; {guard.n_cases:,} out-of-fold cases, 95 % interval."
     figures = [Figure(svg, caption)]
-    tried = {f"default: {guard.default}": guard.default_ndcg, **guard.rungs, "blend": guard.blend_ndcg}
+    added = {
+        name.split(" + ")[-1] if " + " not in name else f"+ {name.split(' + ')[-1]}": value
+        for name, value in guard.rungs.items()
+    }
+    tried = {f"default: {guard.default}": guard.default_ndcg, **added, "blend": guard.blend_ndcg}
     rows = [Row(name, value, note=f"{value:.4f}", strong=name == "blend") for name, value in tried.items()]
     figures.append(
         Figure(
@@ -230,7 +236,7 @@ def tuning_section(tuning: Mapping[str, Any] | None) -> Section:
     title, log = "Fine-tuning of the cross-encoder", [] if not tuning else list(tuning.get("log") or [])
     if not log:
         return Section("tuning", title, ["No cross-encoder was tried, so there are no loss curves."])
-    figures = []
+    figures, kept = [], tuning.get("best_step") if tuning else None
     for name, keys in PANELS:
         series = []
         for key, words in keys:
@@ -238,7 +244,14 @@ def tuning_section(tuning: Mapping[str, Any] | None) -> Section:
             if known:
                 series.append(Series(words, [entry["step"] for entry in known], [entry[key] for entry in known]))
         if series:
-            svg = xy_chart(name.capitalize(), f"{name} over steps of the fine-tuning", Axis("step"), Axis(name), series)
+            svg = xy_chart(
+                name.capitalize(),
+                f"{name} over the steps of the fine-tuning; the step that was kept is marked.",
+                Axis("step", zero=True),
+                Axis(name),
+                series,
+                cut=None if kept is None else (kept, f"kept: step {kept}"),
+            )
             figures.append(Figure(svg, f"{name[:1].upper()}{name[1:]}."))
     first, last = log[0], log[-1]
     paragraphs = [f"{len(log)} evaluations up to step {last['step']}, the first before any step."]

@@ -10,9 +10,9 @@ import re
 from collections.abc import Sequence
 from html import escape
 
-WIDTH = 420.0
-FONT_SIZE = 12.0
-LINE = 15.0
+WIDTH = 400.0
+FONT_SIZE = 13.0
+LINE = 16.0
 """Height of a line of words."""
 
 INK, SOFT, GRID = "#1b1f24", "#57606a", "#d8dee4"
@@ -110,9 +110,12 @@ def whisker(start: Point, end: Point, colour: str = INK) -> str:
     return line(start, end, colour=colour, width=1.5) + "".join(ends)
 
 
-def text_width(text: str) -> float:
-    """Guess the width of words in a plain sans-serif font: .56 of the font size a character, wide ones whole."""
-    return sum(FONT_SIZE * (1.0 if ord(character) >= 0x1100 else 0.56) for character in text)
+def text_width(text: str, *, bold: bool = False) -> float:
+    """Guess the width of words in a broad sans-serif font: .62 of the font size a character, wide scripts whole."""
+    narrow = 0.69 if bold else 0.62
+    return sum(
+        FONT_SIZE * (1.0 if ord(character) >= 0x1100 and character not in "–−…→" else narrow) for character in text
+    )
 
 
 def fitted_text(text: str, room: float) -> str:

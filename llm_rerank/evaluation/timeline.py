@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -28,7 +29,8 @@ from llm_rerank.recommendation.log import FitLog
 
 LEFT, RIGHT = 6.0, WIDTH - 6.0
 BAR, GAP = 12.0, 9.0
-BEFORE, HELD_OUT, LAST = 0.0, 0.62, 0.81
+MONTHS = "Jan Feb Mar Apr May Jun Jul Aug Sep Oct Nov Dec".split()
+BEFORE, HELD_OUT, LAST = 0.0, 0.42, 0.74
 """Where positions are drawn: events long past, each user's last but one, the last; of the figure's width."""
 
 
@@ -58,15 +60,19 @@ class TimeLine:
         over = Scale(0.0, 1.0, LEFT, RIGHT)
         step = LINE + BAR + GAP
         bottom = step * len(self.spans) + 2
-        parts = [line((over(at), 0), (over(at), bottom), colour=SOFT, dash="2 3") for at, _ in self.moments]
+        turns = RIGHT / 2 if self.in_time else RIGHT  # a position names the stretch after it
+        rows, labels = _rows_of_labels([(over(at), text) for at, text in self.moments], turns)
+        parts = [
+            line((over(at), 0), (over(at), bottom + LINE * (row + 1)), colour=SOFT, dash="2 3")
+            for (at, _), row in zip(self.moments, rows, strict=True)
+        ]
         for number, span in enumerate(self.spans):
             top = step * number
             said = f"{span.name}: {span.what}"
-            label = words(LEFT, top + 8, fitted_text(said, RIGHT - LEFT))
+            label = words(LEFT + 5, top + 8, fitted_text(said, RIGHT - LEFT))
             parts.append(label.replace("<text ", '<text stroke="#fff" stroke-width="3" paint-order="stroke" '))
             width = over(span.end) - over(span.start)
             parts.append(box(over(span.start), top + LINE, width, BAR, fill=span.fill, dash=span.dash, name="span"))
-        rows, labels = _rows_of_labels([(over(at), text) for at, text in self.moments])
         parts += [
             words(x, bottom + 10 + LINE * row, text, soft=True) for (x, text), row in zip(labels, rows, strict=True)
         ]
@@ -114,7 +120,7 @@ def time_line(trial: Trial, report: Mapping[str, Any], *, seed: int, refit: bool
             Span("4 Refit", f"components learn from all {len(trial.past):,} events", "the whole past", *past, "#7ba3cc")
         )
     n_targets = len(trial.cases.targets.values)
-    tested_words = f"{len(trial.cases):,} users, {n_targets:,} targets, unseen by any of it"
+    tested_words = f"{len(trial.cases):,} users with {n_targets:,} targets"
     spans.append(Span(f"{len(spans) + 1} Test", tested_words, test_when, *tested, INK))
     return TimeLine(spans, _moments(trial, plan, first, last_time, at, held[0]), in_time)
 
@@ -123,22 +129,26 @@ def _moments(
     trial: Trial, plan: Holdout, first: int, last_time: int, at: float, held_from: float
 ) -> list[tuple[float, str]]:
     if trial.at is None:
-        return [(BEFORE, "oldest event of a user"), (HELD_OUT, "held out in the fit"), (LAST, "last: test")]
+        return [(BEFORE, "older events"), (HELD_OUT, "last but one"), (LAST, "last")]
     inner = [(held_from, _day(plan.as_of))] if plan.protocol == "time" else []
     return [(0.0, _day(first)), *inner, (at, _day(trial.at)), (1.0, _day(last_time))]
 
 
 def _day(seconds: int | None) -> str:
-    return "" if seconds is None else str(np.datetime64(int(seconds), "s").astype("datetime64[D]"))
+    if seconds is None:
+        return ""
+    day = np.datetime64(int(seconds), "s").astype(datetime.datetime)
+    # not strftime, whose names of months depend on the machine; no spaces at which a line could break
+    return f"{day.day}\u00a0{MONTHS[day.month - 1]}\u00a0{day.year}"
 
 
-def _rows_of_labels(labels: Sequence[tuple[float, str]]) -> tuple[list[int], list[tuple[float, str]]]:
-    """Start of each label near its place, and the first row where it does not touch the one before it."""
+def _rows_of_labels(labels: Sequence[tuple[float, str]], turns: float) -> tuple[list[int], list[tuple[float, str]]]:
+    """First row where each label touches no other, and its start: after its place, or before it from ``turns`` on."""
     ends: list[float] = []
     rows, placed = [], []
     for x, text in labels:
         width = text_width(str(text))
-        start = min(max(float(x) - width / 2, LEFT), RIGHT - width)
+        start = x + 4 if x < turns else x - 4 - width
         row = next((number for number, end in enumerate(ends) if end + 8 <= start), len(ends))
         if row == len(ends):
             ends.append(0.0)
