@@ -6,6 +6,8 @@ The reranker is fitted on the past as a shop would (refit included) and retrieve
 target is an item that the user took at the first visit from the decision on, which is what the probability speaks of.
 With ``--upstream``, where there is real time, lists of another recommender (co-occurrence, fitted on what it could
 know) are shown to the fit as impressions, and its lists of the future are judged with the calibrator of such lists.
+There everybody with a past is shown a list, as in the fit, and a target is whatever they take from it as long after as
+the fit could see.
 """
 
 from __future__ import annotations
@@ -22,9 +24,10 @@ import pandas as pd
 from benchmarks._common import fitted_on, run_information, table, write_report
 from llm_rerank.config import RerankerConfig
 from llm_rerank.data.cases import build_cases, seen_items
-from llm_rerank.data.datasets import load_dataset
+from llm_rerank.data.datasets import Dataset, load_dataset
 from llm_rerank.data.frames import id_codes
 from llm_rerank.data.splits import before
+from llm_rerank.data.times import parse_times
 from llm_rerank.evaluation.protocols import PROTOCOLS, LastOut, TimeCut, Trial, hold_out
 from llm_rerank.models.collaborative.item_item import ItemKNN
 from llm_rerank.models.scoring import retrieve
@@ -32,7 +35,7 @@ from llm_rerank.recommendation.calibration_report import describe_calibration
 from llm_rerank.recommendation.candidates import is_member
 from llm_rerank.recommendation.holdout import plan_holdout
 from llm_rerank.recommendation.log import FitLog
-from llm_rerank.types import BoolArray, IntArray, Interactions, Ragged
+from llm_rerank.types import BoolArray, DataReport, IntArray, Interactions, Ragged
 
 LENGTH_OF_UPSTREAM_LISTS = 100
 
@@ -50,24 +53,30 @@ class JudgedLists:
 
     @classmethod
     def from_result(cls, frame: pd.DataFrame, trial: Trial) -> JudgedLists:
-        """Look each candidate up among the targets of its user."""
-        cases, codes = id_codes(frame["user_id"], trial.user_ids), id_codes(frame["item_id"], trial.items.ids)
+        """Look each candidate up among the targets of its user; users that the trial does not ask have none."""
+        cases, user_ids = pd.factorize(frame["user_id"])
+        asked = id_codes(np.asarray(user_ids, dtype=object), trial.user_ids)
+        counts = np.where(asked >= 0, trial.cases.targets.lengths[asked], 0)
+        targets = Ragged.from_lengths(trial.cases.targets.take(asked[asked >= 0]).values, counts)
         order = np.argsort(cases, kind="stable")
-        lengths = np.bincount(cases, minlength=len(trial.user_ids)).astype(np.int64)
+        codes = id_codes(frame["item_id"], trial.items.ids)
         positive = np.empty(len(frame), dtype=np.bool_)
-        positive[order] = is_member(Ragged.from_lengths(codes[order], lengths), trial.cases.targets, len(trial.items))
-        return cls(frame, cases, positive)
+        lists = Ragged.from_lengths(codes[order], np.bincount(cases).astype(np.int64))
+        positive[order] = is_member(lists, targets, len(trial.items))
+        return cls(frame, cases.astype(np.int64), positive)
 
     def describe(self, trial: Trial) -> dict[str, Any]:
         """Judge the frame's probabilities (``describe_calibration``)."""
-        codes = id_codes(self.frame["item_id"], trial.items.ids)
+        users = id_codes(self.frame["user_id"], trial.past.user_ids)
+        items = id_codes(self.frame["item_id"], trial.items.ids)
+        history_lengths = np.bincount(trial.past.users[trial.past.items >= 0], minlength=trial.past.n_users)
         return describe_calibration(
             self.frame["probability"].to_numpy(),
             self.positive,
             self.cases,
             self.frame["rank"].to_numpy(),
-            np.log1p(trial.cases.history.lengths[self.cases]),
-            np.log1p(trial.item_support[codes]),
+            np.log1p(history_lengths[users]),
+            np.log1p(trial.item_support[items]),
         )
 
 
@@ -87,6 +96,14 @@ def upstream_lists(past: Interactions, trial: Trial, users: IntArray, as_of: int
     )
 
 
+def as_long_after(dataset: Dataset, trial: Trial, protocol: TimeCut, seconds: int) -> Trial:
+    """Hold out again, with all as target that users take within so many seconds of the trial's decision."""
+    assert trial.at is not None
+    times, known, _ = parse_times(dataset.interactions["timestamp"], report=DataReport())
+    soon = replace(dataset, interactions=dataset.interactions[known & (times < trial.at + seconds)])
+    return hold_out(soon, replace(protocol, cut=str(np.datetime64(trial.at, "s")), first_visit=False), "test")
+
+
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     """Run the benchmark; returns the report."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.calibration", description=__doc__.split("\n")[0])
@@ -104,7 +121,8 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     protocol = PROTOCOLS.get(options.dataset, LastOut())
     if isinstance(protocol, TimeCut):
         protocol = replace(protocol, first_visit=True)
-    trial = hold_out(load_dataset(options.dataset, options.data_dir), protocol, options.split)
+    dataset = load_dataset(options.dataset, options.data_dir)
+    trial = hold_out(dataset, protocol, options.split)
     config = RerankerConfig(cache_folder=options.cache, cross_encoder=options.cross_encoder, seed=options.seed)
     impressions = None
     if options.upstream:
@@ -112,13 +130,15 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         shown = before(trial.past, holdout.as_of)
         impressions = upstream_lists(shown, trial, np.unique(shown.users), holdout.as_of, options.seed)
     reranker = fitted_on(trial, config, options.model, impressions=impressions)
-    lists = {"retrieved": JudgedLists.from_result(reranker.recommend(list(trial.user_ids), k=None, at=trial.at), trial)}
+    retrieved = reranker.recommend(list(trial.user_ids), k=None, at=trial.at)
+    judged = {"retrieved": JudgedLists.from_result(retrieved, trial).describe(trial)}
     if options.upstream:
-        users = id_codes(trial.user_ids, trial.past.user_ids)
         assert trial.at is not None
-        candidates = upstream_lists(trial.past, trial, users, trial.at, options.seed).drop(columns="timestamp")
-        lists["upstream"] = JudgedLists.from_result(reranker.rerank(candidates, at=trial.at), trial)
-    judged = {name: part.describe(trial) for name, part in lists.items()}
+        assert isinstance(protocol, TimeCut)
+        everybody = np.unique(trial.past.users)
+        candidates = upstream_lists(trial.past, trial, everybody, trial.at, options.seed).drop(columns="timestamp")
+        later = as_long_after(dataset, trial, protocol, int(trial.past.times.max()) - holdout.as_of)
+        judged["upstream"] = JudgedLists.from_result(reranker.rerank(candidates, at=trial.at), later).describe(trial)
     report = {
         "dataset": options.dataset,
         "trial": trial.describe(),

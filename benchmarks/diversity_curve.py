@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks._common import run_information, table, write_report
+from benchmarks._common import fitted_on, run_information, table, write_report
 from llm_rerank.config import DiversityConfig, RerankerConfig
 from llm_rerank.data.datasets import load_dataset
 from llm_rerank.data.frames import id_codes
@@ -35,7 +35,6 @@ from llm_rerank.metrics import (
 from llm_rerank.recommendation.candidates import positions_in_row, ranked
 from llm_rerank.recommendation.diversity import diversify
 from llm_rerank.recommendation.item_groups import item_groups, item_vectors, vector_source
-from llm_rerank.recommendation.reranker import Reranker
 from llm_rerank.statistics import paired_difference
 from llm_rerank.types import FloatArray, IntArray, Ragged
 
@@ -108,6 +107,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--encoder", default="default", help="folder or hub name; 'none': vectors are als factors")
     parser.add_argument("--cross-encoder", choices=("auto", "always", "off"), default="off")
     parser.add_argument("--cache", help="folder that keeps vectors, states and the fine-tuning's checkpoint")
+    parser.add_argument("--model", type=Path, help="folder that keeps the fitted reranker between benchmarks")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path)
     options = parser.parse_args(arguments)
@@ -121,7 +121,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         seed=options.seed,
     )
     began = time.perf_counter()
-    reranker = Reranker(config).fit(trial.interactions, trial.item_frame, users=trial.user_frame)
+    reranker = fitted_on(trial, config, options.model)
     seconds_fit = time.perf_counter() - began
     best = reranker.recommend(list(trial.user_ids), k=CANDIDATES, at=trial.at)
     # vectors and groups in the codes of the trial, which are those of the reranker: both read the same item table
@@ -153,7 +153,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         "reached_by_interval": [name for name, entry in entries.items() if entry["reached_by_interval"]],
         "greatest_distance_change": max(entry["distance_change"] for entry in entries.values()),
         "distance_of_random_items": float(intra_list_distance(Ragged.from_lists([codes]), vectors, len(codes))[0]),
-        "seconds_fit": seconds_fit,
+        "seconds_fit_or_load": seconds_fit,
         **information,
     }
     write_report(options.out, report)

@@ -4,7 +4,8 @@
 
 Every user of the data set gets the same number of candidates, drawn at random; the time counts from the frame of
 candidates to the frame of results. It is taken three times, and the median is published. With ``--cache`` the fit's
-encoded texts are kept in a folder: a second run then measures a fit whose texts are known.
+encoded texts are kept in a folder: a second run then measures a fit whose texts are known. With ``--model`` a second
+run loads the fitted reranker, and its peak memory is that of a process that only reranks.
 """
 
 from __future__ import annotations
@@ -19,11 +20,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from benchmarks._common import run_information, write_report
+from benchmarks._common import fitted_on, run_information, write_report
 from llm_rerank.config import CROSS_ENCODER_CHOICES, RerankerConfig
 from llm_rerank.data.datasets import load_dataset
 from llm_rerank.evaluation.protocols import Trial, hold_out
-from llm_rerank.recommendation.reranker import Reranker
 
 N_RUNS = 3
 
@@ -59,6 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--candidates", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--cache", type=Path, help="folder that keeps encoded texts between runs")
+    parser.add_argument("--model", type=Path, help="folder of a fitted reranker; read where it is there: no fit then")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--cross-encoder", choices=CROSS_ENCODER_CHOICES, default="auto")
     options = parser.parse_args(arguments)
@@ -68,7 +69,8 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     config = RerankerConfig(
         cache_folder=None if options.cache is None else str(options.cache), cross_encoder=options.cross_encoder
     )
-    reranker = Reranker(config, verbose=False).fit(trial.interactions, trial.item_frame, users=trial.user_frame)
+    loaded = options.model is not None and options.model.exists()
+    reranker = fitted_on(trial, config, options.model)
     seconds_fit = time.perf_counter() - began
     candidates = drawn_candidates(trial, options.candidates, options.seed)
     peak_fit = peak_memory_mb()
@@ -89,7 +91,8 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         "n_users": len(trial.user_ids),
         "n_items": len(trial.items),
         "n_pairs": len(candidates),
-        "seconds_fit": seconds_fit,
+        "loaded": loaded,
+        "seconds_fit_or_load": seconds_fit,
         "plan": [line for line in reranker.report().values["lines"] if line.startswith("plan")],
         "seconds_fit_by_step": reranker.report().values["seconds"],
         "seconds_rerank": seconds,
@@ -99,8 +102,9 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     }
     write_report(options.out, report)
     print(
-        f"{options.dataset}: fit, encoding of new texts included, {seconds_fit:.1f} s; rerank of "
-        f"{len(trial.user_ids):,} users × {options.candidates} candidates {median:.1f} s "
+        f"{options.dataset}: {'load' if loaded else 'fit, encoding of new texts included,'} {seconds_fit:.1f} s; "
+        f"rerank of {len(trial.user_ids):,} users × {options.candidates} candidates {median:.1f} s, "
+        f"{peak_memory_mb() or float('nan'):,.0f} MiB at most "
         f"({len(candidates) / median:,.0f} pairs a second)"
     )
     return report

@@ -27,6 +27,7 @@ from llm_rerank.recommendation.explanation import Explanation, codes_to_explain,
 from llm_rerank.recommendation.fitting import Fitted, fit_reranker
 from llm_rerank.recommendation.histories import cases_of_users, history_frame, read_histories
 from llm_rerank.recommendation.inputs import FitData, FitTools
+from llm_rerank.recommendation.item_groups import group_column
 from llm_rerank.recommendation.log import FitLog, FitReport
 from llm_rerank.recommendation.phrases import phrase_effects
 from llm_rerank.recommendation.planning import make_encoder, read_shop, say_plan, sentiment_of
@@ -101,6 +102,9 @@ class Reranker:
             self.config, interactions, items, users, impressions, columns, time_unit, report
         )
         log.say_report(report)
+        diversity = self.config.diversity_settings
+        if diversity.max_per_group is not None and diversity.group_by != "clusters":
+            group_column(valid_items, diversity)  # a wrong name is said now, not at the first question
         encoder = make_encoder(self.config)
         specs = self._specs or default_specs(len(valid_items), encoder=encoder)
         steps = 0 if self.config.cross_encoder == "off" else self.config.fine_tune_steps
