@@ -103,7 +103,7 @@ def choose_cut(config: ThresholdConfig, probabilities: FloatArray, positive: Boo
     else:
         assert value is not None
         least = _estimated(config.rule, value, CutLevels.of(probabilities, positive), len(rows))
-    chosen = known & (probabilities >= least)
+    chosen = probabilities >= least  # never where NaN
     n_kept, n_right = int(chosen.sum()), int(positive[chosen].sum())
     return Cut(
         rule=config.rule,

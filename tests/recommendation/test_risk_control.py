@@ -181,6 +181,9 @@ def test_control_by_hand():
     assert control_risk("missed_target", losses, 50, 0.1, 0.1) == 1
     # with the factor e: e × .0338 = .0919 still passes, and Hoeffding's for .04 is .3 > .1
     assert control_risk("false_positives", losses[::-1], 50, 0.1, 0.1) == 2
+    # at delta .05 one miss still passes as a binomial count; a mean of shares has the factor e, and Hoeffding's .077
+    assert control_risk("missed_target", losses, 50, 0.1, 0.05) == 1
+    assert control_risk("false_positives", losses[::-1], 50, 0.1, 0.05) == 3
     assert control_risk("missed_target", losses, 21, 0.1, 0.1) == -1  # .9^21 = .109
     assert control_risk("missed_target", losses, 22, 0.1, 0.1) == 0  # .9^22 = .098
 
