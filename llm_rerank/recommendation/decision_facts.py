@@ -51,7 +51,9 @@ def _why_no_guarantee(decided: Decided, shown: np.ndarray, drift: Drift, config:
     """Say why the cut's guarantee does not hold for a batch; "" where it does."""
     cut = decided.stage.cut
     if cut is None:
-        return "nothing is cut: no threshold was set"
+        if config.threshold is None:
+            return "nothing is cut: no threshold was set"
+        return f"nothing is cut: the fit found no cut by rule {config.threshold.rule!r}, and its report says why"
     if cut.guarantee is None:
         return cut.no_guarantee
     if drift.shifted:

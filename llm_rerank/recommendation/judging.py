@@ -100,6 +100,6 @@ def _with_cut(
         return stage
     stage = replace(stage, cut=cut)
     log.say(cut.sentence())
-    if n_retrieved < LEAST_CASES_FOR_CUT:
+    if n_retrieved < LEAST_CASES_FOR_CUT and rule.rule != "risk":  # that one says it where it takes the guarantee back
         log.say(f"warning: cut: chosen on {n_retrieved} retrieved cases, fewer than {LEAST_CASES_FOR_CUT}")
     return stage

@@ -122,3 +122,12 @@ def test_without_a_cut_nothing_is_promised_and_nothing_warns(shop, users):
     frame = pl.DataFrame({"user_id": users[:2], "item_id": [plain.recommend(users[:1], k=1)["item_id"][0]] * 2})
     assert isinstance(plain.rerank(frame), pl.DataFrame)  # other frames have no place for facts
     assert np.isfinite(facts["drift"]["indices"]["score quantiles"])
+
+
+def test_a_cut_that_could_not_be_had_loses_no_fit_and_is_said(shop, users):
+    rule = ThresholdConfig("precision", 0.999)
+    fitted = Reranker(replace(CONFIG, threshold=rule), verbose=False).fit(*shop)
+    assert "no cut reaches it" in str(fitted.report())
+    result = fitted.recommend(users, k=5)
+    assert result["kept"].all()
+    assert "the fit found no cut by rule 'precision'" in result.attrs["decision"]["no_guarantee"]
