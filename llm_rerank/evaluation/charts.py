@@ -108,7 +108,8 @@ def xy_chart(
     shown = [_finite(one, x.log) for one in series]
     if not any(len(one.x) for one in shown):
         raise DataError(f"figure {title!r} has no finite point; say so instead of drawing it")
-    top = TOP + (LINE if cut else 0.0)  # a line of words for the cut, below the name of the y axis
+    # room below the name of the y axis: for the words of the cut, else for a name above the highest line
+    top = TOP + (LINE if cut else 10.0 if any(one.name for one in shown) else 0.0)
     up = y.scale([v for s in shown for v in (*s.y, *s.low, *s.high)], top + height, top)
     left = max(text_width(label) for label in tick_words(up.ticks(), percent=y.percent)) + 8
     over = x.scale([*(v for s in shown for v in s.x), *([cut[0]] if cut else [])], left, WIDTH - RIGHT)
@@ -119,7 +120,7 @@ def xy_chart(
         parts += _cut_line(over(cut[0]), cut[1], up)
     for number, one in enumerate(shown):
         parts += _series(one, over, up, COLOURS[number % 4], DASHES[number % 4], MARKERS[number % 4])
-    parts += _series_names(shown, over, up)
+    parts += _series_names(shown, over, up, up.end if cut else TOP)
     return figure(title, description, parts, up.start + BOTTOM)
 
 
@@ -246,7 +247,7 @@ def _series(one: Series, over: Scale, up: Scale, colour: str, dash: str, shape: 
     return parts
 
 
-def _series_names(shown: Sequence[Series], over: Scale, up: Scale) -> list[str]:
+def _series_names(shown: Sequence[Series], over: Scale, up: Scale, top: float) -> list[str]:
     """Write each series' name beside its end, on the side where it crosses the fewest lines."""
     courses = [[(over(x), up(y)) for x, y in zip(one.x, one.y, strict=True)] for one in shown]
     named = [index for index, one in enumerate(shown) if one.name and one.x]
@@ -256,9 +257,9 @@ def _series_names(shown: Sequence[Series], over: Scale, up: Scale) -> list[str]:
         wide = text_width(shown[index].name, bold=True)
         to_left = x - wide > over.start
         start = x - wide if to_left else x + 8
-        levels.append(_clear_level(y, start, start + wide, courses, up.end, up.start))
+        levels.append(_clear_level(y, start, start + wide, courses, top, up.start))
         places.append((x - 2, "end") if to_left else (x + 8, "start"))
-    levels = spread(levels, LINE, up.end + 8, up.start - 8)
+    levels = spread(levels, LINE, top + 8, up.start - 8)
     return [
         _halo(words(x, level, shown[index].name, anchor=anchor, bold=True))
         for index, level, (x, anchor) in zip(named, levels, places, strict=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from llm_rerank.evaluation.charts import Axis, Row, Series, bar_chart, dot_plot, interval_words, xy_chart
@@ -244,8 +245,10 @@ def tuning_section(tuning: Mapping[str, Any] | None) -> Section:
             if known:
                 series.append(Series(words, [entry["step"] for entry in known], [entry[key] for entry in known]))
         if series:
+            if len(series) == 1:  # nothing to tell it apart from: its name goes to the axis
+                name, series = f"{name} ({series[0].name})", [replace(series[0], name="")]
             svg = xy_chart(
-                name.capitalize(),
+                name[:1].upper() + name[1:],
                 f"{name} over the steps of the fine-tuning; the step that was kept is marked.",
                 Axis("step", zero=True),
                 Axis(name),

@@ -13,7 +13,7 @@ import pytest
 from llm_rerank.config import DiversityConfig, RerankerConfig, ThresholdConfig
 from llm_rerank.evaluation.demonstration import second_selection
 from llm_rerank.evaluation.diversity_curve import diversity_curve
-from llm_rerank.evaluation.page import Page, Section, Table, render_page, write_page
+from llm_rerank.evaluation.page import Page, Section, Table, Tile, render_page, write_page
 from llm_rerank.evaluation.report import changed_settings, report_page, write_report
 from llm_rerank.evaluation.report_examples import chosen_users
 from llm_rerank.evaluation.report_probability import (
@@ -165,14 +165,14 @@ def page_with(text: str) -> Page:
 
 def test_the_file_is_replaced_whole_and_a_failure_leaves_the_earlier_one(tmp_path):
     path, kept = tmp_path / "report.html", tmp_path / "link.html"
-    write_page(path, page_with("first"))
+    write_page(path, page_with("the earlier text"))
     os.link(path, kept)
-    write_page(path, page_with("second"))
-    assert "second" in path.read_text()
-    assert "first" in kept.read_text()  # the old file was put aside, not written over
+    write_page(path, page_with("the later text"))
+    assert "the later text" in path.read_text()
+    assert "the earlier text" in kept.read_text()  # the old file was put aside, not written over
     with pytest.raises(TypeError):
         write_page(path, Page("t", "s", [], None, [], "m"))
-    assert "second" in path.read_text()
+    assert "the later text" in path.read_text()
     assert sorted(file.name for file in tmp_path.iterdir()) == ["link.html", "report.html"]
 
 
@@ -273,6 +273,8 @@ def test_calibration_in_words_follows_the_figures():
     assert "not shown to be better than" in said(section)
     sound = {**CALIBRATION, "slope_ci95": [0.9, 1.3], "brier_skill_ci95": [0.001, 0.02]}
     assert "which contains 1" in said(probability_section(sound))
+    bold = {**CALIBRATION, "slope_ci95": [0.7, 0.95]}
+    assert "which does not contain 1" in said(probability_section(bold))
     assert ": better than giving" in said(probability_section(sound))
 
 
@@ -490,7 +492,7 @@ def test_a_browser_shows_the_report_without_fault(browser, file, width, media):
     assert found["broken"] is None  # the titles' scripts did not run
 
 
-def test_a_browser_shows_loss_curves_and_a_page_that_knows_little(browser, evaluation, parts, tmp_path):
+def test_a_browser_shows_loss_curves_and_words_without_end(browser, evaluation, parts, tmp_path):
     log = [
         {"step": step, "loss": 3 - step / 100, "training_loss": 4 - step / 90, "ndcg@10": 0.1 + step / 900,
          "recall@10": 0.2, "accuracy": 0.1 + step / 1000, "base_rate": 0.09}
@@ -498,6 +500,14 @@ def test_a_browser_shows_loss_curves_and_a_page_that_knows_little(browser, evalu
     ]  # fmt: skip
     tuned = {"fine_tuning": {"log": log, "best_step": 300}, "calibration": CALIBRATION}
     write_page(tmp_path / "tuned.html", report_page(tuned, evaluation.table, CONFIG, **{**parts, "diversity": []}))
+    page = tmp_path / "long.html"
+    long = "x" * 300
+    table = Table(long, ["a", long], [[long, long]], 2)
+    write_page(
+        page, Page(long, long, [Tile(long, "1", long)], [Section("a", long, [long], tables=[table])], [long], "m")
+    )
+    found, wrong = look(browser, page, 400)
+    assert (wrong, found["problems"]) == ([], [])
     found, wrong = look(browser, tmp_path / "tuned.html", 400)
     assert (wrong, found["problems"]) == ([], [])
 
