@@ -164,7 +164,11 @@ class Explanation:
         return f"{self.title or self.item_id} for {self.user_id}: score {self.score:+.3f}{chance}"
 
     def _repr_html_(self) -> str:
-        parts = [(part.group, part.name, f"{part.value:+.3f}") for part in self.strongest(10)]
+        strongest = self.strongest(10)
+        parts = [(part.group, part.name, f"{part.value:+.3f}") for part in strongest]
+        rest = sum(part.value for part in self.contributions) - sum(part.value for part in strongest)
+        # so that the column adds up on the page too
+        parts += [("", "all other parts", f"{rest:+.3f}"), ("", "score", f"{self.score:+.3f}")]
         blocks = [
             f"<p><b>{html.escape(self._heading())}</b></p>",
             _table(("group", "part", "contribution"), parts),

@@ -1,5 +1,7 @@
 """Explanations: order, sums and signs of the parts, history effects recomputed, and text that cannot break a page."""
 
+import re
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -60,6 +62,15 @@ def test_what_items_and_users_are_called_cannot_break_a_page():
     ):
         assert raw not in page
         assert escaped in page
+
+
+def test_the_parts_on_a_page_add_up_to_the_score_on_it():
+    parts = [Contribution(f"part {n}", "context", 0.1 * (n + 1)) for n in range(14)]
+    page = explained(contributions=parts, score=sum(part.value for part in parts))._repr_html_()
+    shown = [float(cell) for cell in re.findall(r"<td>([+-]\d+\.\d{3})</td>", page)]
+    assert len(shown) == 12  # ten parts, all others, the score
+    assert sum(shown[:-1]) == pytest.approx(shown[-1], abs=1e-2)
+    assert shown[-2] == pytest.approx(0.1 + 0.2 + 0.3 + 0.4)
 
 
 def test_each_effect_is_the_score_lost_without_the_item_strongest_first(fitted, shop):
