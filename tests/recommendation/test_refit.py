@@ -108,12 +108,12 @@ def test_the_same_order_with_another_kept_rate_is_refused(judged, factor, refuse
     # all scores times a factor: the order stays, and at a cut that few reach the kept rate does not
     fold, stage = with_scores(judged[3], lambda scores: factor * scores), judged[4]
     probabilities = stage.probability(stage.score(judged[3]), judged[3].pair_values)
-    cut = replace(stage.cut, least_probability=float(np.quantile(probabilities, 0.98)))
+    cut = replace(stage.cut, least_probability=float(np.quantile(probabilities, 0.95)))
     said, line = is_refused(judged, stage=replace(stage, cut=cut), fold=fold)
     assert said == refused
     assert "before and after 1.000" in line
     before, after = (float(rate.strip(" :,")) for rate in line.split("kept rate ")[1].split(":")[0].split("→"))
-    assert 0 < after < 0.03
+    assert 0 < after < 0.075
     assert (before > after) == (factor > 1)
     assert abs(before - after) < 0.9 * before  # it is no matter of all or nothing
 
