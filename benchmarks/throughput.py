@@ -71,7 +71,7 @@ def slope(x: Sequence[float], seconds: Sequence[float]) -> float:
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     """Run the benchmark; returns the report."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.throughput", description=__doc__.split("\n")[0])
-    parser.add_argument("--items", type=int, nargs="+", default=[1_000, 5_000, 20_000, 50_000])
+    parser.add_argument("--items", type=int, nargs="+", default=[1_000, 5_000, 10_000, 50_000])
     parser.add_argument("--candidates", type=int, nargs="+", default=[10, 100, 1_000])
     parser.add_argument("--steps", type=int, default=20, help="steps of fine-tuning: enough to have the parts there")
     parser.add_argument("--seed", type=int, default=0)
@@ -107,6 +107,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
                     "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
                 }
             )
+        print(f"{n_items:,} items: fit {seconds_fit:.0f} s", flush=True)
         if n_items == options.items[0]:
             profiler = cProfile.Profile()
             profiler.runcall(reranker.rerank, drawn_candidates(n_items, 100, options.seed))
