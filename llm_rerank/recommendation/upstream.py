@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,6 +24,8 @@ from llm_rerank.types import Cases, FloatArray, IntArray, Interactions, Items, R
 if TYPE_CHECKING:
     import pandas as pd
 
+LENT = "the cut for lists from elsewhere was chosen in another shop (start_from)"
+
 
 def fit_upstream_stage(
     data: FitData,
@@ -42,12 +45,12 @@ def fit_upstream_stage(
         return None, None
     if holdout.protocol != "time":
         log.say("warning: impressions need the time protocol (enough users, real timestamps); they are not used")
-        return (None if start is None else start.upstream_stage), None
+        return _lent_stage(start), None
     log.step("upstream stage")
     cases, seen, upstream = shown_lists(data.impressions, data.events, holdout)
     if not len(cases):
         log.say(f"warning: no impressions of known users at or after the cut ({holdout.as_of}); they are not used")
-        return (None if start is None else start.upstream_stage), None
+        return _lent_stage(start), None
     scored = retrieve_and_score(components, cases, reference, len(items))
     sentiment = data.sentiment[holdout.past_rows]
     statistics = ItemStatistics.from_events(holdout.past, items, holdout.as_of, sentiment=sentiment)
@@ -66,6 +69,13 @@ def fit_upstream_stage(
     )
     log.say(f"upstream lists: {stage.verdict.sentence()}")
     return report_and_cut(stage, fold_g, tools.config, len(items), log)
+
+
+def _lent_stage(start: Start | None) -> Stage | None:
+    """Take over another shop's stage, but neither its guarantee nor the population that it was judged on."""
+    if start is None or start.upstream_stage is None:
+        return None
+    return replace(start.upstream_stage.without_guarantee(LENT), profile=None)
 
 
 def shown_lists(impressions: pd.DataFrame, events: Interactions, holdout: Holdout) -> tuple[Cases, Ragged, FloatArray]:

@@ -15,8 +15,10 @@ from llm_rerank.recommendation.inputs import FitData, FitTools
 from llm_rerank.recommendation.log import FitLog
 from llm_rerank.recommendation.planning import read_shop
 from llm_rerank.recommendation.reranker import Reranker
+from llm_rerank.recommendation.risk_control import Guarantee
 from llm_rerank.recommendation.stage import Start
-from llm_rerank.recommendation.upstream import fit_upstream_stage, shown_lists
+from llm_rerank.recommendation.thresholds import Cut
+from llm_rerank.recommendation.upstream import LENT, fit_upstream_stage, shown_lists
 from llm_rerank.types import DataReport, Ragged
 from tests.planted import events_of
 
@@ -168,6 +170,13 @@ def test_without_late_lists_the_stage_of_another_shop_serves(parts):
     stage, lines = fit_stage_of(parts, data=early)
     assert stage is None
     assert "no impressions of known users at or after the cut" in lines[-1]
-    borrowed = parts[3].upstream_stage
-    assert fit_stage_of(parts, data=early, start=Start({}, None, borrowed))[0] is borrowed
+    guarantee = Guarantee("missed_target", 0.1, 0.1, 500, 0.05, "lists of another shop")
+    cut = Cut("risk", 0.1, 0.05, 0.3, 0.9, 2.5, 600, 500, guarantee, "")
+    borrowed = replace(parts[3].upstream_stage, cut=cut)
+    assert borrowed.profile is not None
+    served = fit_stage_of(parts, data=early, start=Start({}, None, borrowed))[0]
+    # its cut serves here too, but what was promised there, of the lists seen there, does not hold here
+    assert (served.cut.guarantee, served.cut.no_guarantee, served.profile) == (None, LENT, None)
+    assert served.cut.least_probability == 0.05
+    assert served.blend is borrowed.blend
     assert fit_stage_of(parts, data=replace(data, impressions=None))[0] is None
