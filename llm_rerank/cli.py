@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import errno
 import re
-import sys
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -42,20 +42,23 @@ from llm_rerank.options import (
     note,
     reranker_config,
     threshold_rule,
+    write_result,
 )
-from llm_rerank.types import DataError, RerankError
+from llm_rerank.types import DataError, DriftWarning, RerankError
 
 if TYPE_CHECKING:
-    import pandas as pd
+    pass
 
 
 class ReportingGroup(TyperGroup):
     """Commands whose expected failures are one line, without a traceback."""
 
     def invoke(self, ctx: Any) -> Any:
-        """Run the command."""
+        """Run the command; a drifted batch is told in the command's own words, not as Python's warning."""
         try:
-            return super().invoke(ctx)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", DriftWarning)
+                return super().invoke(ctx)
         except RerankError as error:
             _stop(str(error), 2)
         except KeyboardInterrupt:
@@ -175,7 +178,7 @@ def rerank(
     result = _load(model, device, diversity).rerank(
         candidates, histories=histories, at=moment(at), k=k, on_unknown=on_unknown, columns=column_mapping(column)
     )
-    _write(result, out)
+    write_result(result, out)
 
 
 @app.command()
@@ -200,7 +203,7 @@ def recommend(
     result = _load(model, device, diversity).recommend(
         user or None, histories=histories, at=moment(at), k=k, exclude_seen=not include_seen
     )
-    _write(result, out)
+    write_result(result, out)
 
 
 @app.command()
@@ -332,16 +335,6 @@ def _check_folder(out: Path) -> None:
         raise DataError(f"output {out} is a folder; give the name of a file")
     if not out.parent.is_dir():
         raise DataError(f"output {out} lies in a folder that does not exist; make {out.parent} first")
-
-
-def _write(result: pd.DataFrame, out: Path | None) -> None:
-    from llm_rerank.data.writers import write_table
-
-    if out is None:
-        result.to_csv(sys.stdout, index=False)
-        return
-    write_table(result, out)
-    note(f"{len(result):,} rows written to {out}")
 
 
 def _stop(line: str, code: int) -> NoReturn:

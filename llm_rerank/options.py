@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,6 +12,8 @@ import typer
 from llm_rerank.types import DataError
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from llm_rerank.config import DiversityConfig, RerankerConfig, ThresholdConfig
 
 InteractionsFile = Annotated[
@@ -179,3 +182,18 @@ def note(line: str, quiet: bool = False) -> None:
     """Say a line on stderr, beside what goes to stdout."""
     if not quiet:
         typer.echo(line, err=True)
+
+
+def write_result(result: pd.DataFrame, out: Path | None) -> None:
+    """Write a ranked table to a file, or to stdout; say on stderr how it was cut, where it was."""
+    from llm_rerank.data.writers import write_table
+    from llm_rerank.recommendation.decision_facts import DECISION, decision_sentence
+
+    if out is None:
+        result.to_csv(sys.stdout, index=False)
+    else:
+        write_table(result, out)
+        note(f"{len(result):,} rows written to {out}")
+    facts = result.attrs[DECISION]
+    if facts["least_probability"] is not None:
+        note(decision_sentence(facts))

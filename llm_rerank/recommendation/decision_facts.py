@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -10,10 +11,14 @@ import numpy as np
 from llm_rerank.config import RerankerConfig
 from llm_rerank.recommendation.deciding import Decided
 from llm_rerank.recommendation.drift import Drift, drift_from
+from llm_rerank.recommendation.risk_control import Guarantee
 from llm_rerank.types import Cases, DriftWarning
 
 DECISION = "decision"
 """Key of ``frame.attrs`` under which a result carries its facts."""
+
+
+BOUNDS = (("added", "min_items"), ("removed", "max_items"))
 
 
 def decision_facts(decided: Decided, cases: Cases, config: RerankerConfig, k: int | None) -> dict[str, Any]:
@@ -45,6 +50,19 @@ def decision_facts(decided: Decided, cases: Cases, config: RerankerConfig, k: in
         "no_guarantee": reason,
         "drift": drift.to_dict(),
     }
+
+
+def decision_sentence(facts: Mapping[str, Any]) -> str:
+    """Say the facts of a batch that was cut in one line."""
+    kept = f"{facts['n_kept']:,} kept, of probability ≥ {facts['least_probability']:.4g}"
+    bounds = ((f"n_{done}_by_{name}", f"{done} by {name}") for done, name in BOUNDS)
+    changed = "".join(f", {facts[key]:,} {words}" for key, words in bounds if facts[key])
+    if facts["guarantee"] is not None:
+        return f"{kept}{changed}; guaranteed: {Guarantee.from_dict(facts['guarantee']).sentence()}"
+    drift = facts["drift"]
+    shifted = Drift(drift["indices"], drift["limits"], drift["n_cases"]).sentence()
+    warned = f"; warning: {shifted}" if shifted and shifted != facts["no_guarantee"] else ""
+    return f"{kept}{changed}; no guarantee: {facts['no_guarantee']}{warned}"
 
 
 def _why_no_guarantee(decided: Decided, shown: np.ndarray, drift: Drift, config: RerankerConfig, k: int | None) -> str:

@@ -6,8 +6,11 @@ from dataclasses import replace
 import numpy as np
 import polars as pl
 import pytest
+from typer.testing import CliRunner
 
 from llm_rerank import DriftWarning, Reranker, RerankerConfig, ThresholdConfig
+from llm_rerank.cli import app
+from llm_rerank.recommendation.decision_facts import decision_sentence
 from llm_rerank.recommendation.fitting import REFITTED
 from tests.shops import make_shop
 
@@ -131,3 +134,37 @@ def test_a_cut_that_could_not_be_had_loses_no_fit_and_is_said(shop, users):
     result = fitted.recommend(users, k=5)
     assert result["kept"].all()
     assert "the fit found no cut by rule 'precision'" in result.attrs["decision"]["no_guarantee"]
+
+
+def test_the_command_line_says_how_a_batch_was_cut(reranker, users, tmp_path):
+    reranker.save(tmp_path / "shop")
+    table = reranker.recommend(users, k=None)
+    table[["user_id", "item_id"]].to_csv(tmp_path / "all.csv", index=False)
+    table.query("rank <= 5")[["user_id", "item_id"]].to_csv(tmp_path / "best.csv", index=False)
+    said = {}
+    for name in ("all", "best"):
+        asked = ["rerank", str(tmp_path / "shop"), str(tmp_path / f"{name}.csv"), "--out", str(tmp_path / "out.csv")]
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", DriftWarning)
+            done = CliRunner().invoke(app, asked)
+        assert done.exit_code == 0, done.output
+        said[name] = done.stderr
+    n_kept, least = int(table["kept"].sum()), table.attrs["decision"]["least_probability"]
+    assert f"{n_kept:,} kept, of probability ≥ {least:.4g}; guaranteed: with probability at least 0.9" in said["all"]
+    assert "no guarantee: these 400 lists differ from the held-out ones in score quantiles" in said["best"]
+
+
+def test_a_drifted_batch_with_an_estimated_cut_is_said_too():
+    facts = {
+        "least_probability": 0.05,
+        "n_kept": 1_200,
+        "n_added_by_min_items": 7,
+        "n_removed_by_max_items": 0,
+        "guarantee": None,
+        "no_guarantee": "an estimate",
+        "drift": {"indices": {"unknown items": 0.5}, "limits": {"unknown items": 0.25}, "n_cases": 90},
+    }
+    assert decision_sentence(facts) == (
+        "1,200 kept, of probability ≥ 0.05, 7 added by min_items; no guarantee: an estimate; warning: these 90 lists "
+        "differ from the held-out ones in unknown items (index 0.50, limit 0.25)"
+    )
