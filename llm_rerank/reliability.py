@@ -16,6 +16,9 @@ from llm_rerank.types import BoolArray, DataError, FloatArray, IntArray
 Float64Array = npt.NDArray[np.float64]
 RealArray = FloatArray | Float64Array
 
+LEAST_CASES = 10
+"""Fewer cases give no interval: neither resampling nor the sandwich estimator says anything on a handful."""
+
 
 @dataclass(frozen=True)
 class ReliabilityBins:
@@ -97,6 +100,8 @@ def brier_skill_interval(
     reference = np.bincount(rows, (labels.mean() - labels) ** 2, n)
     if not reference.sum() > 0:
         return Interval(float("nan"), float("nan"), float("nan"), n)
+    if n < LEAST_CASES:
+        return Interval(float(1.0 - errors.sum() / reference.sum()), float("nan"), float("nan"), n)
     rng, skills = np.random.default_rng(seed), np.empty(n_resamples)
     for draw in range(n_resamples):
         drawn = rng.multinomial(n, np.full(n, 1.0 / n))
@@ -156,7 +161,10 @@ def calibration_line(probabilities: RealArray, positive: BoolArray, cases: IntAr
     influence = design * (labels - chance)[:, None]
     by_case = np.column_stack([np.bincount(rows, column) for column in influence.T])
     bread = np.linalg.pinv((design * (chance * (1.0 - chance))[:, None]).T @ design)
-    errors = np.sqrt(np.diag(bread @ (by_case.T @ by_case) @ bread))
+    n_cases = len(by_case)
+    if n_cases < LEAST_CASES:  # the sandwich needs many cases: on one it is 0
+        return CalibrationLine(float(weights[1]), float(weights[0]))
+    errors = np.sqrt(np.diag(bread @ (by_case.T @ by_case) @ bread) * n_cases / (n_cases - 1))
     return CalibrationLine(float(weights[1]), float(weights[0]), float(errors[1]), float(errors[0]))
 
 

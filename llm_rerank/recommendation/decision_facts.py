@@ -21,10 +21,13 @@ DECISION = "decision"
 BOUNDS = (("added", "min_items"), ("removed", "max_items"))
 
 
-def decision_facts(decided: Decided, cases: Cases, config: RerankerConfig, k: int | None) -> dict[str, Any]:
+def decision_facts(
+    decided: Decided, cases: Cases, config: RerankerConfig, k: int | None, *, other_lists: str = ""
+) -> dict[str, Any]:
     """Describe a decided batch, JSON-ready; warns where it drifted and a cut was made.
 
-    cases: whose candidates were decided. k: rows a user that are returned.
+    cases: whose candidates were decided. k: rows a user that are returned. other_lists: why these are not lists as the
+    cut was chosen on, in words; "" where they are.
     Keys: least_probability (None: nothing is cut), n_kept (among the rows returned), n_added_by_min_items,
     n_removed_by_max_items, guarantee (of the cut, or None), no_guarantee (why it is None), drift.
     """
@@ -33,7 +36,7 @@ def decision_facts(decided: Decided, cases: Cases, config: RerankerConfig, k: in
     drift = Drift({}, {}, len(cases))
     if profile is not None:
         drift = drift_from(profile, decided.scores, decided.candidates, cases.history.lengths)
-    reason = _why_no_guarantee(decided, shown, drift, config, k)
+    reason = _why_no_guarantee(decided, shown, drift, config, k) or other_lists
     if cut is not None and drift.shifted:
         warnings.warn(
             f"{drift.sentence()}: probabilities and the cut may not hold for them; fit again on recent events, or fit "
@@ -76,6 +79,8 @@ def _why_no_guarantee(decided: Decided, shown: np.ndarray, drift: Drift, config:
         return cut.no_guarantee
     if drift.shifted:
         return drift.sentence()
+    if config.cross_encoder_depth is not None and decided.stage.residual_verdict is not None:
+        return f"cross_encoder_depth ({config.cross_encoder_depth}) leaves candidates unread that were read for the cut"
     if not np.array_equal(decided.kept, decided.kept_by_cut):
         return f"min_items ({config.min_items}) or max_items ({config.max_items}) changed what the cut had kept"
     if not np.array_equal(shown, decided.kept):

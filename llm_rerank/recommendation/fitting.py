@@ -31,6 +31,9 @@ from llm_rerank.recommendation.upstream import fit_upstream_stage
 from llm_rerank.types import Cases, CatalogueScorer, IntArray, Interactions, Items, Ragged, Scorer
 
 MOST_CASES_FOR_TUNING = 1_000
+BY_POSITION = (
+    "too few users came after a cut in time, so single last events were held out, which later ones may not be like"
+)
 REFITTED = "the components were fitted again after the cut was chosen; refit=False keeps the guarantee"
 
 
@@ -68,16 +71,18 @@ def fit_reranker(data: FitData, tools: FitTools, log: FitLog, start: Start | Non
     stage, report = report_and_cut(stage, fold_g, config, n_items, log)
     upstream_stage, upstream_report = fit_upstream_stage(data, tools, holdout, items, components, reference, log, start)
 
+    broken = BY_POSITION if holdout.protocol != "time" and data.events.time_kind == "time" else ""
     if config.refit:
         log.step("refit on all rows")
         items = tools.render(data.items, data.events, None)
         judged = components
         components = refit_components(components, specs, data.events, items, fold_g, stage, reference, config.seed, log)
         if any(after.scorer is not before.scorer for after, before in zip(components, judged, strict=True)):
-            stage = stage.without_guarantee(REFITTED)
-            upstream_stage = None if upstream_stage is None else upstream_stage.without_guarantee(REFITTED)
+            broken = REFITTED
     else:
         log.say("refit=False: the components keep what they learned before the hold-out")
+    stage = _settle_guarantee(stage, broken, log)
+    upstream_stage = None if upstream_stage is None else _settle_guarantee(upstream_stage, broken, log)
     settings = {component.name: dict(component.settings) for component in components}
     summary = {"protocol": holdout.protocol, "holdout": holdout.description, "settings": settings, **report}
     summary["cut"] = None if stage.cut is None else stage.cut.to_dict()
@@ -87,6 +92,16 @@ def fit_reranker(data: FitData, tools: FitTools, log: FitLog, start: Start | Non
     if reading is not None:
         summary["fine_tuning"] = {"log": list(reading.tuning.log), "best_step": reading.tuning.best_step}
     return Fitted(items, tuple(components), reference, stage, upstream_stage, summary)
+
+
+def _settle_guarantee(stage: Stage, broken: str, log: FitLog) -> Stage:
+    """Say a guaranteed cut at the end of the fit; its guarantee is taken back first where something broke it."""
+    if stage.cut is None or stage.cut.guarantee is None:
+        return stage
+    stage = stage.without_guarantee(broken) if broken else stage
+    assert stage.cut is not None
+    log.say(stage.cut.sentence())
+    return stage
 
 
 def fit_fusion_stage(

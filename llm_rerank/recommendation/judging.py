@@ -99,7 +99,8 @@ def _with_cut(
         log.say(f"warning: cut: {error}; nothing is cut")
         return stage
     stage = replace(stage, cut=cut)
-    log.say(cut.sentence())
-    if n_retrieved < LEAST_CASES_FOR_CUT and rule.rule != "risk":  # that one says it where it takes the guarantee back
+    if cut.guarantee is None:  # else it is said at the end of the fit, when it is known whether it still holds
+        log.say(cut.sentence())
+    if n_retrieved < LEAST_CASES_FOR_CUT and rule.rule in ("f_beta", "recall", "precision"):
         log.say(f"warning: cut: chosen on {n_retrieved} retrieved cases, fewer than {LEAST_CASES_FOR_CUT}")
     return stage

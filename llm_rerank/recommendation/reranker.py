@@ -44,6 +44,8 @@ from llm_rerank.types import (
     Ragged,
 )
 
+OTHER_LISTS = "the cut was chosen on lists that this library retrieves; fit with impressions of lists such as these"
+
 Frame = Any  # a path, or a pandas, polars or Arrow frame
 
 
@@ -173,7 +175,9 @@ class Reranker:
         decided = self._decide(cases, seen, upstream=None if np.isnan(upstream).all() else upstream)
         passed = table.frame.iloc[order].reset_index(drop=True)
         result = result_frame(passed, decided, fitted, k)
-        result.attrs[DECISION] = decision_facts(decided, cases, self.config, k)
+        # the cut of the fit's own lists says nothing of another recommender's
+        other = OTHER_LISTS if decided.stage is fitted.stage else ""
+        result.attrs[DECISION] = decision_facts(decided, cases, self.config, k, other_lists=other)
         return like_input(result, candidates)
 
     def recommend(
@@ -209,7 +213,10 @@ class Reranker:
             }
         )
         result = result_frame(passed, decided, fitted, k)
-        result.attrs[DECISION] = decision_facts(decided, cases, self.config, k)
+        other = "" if exclude_seen else "exclude_seen=False: the cut was chosen on lists without seen items"
+        if per_source > self.config.candidates_per_source:
+            other = f"k = {k} retrieves longer lists than the cut was chosen on"
+        result.attrs[DECISION] = decision_facts(decided, cases, self.config, k, other_lists=other)
         return result if histories is None else like_input(result, histories)
 
     def explain(

@@ -71,8 +71,9 @@ def conditions_of(risk: str) -> str:
     """Say what a guarantee of this risk is conditional on."""
     lists = "lists with a retrieved target" if risk == "missed_target" else "lists"
     return (
-        f"{lists} exchangeable with the held-out ones (users, candidates and targets of the same kind), cut by this "
-        "fitted model without a refit and not changed after the cut"
+        f"{lists} exchangeable with the held-out ones (users, candidates and targets of the same kind; where this "
+        "library retrieves them: of users who go on to take something new), cut by this fitted model without a refit "
+        "and not changed after the cut"
     )
 
 

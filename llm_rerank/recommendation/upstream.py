@@ -24,8 +24,6 @@ from llm_rerank.types import Cases, FloatArray, IntArray, Interactions, Items, R
 if TYPE_CHECKING:
     import pandas as pd
 
-LENT = "the cut for lists from elsewhere was chosen in another shop (start_from)"
-
 
 def fit_upstream_stage(
     data: FitData,
@@ -51,6 +49,9 @@ def fit_upstream_stage(
     if not len(cases):
         log.say(f"warning: no impressions of known users at or after the cut ({holdout.as_of}); they are not used")
         return _lent_stage(start), None
+    if np.isnan(upstream).all():
+        log.say("warning: impressions have no upstream_score, and lists are told apart by it; they are not used")
+        return _lent_stage(start), None
     scored = retrieve_and_score(components, cases, reference, len(items))
     sentiment = data.sentiment[holdout.past_rows]
     statistics = ItemStatistics.from_events(holdout.past, items, holdout.as_of, sentiment=sentiment)
@@ -72,10 +73,10 @@ def fit_upstream_stage(
 
 
 def _lent_stage(start: Start | None) -> Stage | None:
-    """Take over another shop's stage, but neither its guarantee nor the population that it was judged on."""
+    """Take over another shop's stage, but neither its cut nor the population that it was judged on."""
     if start is None or start.upstream_stage is None:
         return None
-    return replace(start.upstream_stage.without_guarantee(LENT), profile=None)
+    return replace(start.upstream_stage, cut=None, profile=None)
 
 
 def shown_lists(impressions: pd.DataFrame, events: Interactions, holdout: Holdout) -> tuple[Cases, Ragged, FloatArray]:

@@ -10,8 +10,10 @@ from typer.testing import CliRunner
 
 from llm_rerank import DriftWarning, Reranker, RerankerConfig, ThresholdConfig
 from llm_rerank.cli import app
+from llm_rerank.recommendation import holdout, thresholds
 from llm_rerank.recommendation.decision_facts import decision_sentence
-from llm_rerank.recommendation.fitting import REFITTED
+from llm_rerank.recommendation.fitting import BY_POSITION, REFITTED
+from llm_rerank.recommendation.reranker import OTHER_LISTS
 from tests.shops import make_shop
 
 RISK = ThresholdConfig("risk", alpha=0.4, delta=0.1)
@@ -78,9 +80,19 @@ def test_a_shorter_list_ends_the_guarantee_only_where_it_drops_kept_items(rerank
     assert short.attrs["decision"]["guarantee"] is None
     assert "only the first" in short.attrs["decision"]["no_guarantee"]
     assert short.attrs["decision"]["n_kept"] == short["kept"].sum()
-    candidates = reranker.recommend(users, k=None)[["user_id", "item_id"]]
-    enough = reranker.rerank(candidates, k=int(kept.max()))
+    enough = reranker.recommend(users, k=int(kept.max()))
     assert enough.attrs["decision"]["guarantee"] is not None
+
+
+def test_lists_that_the_cut_was_not_chosen_on_have_no_guarantee(reranker, users):
+    own = reranker.recommend(users, k=None)[["user_id", "item_id"]]
+    facts = reranker.rerank(own).attrs["decision"]
+    assert (facts["guarantee"], facts["no_guarantee"]) == (None, OTHER_LISTS)
+    facts = reranker.recommend(users, k=None, exclude_seen=False).attrs["decision"]
+    assert facts["guarantee"] is None
+    assert "seen" in facts["no_guarantee"] or facts["drift"]["shifted"]
+    longer = reranker.recommend(users, k=reranker.config.candidates_per_source + 1).attrs["decision"]
+    assert longer["guarantee"] is None
 
 
 def test_a_shifted_batch_warns_and_has_no_guarantee(reranker, users):
@@ -111,6 +123,18 @@ def test_a_refit_ends_the_guarantee_and_says_so(shop, users):
     assert (cut["guarantee"], cut["no_guarantee"]) == (None, REFITTED)
     facts = refitted.recommend(users, k=None).attrs["decision"]
     assert (facts["guarantee"], facts["no_guarantee"]) == (None, REFITTED)
+    said = str(refitted.report())
+    assert "guaranteed" not in said  # a promise that the refit broke is not said at all
+    assert said.count(REFITTED) == 1
+
+
+def test_single_last_events_held_out_from_a_clock_carry_no_guarantee(shop, monkeypatch):
+    monkeypatch.setattr(holdout, "LEAST_WINDOW_USERS", 10**9)  # as where too few users come after the cut
+    monkeypatch.setattr(thresholds, "LEAST_CASES_FOR_GUARANTEE", 100)
+    fitted = Reranker(CONFIG, verbose=False).fit(*shop)
+    assert fitted.report().values["protocol"] == "positions"
+    cut = fitted.report().values["cut"]
+    assert (cut["guarantee"], cut["no_guarantee"]) == (None, BY_POSITION)
 
 
 def test_without_a_cut_nothing_is_promised_and_nothing_warns(shop, users):
@@ -139,11 +163,12 @@ def test_a_cut_that_could_not_be_had_loses_no_fit_and_is_said(shop, users):
 def test_the_command_line_says_how_a_batch_was_cut(reranker, users, tmp_path):
     reranker.save(tmp_path / "shop")
     table = reranker.recommend(users, k=None)
-    table[["user_id", "item_id"]].to_csv(tmp_path / "all.csv", index=False)
     table.query("rank <= 5")[["user_id", "item_id"]].to_csv(tmp_path / "best.csv", index=False)
     said = {}
-    for name in ("all", "best"):
-        asked = ["rerank", str(tmp_path / "shop"), str(tmp_path / f"{name}.csv"), "--out", str(tmp_path / "out.csv")]
+    calls = {"all": ["recommend", str(tmp_path / "shop"), *users, "--k", "100"]}
+    calls["best"] = ["rerank", str(tmp_path / "shop"), str(tmp_path / "best.csv")]
+    for name, call in calls.items():
+        asked = [*call, "--out", str(tmp_path / "out.csv")]
         with warnings.catch_warnings():
             warnings.simplefilter("error", DriftWarning)
             done = CliRunner().invoke(app, asked)
