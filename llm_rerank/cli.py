@@ -9,7 +9,7 @@ import errno
 import re
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
 from typer.core import TyperGroup
@@ -45,9 +45,6 @@ from llm_rerank.options import (
     write_result,
 )
 from llm_rerank.types import DataError, DriftWarning, RerankError
-
-if TYPE_CHECKING:
-    pass
 
 
 class ReportingGroup(TyperGroup):

@@ -195,5 +195,5 @@ def write_result(result: pd.DataFrame, out: Path | None) -> None:
         write_table(result, out)
         note(f"{len(result):,} rows written to {out}")
     facts = result.attrs[DECISION]
-    if facts["least_probability"] is not None:
+    if facts["least_probability"] is not None or facts["drift"]["shifted"]:
         note(decision_sentence(facts))

@@ -78,9 +78,10 @@ def decide(
     )
     pair_values = pair_features(scored.cases, statistics, fitted.items)
     read = np.ones(len(pair_values), dtype=np.bool_)
-    if depth is not None:
-        scored, read = _read_to_depth(scored, readers[0].scorer, stage, pair_values, upstream, depth)
     blended = [component.name for component in fitted.components if component.blends]
+    if depth is not None:
+        others = [name for name in blended if name != CROSS_ENCODER]
+        scored, read = _read_to_depth(scored, readers[0].scorer, stage, others, pair_values, upstream, depth)
     scored = replace(scored, scores=scores_for(stage, blended, scored.scores))
     fold = Fold(scored, seen, pair_values, upstream)
     candidates = fold.candidates
@@ -93,10 +94,11 @@ def decide(
     kept = ~unknown
     if stage.cut is not None:
         kept &= np.nan_to_num(probabilities, nan=-1.0) >= stage.cut.least_probability
-    kept_by_cut = kept
-    kept = bounded_kept(kept, ranks, min_items=config.min_items, max_items=config.max_items) & ~unknown
     settings = config.diversity_settings
     placed = diversify_cases(fitted.components, fitted.items, fold.scored.cases, scores, ranks, settings, config.seed)
+    kept_by_cut = kept
+    # by the ranks that are shown, so that the first min_items of a page are kept ones
+    kept = bounded_kept(kept, placed.ranks, min_items=config.min_items, max_items=config.max_items) & ~unknown
     propensities = placed.propensities if settings.exploration_slots else None
     return Decided(
         candidates, stage, contributions, scores, probabilities, placed.ranks, kept, kept_by_cut, propensities
@@ -120,17 +122,20 @@ def _read_to_depth(
     scored: ScoredCases,
     reader: Scorer,
     stage: Stage,
+    names: Sequence[str],
     pair_values: FloatArray,
     upstream: FloatArray | None,
     depth: int,
 ) -> tuple[ScoredCases, BoolArray]:
     """Let the cross-encoder read each case's best ``depth`` candidates by all else; also which those are.
 
+    names: of the components whose scores there are, without the cross-encoder.
     What it did not read has NaN for its score, which counts as no opinion.
     """
     rows = scored.cases.candidates
     nothing = np.full((len(pair_values), 1), np.nan, dtype=np.float32)
-    first = stage.blend.score(stage.design(np.column_stack([scored.scores, nothing]), pair_values, upstream))
+    unread = scores_for(stage, [*names, CROSS_ENCODER], np.column_stack([scored.scores, nothing]))
+    first = stage.blend.score(stage.design(unread, pair_values, upstream))
     read = ranks_in_row(first, rows) <= depth
     lengths = np.bincount(rows.row_of_value[read], minlength=len(rows)).astype(np.int64)
     values = nothing[:, 0]

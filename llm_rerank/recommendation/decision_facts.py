@@ -18,13 +18,15 @@ DECISION = "decision"
 """Key of ``frame.attrs`` under which a result carries its facts."""
 
 
+OTHER_LISTS = "the cut was chosen on lists that this library retrieves; fit with impressions of lists such as these"
+
 BOUNDS = (("added", "min_items"), ("removed", "max_items"))
 
 
 def decision_facts(
     decided: Decided, cases: Cases, config: RerankerConfig, k: int | None, *, other_lists: str = ""
 ) -> dict[str, Any]:
-    """Describe a decided batch, JSON-ready; warns where it drifted and a cut was made.
+    """Describe a decided batch, JSON-ready; warns where it drifted and probabilities or a cut were given.
 
     cases: whose candidates were decided. k: rows a user that are returned. other_lists: why these are not lists as the
     cut was chosen on, in words; "" where they are.
@@ -37,9 +39,9 @@ def decision_facts(
     if profile is not None:
         drift = drift_from(profile, decided.scores, decided.candidates, cases.history.lengths)
     reason = _why_no_guarantee(decided, shown, drift, config, k) or other_lists
-    if cut is not None and drift.shifted:
+    if drift.shifted and (cut is not None or decided.stage.calibrator is not None):
         warnings.warn(
-            f"{drift.sentence()}: probabilities and the cut may not hold for them; fit again on recent events, or fit "
+            f"{drift.sentence()}: probabilities and cut may not hold for them; fit again on recent events, or fit "
             "with impressions where the lists are another recommender's",
             DriftWarning,
             stacklevel=3,
@@ -55,9 +57,20 @@ def decision_facts(
     }
 
 
+def retrieved_otherwise(exclude_seen: bool, per_source: int, as_fitted: int) -> str:
+    """Say why lists that were retrieved by other rules are not such as the cut was chosen on; "" where they are."""
+    if not exclude_seen:
+        return "exclude_seen=False: the cut was chosen on lists without seen items"
+    if per_source != as_fitted:
+        return f"{per_source} candidates a source were retrieved, and the cut was chosen on lists of {as_fitted}"
+    return ""
+
+
 def decision_sentence(facts: Mapping[str, Any]) -> str:
-    """Say the facts of a batch that was cut in one line."""
-    kept = f"{facts['n_kept']:,} kept, of probability ≥ {facts['least_probability']:.4g}"
+    """Say the facts of a batch in one line."""
+    kept = f"{facts['n_kept']:,} kept"
+    if facts["least_probability"] is not None:
+        kept += f", of probability ≥ {facts['least_probability']:.4g}"
     bounds = ((f"n_{done}_by_{name}", f"{done} by {name}") for done, name in BOUNDS)
     changed = "".join(f", {facts[key]:,} {words}" for key, words in bounds if facts[key])
     if facts["guarantee"] is not None:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from llm_rerank.strata import USER_STRATA
 from llm_rerank.types import IntArray, Ragged
 
 Float64Array = npt.NDArray[np.float64]
@@ -24,16 +25,17 @@ SURE = 0.999
 """A batch is called drifted only where its index also exceeds what so few cases show by chance so often."""
 
 N_SCORE_BINS = 10
-HISTORY_EDGES = (1, 3, 6, 11)
-"""First history length of each bin but the first: 0, 1–2, 3–5, 6–10, 11 and more."""
+HISTORY_EDGES = tuple(low for low, _ in USER_STRATA[1:])
+"""First history length of each bin but the first; users without a history are counted apart."""
 
 
 @dataclass(frozen=True)
 class DriftProfile:
     """What batches are compared with. Shares sum to 1 and weigh every list alike.
 
-    score_edges: inner edges of the score bins, rising. score_shares, history_shares: share of each bin. no_history:
-    share of lists of users without a history. unknown_items: mean share of candidates absent from the catalogue.
+    score_edges: inner edges of the score bins, rising. score_shares: share of each bin. history_shares: of the users
+    with a history, the share of each bin of its length. no_history: share of lists of users without one.
+    unknown_items: mean share of candidates absent from the catalogue; None: not known, and not compared.
     n_cases: lists that it was taken from.
     """
 
@@ -41,7 +43,7 @@ class DriftProfile:
     score_shares: Sequence[float]
     history_shares: Sequence[float]
     no_history: float
-    unknown_items: float
+    unknown_items: float | None
     n_cases: int
 
     def to_dict(self) -> dict[str, Any]:
@@ -110,10 +112,13 @@ def drift_from(profile: DriftProfile, scores: Float64Array, rows: Ragged, histor
     weights = _weights(rows)
     pairs = {
         "score quantiles": (profile.score_shares, _score_shares(scores, rows, edges)),
-        "history lengths": (profile.history_shares, _history_shares(history_lengths)),
         "users without history": _two(profile.no_history, float((history_lengths == 0).mean())),
-        "unknown items": _two(profile.unknown_items, float(weights[np.isnan(scores)].sum() / weights.sum())),
     }
+    if profile.no_history < 1 and history_lengths.any():
+        pairs["history lengths"] = (profile.history_shares, _history_shares(history_lengths))
+    if profile.unknown_items is not None:
+        unknown = float(weights[np.isnan(scores)].sum() / weights.sum())
+        pairs["unknown items"] = _two(profile.unknown_items, unknown)
     indices, limits = {}, {}
     for name, (expected, observed) in pairs.items():
         indices[name] = stability_index(np.asarray(expected), observed, profile.n_cases, len(rows))
@@ -158,7 +163,8 @@ def _score_shares(scores: Float64Array, rows: Ragged, edges: Float64Array) -> Fl
 
 
 def _history_shares(lengths: IntArray) -> Float64Array:
-    counts = np.bincount(np.searchsorted(HISTORY_EDGES, lengths, side="right"), minlength=len(HISTORY_EDGES) + 1)
+    bins = np.searchsorted(HISTORY_EDGES, lengths[lengths > 0], side="right")
+    counts = np.bincount(bins, minlength=len(HISTORY_EDGES) + 1)
     return counts / max(counts.sum(), 1)
 
 

@@ -15,11 +15,10 @@ from llm_rerank.recommendation.drift import profile_of
 from llm_rerank.recommendation.fusion import ndcg_of
 from llm_rerank.recommendation.inputs import Fold
 from llm_rerank.recommendation.log import FitLog
+from llm_rerank.recommendation.risk_control import LEAST_CASES_FOR_GUARANTEE
 from llm_rerank.recommendation.stage import UPSTREAM, Stage, supports
 from llm_rerank.recommendation.thresholds import choose_cut, cut_curve
 from llm_rerank.types import BoolArray, DataError, FloatArray, IntArray
-
-LEAST_CASES_FOR_CUT = 300
 
 
 def report_and_cut(
@@ -101,6 +100,6 @@ def _with_cut(
     stage = replace(stage, cut=cut)
     if cut.guarantee is None:  # else it is said at the end of the fit, when it is known whether it still holds
         log.say(cut.sentence())
-    if n_retrieved < LEAST_CASES_FOR_CUT and rule.rule in ("f_beta", "recall", "precision"):
-        log.say(f"warning: cut: chosen on {n_retrieved} retrieved cases, fewer than {LEAST_CASES_FOR_CUT}")
+    if n_retrieved < LEAST_CASES_FOR_GUARANTEE and rule.rule in ("f_beta", "recall", "precision"):
+        log.say(f"warning: cut: chosen on {n_retrieved} retrieved cases, fewer than {LEAST_CASES_FOR_GUARANTEE}")
     return stage

@@ -15,6 +15,7 @@ from llm_rerank.data.times import TimeUnit
 from llm_rerank.models.semantic.sentiment import review_sentiment
 from llm_rerank.recommendation.components import MOST_ITEMS_FOR_EASE, ComponentSpec
 from llm_rerank.recommendation.estimate import estimate_fit_seconds, measure_encoder, seconds_in_words
+from llm_rerank.recommendation.item_groups import CLUSTERS, group_column
 from llm_rerank.recommendation.log import FitLog
 from llm_rerank.types import DataError, DataReport, Encoder, FloatArray, Interactions, Items, Users
 
@@ -37,7 +38,7 @@ def read_shop(
 ) -> tuple[Interactions, Items, Users | None, pd.DataFrame | None]:
     """Read and validate a shop's tables (frames or paths); one mapping of columns serves them all.
 
-    Raises DataError where a table breaks a rule, or where ``columns`` names a column that no table has.
+    Raises DataError where a table breaks a rule, or where a column that the settings name is not there.
     """
     given = {"items": items, "users": users, "interactions": interactions, "impressions": impressions}
     tables = {name: to_pandas(table, report=report) for name, table in given.items() if table is not None}
@@ -47,6 +48,9 @@ def read_shop(
         raise DataError(f"columns maps {absent[0]!r}, which no table has; the tables have {sorted(map(str, known))}")
     named = {name: applicable(columns, table) for name, table in tables.items()}
     valid_items = validate_items(tables["items"], columns=named["items"], report=report)
+    diversity = config.diversity_settings
+    if diversity.max_per_group is not None and diversity.group_by != CLUSTERS:
+        group_column(valid_items, diversity)  # a wrong name is said now, not at the first question
     valid_users = None
     if "users" in tables:
         valid_users = validate_users(tables["users"], columns=named["users"], report=report)

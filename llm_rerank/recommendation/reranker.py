@@ -22,12 +22,11 @@ from llm_rerank.data.times import TimeUnit
 from llm_rerank.recommendation.comparing import Comparison, compare_results
 from llm_rerank.recommendation.components import Component, ComponentSpec, default_specs
 from llm_rerank.recommendation.deciding import Decided, decide, result_frame
-from llm_rerank.recommendation.decision_facts import DECISION, decision_facts
+from llm_rerank.recommendation.decision_facts import DECISION, OTHER_LISTS, decision_facts, retrieved_otherwise
 from llm_rerank.recommendation.explanation import Explanation, codes_to_explain, explain_item
 from llm_rerank.recommendation.fitting import Fitted, fit_reranker
 from llm_rerank.recommendation.histories import cases_of_users, history_frame, read_histories
 from llm_rerank.recommendation.inputs import FitData, FitTools
-from llm_rerank.recommendation.item_groups import group_column
 from llm_rerank.recommendation.log import FitLog, FitReport
 from llm_rerank.recommendation.phrases import phrase_effects
 from llm_rerank.recommendation.planning import make_encoder, read_shop, say_plan, sentiment_of
@@ -43,8 +42,6 @@ from llm_rerank.types import (
     ObjectArray,
     Ragged,
 )
-
-OTHER_LISTS = "the cut was chosen on lists that this library retrieves; fit with impressions of lists such as these"
 
 Frame = Any  # a path, or a pandas, polars or Arrow frame
 
@@ -104,9 +101,6 @@ class Reranker:
             self.config, interactions, items, users, impressions, columns, time_unit, report
         )
         log.say_report(report)
-        diversity = self.config.diversity_settings
-        if diversity.max_per_group is not None and diversity.group_by != "clusters":
-            group_column(valid_items, diversity)  # a wrong name is said now, not at the first question
         encoder = make_encoder(self.config)
         specs = self._specs or default_specs(len(valid_items), encoder=encoder)
         steps = 0 if self.config.cross_encoder == "off" else self.config.fine_tune_steps
@@ -147,7 +141,8 @@ class Reranker:
     ) -> Any:
         """Put each user's candidates in order; many users at once.
 
-        candidates: user_id, item_id, optional upstream_score; further columns pass through. histories: interactions
+        candidates: user_id, item_id, optional upstream_score (with any, and impressions at the fit, the whole batch is
+        decided as lists of that recommender); further columns pass through. histories: interactions
         that stand for the history of the users in them. at: the moment of the decision (default: after the last
         known event). k: rows a user to return (default: all). on_unknown: what to do with candidates absent from
         the catalogue: keep them last with score NaN, drop them, or raise.
@@ -213,9 +208,7 @@ class Reranker:
             }
         )
         result = result_frame(passed, decided, fitted, k)
-        other = "" if exclude_seen else "exclude_seen=False: the cut was chosen on lists without seen items"
-        if per_source > self.config.candidates_per_source:
-            other = f"k = {k} retrieves longer lists than the cut was chosen on"
+        other = retrieved_otherwise(exclude_seen, per_source, self.config.candidates_per_source)
         result.attrs[DECISION] = decision_facts(decided, cases, self.config, k, other_lists=other)
         return result if histories is None else like_input(result, histories)
 

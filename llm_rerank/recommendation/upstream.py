@@ -69,7 +69,11 @@ def fit_upstream_stage(
         cross_encoder="always" if tools.config.cross_encoder == "always" else "auto",
     )
     log.say(f"upstream lists: {stage.verdict.sentence()}")
-    return report_and_cut(stage, fold_g, tools.config, len(items), log)
+    stage, report = report_and_cut(stage, fold_g, tools.config, len(items), log)
+    if stage.profile is not None:
+        # unknown items were dropped from the impressions, so how many are usual is not known
+        stage = replace(stage, profile=replace(stage.profile, unknown_items=None))
+    return stage, report
 
 
 def _lent_stage(start: Start | None) -> Stage | None:

@@ -3,7 +3,6 @@
 import warnings
 from dataclasses import replace
 
-import numpy as np
 import polars as pl
 import pytest
 from typer.testing import CliRunner
@@ -11,9 +10,8 @@ from typer.testing import CliRunner
 from llm_rerank import DriftWarning, Reranker, RerankerConfig, ThresholdConfig
 from llm_rerank.cli import app
 from llm_rerank.recommendation import holdout, thresholds
-from llm_rerank.recommendation.decision_facts import decision_sentence
+from llm_rerank.recommendation.decision_facts import OTHER_LISTS, decision_sentence
 from llm_rerank.recommendation.fitting import BY_POSITION, REFITTED
-from llm_rerank.recommendation.reranker import OTHER_LISTS
 from tests.shops import make_shop
 
 RISK = ThresholdConfig("risk", alpha=0.4, delta=0.1)
@@ -137,18 +135,24 @@ def test_single_last_events_held_out_from_a_clock_carry_no_guarantee(shop, monke
     assert (cut["guarantee"], cut["no_guarantee"]) == (None, BY_POSITION)
 
 
-def test_without_a_cut_nothing_is_promised_and_nothing_warns(shop, users):
+def test_without_a_cut_nothing_is_promised_and_drift_is_still_told(shop, users):
     plain = Reranker(RerankerConfig(encoder=None, refit=False), verbose=False).fit(*shop)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", DriftWarning)
-        result = plain.recommend(["new"] * 1 + [f"new {n}" for n in range(200)], k=5)
-    facts = result.attrs["decision"]
+    with pytest.warns(DriftWarning, match="users without history"):
+        facts = plain.recommend([f"new {n}" for n in range(200)], k=5).attrs["decision"]
     assert (facts["least_probability"], facts["guarantee"]) == (None, None)
     assert "no threshold" in facts["no_guarantee"]
     assert "users without history" in facts["drift"]["shifted"]
     frame = pl.DataFrame({"user_id": users[:2], "item_id": [plain.recommend(users[:1], k=1)["item_id"][0]] * 2})
     assert isinstance(plain.rerank(frame), pl.DataFrame)  # other frames have no place for facts
-    assert np.isfinite(facts["drift"]["indices"]["score quantiles"])
+
+
+def test_the_first_items_of_a_varied_page_are_kept_where_min_items_asks_for_it(reranker, users):
+    varied = Reranker(replace(reranker.config, min_items=3, diversity=0.8), verbose=False)
+    varied._adopt(replace(reranker._data(), config=varied.config))
+    page = varied.recommend(users, k=3)
+    assert page["kept"].all()
+    plain = reranker.recommend(users, k=3)
+    assert not page["item_id"].equals(plain["item_id"])  # the setting moved something
 
 
 def test_a_cut_that_could_not_be_had_loses_no_fit_and_is_said(shop, users):

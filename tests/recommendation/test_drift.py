@@ -1,5 +1,7 @@
 """The drift watch: indices by hand, quiet on the same population, loud on a shifted one, silent on a handful."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -46,7 +48,7 @@ def test_the_profile_weighs_every_list_alike():
     profile = profile_of(np.array([*np.zeros(9), 5.0]), rows, np.array([0, 4]))
     assert profile.score_edges == [0.0, 5.0]
     assert profile.score_shares == pytest.approx([0.0, 0.5, 0.5])
-    assert profile.history_shares == pytest.approx([0.5, 0, 0.5, 0, 0])
+    assert profile.history_shares == pytest.approx([0, 1, 0, 0])  # of the one user who has a history
     assert (profile.no_history, profile.unknown_items, profile.n_cases) == (0.5, 0.0, 2)
     assert DriftProfile.from_dict(profile.to_dict()) == profile
     assert profile_of(np.full(10, np.nan), rows, np.array([0, 4])) is None
@@ -82,6 +84,18 @@ def test_newcomers_and_unknown_items_are_named():
     scores, rows, lengths = batch(rng)
     scores[rng.random(len(scores)) < 0.3] = np.nan
     assert drift_from(profile, scores, rows, lengths).shifted == ["unknown items"]
+
+
+def test_what_is_not_known_is_not_compared():
+    rng = np.random.default_rng(5)
+    profile = replace(profile_of(*batch(rng)), unknown_items=None)
+    scores, rows, lengths = batch(rng)
+    scores[rng.random(len(scores)) < 0.3] = np.nan
+    drift = drift_from(profile, scores, rows, lengths)
+    assert "unknown items" not in drift.indices
+    assert drift.shifted == []
+    newcomers = drift_from(profile, scores, rows, np.zeros_like(lengths))
+    assert newcomers.shifted == ["users without history"]  # there are no lengths to compare
 
 
 def test_a_handful_of_lists_says_nothing():

@@ -107,33 +107,9 @@ class HistoryCrossEncoder:
         self._has_text: BoolArray = np.empty(0, dtype=np.bool_)
 
     @classmethod
-    def from_encoder(
-        cls,
-        model: str = DEFAULT_MODEL,
-        *,
-        history_length: int = 20,
-        item_tokens: int = 32,
-        n_upper: int = 2,
-        cross_attention: bool = False,
-        cache_folder: str | Path | None = None,
-        cache_type: StateType = "float16",
-        device: str = "auto",
-        dtype: Dtype = "auto",
-        seed: int = 0,
-    ) -> Self:
-        """Build an untrained cross-encoder from a sentence encoder's weights; settings as for the class."""
-        return cls(
-            model=model,
-            history_length=history_length,
-            item_tokens=item_tokens,
-            n_upper=n_upper,
-            cross_attention=cross_attention,
-            cache_folder=cache_folder,
-            cache_type=cache_type,
-            device=device,
-            dtype=dtype,
-            seed=seed,
-        )
+    def from_encoder(cls, model: str = DEFAULT_MODEL, **settings: Any) -> Self:
+        """Build an untrained cross-encoder from a sentence encoder's weights; further settings as for the class."""
+        return cls(model=model, **settings)
 
     @property
     def reader(self) -> ItemReader:
