@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import platform
@@ -56,6 +57,22 @@ def write_report(path: Path | None, report: dict[str, Any]) -> None:
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, json.loads(json.dumps(report, default=_plain), parse_constant=lambda _: None))
+
+
+def trial_parser(module: str, document: str, *, dataset: str | None = "amazon_scientific") -> argparse.ArgumentParser:
+    """Parse what every benchmark on a held-out split of a data set is told.
+
+    module: name of the benchmark. document: its docstring, whose first line describes it. dataset: the default.
+    """
+    parser = argparse.ArgumentParser(prog=f"python -m benchmarks.{module}", description=document.split("\n")[0])
+    parser.add_argument("--dataset", default=dataset)
+    parser.add_argument("--data-dir", type=Path)
+    parser.add_argument("--split", choices=("validation", "test"), default="validation")
+    parser.add_argument("--cache", help="folder that keeps vectors, states and the fine-tuning's checkpoint")
+    parser.add_argument("--model", type=Path, help="folder that keeps the fitted reranker between benchmarks")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path)
+    return parser
 
 
 def fitted_on(trial: Trial, config: RerankerConfig, folder: Path | None, *, impressions: Any = None) -> Reranker:

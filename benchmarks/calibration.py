@@ -12,16 +12,14 @@ the fit could see.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from benchmarks._common import fitted_on, run_information, table, write_report
+from benchmarks._common import fitted_on, run_information, table, trial_parser, write_report
 from llm_rerank.config import RerankerConfig
 from llm_rerank.data.cases import build_cases, seen_items
 from llm_rerank.data.datasets import Dataset, load_dataset
@@ -106,16 +104,9 @@ def as_long_after(dataset: Dataset, trial: Trial, protocol: TimeCut, seconds: in
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     """Run the benchmark; returns the report."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.calibration", description=__doc__.split("\n")[0])
-    parser.add_argument("--dataset", default="sample")
-    parser.add_argument("--data-dir", type=Path)
-    parser.add_argument("--split", choices=("validation", "test"), default="validation")
+    parser = trial_parser("calibration", __doc__ or "", dataset="sample")
     parser.add_argument("--upstream", action="store_true", help="also fit and judge lists of another recommender")
     parser.add_argument("--cross-encoder", choices=("auto", "always", "off"), default="off")
-    parser.add_argument("--cache", help="folder that keeps encoded texts between runs")
-    parser.add_argument("--model", type=Path, help="folder that keeps the fitted reranker between benchmarks")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path)
     options = parser.parse_args(arguments)
     information = run_information(options.seed)
     protocol = PROTOCOLS.get(options.dataset, LastOut())

@@ -11,15 +11,13 @@ distance: strength 1 (nothing but variety among the user's candidates), and ten 
 
 from __future__ import annotations
 
-import argparse
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from benchmarks._common import fitted_on, run_information, table, write_report
+from benchmarks._common import fitted_on, run_information, table, trial_parser, write_report
 from llm_rerank.config import DiversityConfig, RerankerConfig
 from llm_rerank.data.datasets import load_dataset
 from llm_rerank.data.frames import id_codes
@@ -100,16 +98,9 @@ def compare(
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     """Run the benchmark; returns the report."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.diversity_curve", description=__doc__.split("\n")[0])
-    parser.add_argument("--dataset", default="amazon_scientific")
-    parser.add_argument("--data-dir", type=Path)
-    parser.add_argument("--split", choices=("validation", "test"), default="validation")
+    parser = trial_parser("diversity_curve", __doc__ or "")
     parser.add_argument("--encoder", default="default", help="folder or hub name; 'none': vectors are als factors")
     parser.add_argument("--cross-encoder", choices=("auto", "always", "off"), default="off")
-    parser.add_argument("--cache", help="folder that keeps vectors, states and the fine-tuning's checkpoint")
-    parser.add_argument("--model", type=Path, help="folder that keeps the fitted reranker between benchmarks")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path)
     options = parser.parse_args(arguments)
     information = run_information(options.seed)
     dataset = load_dataset(options.dataset, options.data_dir)

@@ -9,12 +9,10 @@ compared with a rerank whose ``histories`` truly lack the item.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-from benchmarks._common import fitted_on, run_information, write_report
+from benchmarks._common import fitted_on, run_information, trial_parser, write_report
 from llm_rerank.config import RerankerConfig
 from llm_rerank.data.datasets import load_dataset
 from llm_rerank.evaluation.protocols import PROTOCOLS, LastOut, hold_out
@@ -25,16 +23,9 @@ PAIRS_LEFT_OUT = 40
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     """Run the benchmark; returns the report."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.explanations", description=__doc__.split("\n")[0])
-    parser.add_argument("--dataset", default="sample")
-    parser.add_argument("--data-dir", type=Path)
-    parser.add_argument("--split", choices=("validation", "test"), default="validation")
+    parser = trial_parser("explanations", __doc__ or "", dataset="sample")
     parser.add_argument("--pairs", type=int, default=1_000)
     parser.add_argument("--encoder", default="default", help="folder or hub name; 'none'")
-    parser.add_argument("--cache", help="folder that keeps encoded texts between runs")
-    parser.add_argument("--model", type=Path, help="folder that keeps the fitted reranker between benchmarks")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path)
     options = parser.parse_args(arguments)
     information = run_information(options.seed)
     dataset = load_dataset(options.dataset, options.data_dir)

@@ -15,14 +15,13 @@ from __future__ import annotations
 import argparse
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from scipy.stats import binom
 
-from benchmarks._common import fitted_on, run_information, table, write_report
+from benchmarks._common import fitted_on, run_information, table, trial_parser, write_report
 from benchmarks.calibration import JudgedLists
 from benchmarks.simulated_lists import SHIFTED_WORLDS, World
 from llm_rerank.config import RISKS, RerankerConfig, ThresholdConfig
@@ -290,18 +289,11 @@ def run_on_data(options: argparse.Namespace) -> dict[str, Any]:
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     """Run the benchmark; returns the report."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.risk_control", description=__doc__.split("\n")[0])
-    parser.add_argument("--dataset", help="without it: the simulation")
-    parser.add_argument("--data-dir", type=Path)
-    parser.add_argument("--split", choices=("validation", "test"), default="validation")
+    parser = trial_parser("risk_control", __doc__ or "", dataset=None)
     parser.add_argument("--draws", type=int, help="calibration sets (default: 200 simulated, 2,000 of a data set)")
     parser.add_argument("--cases", type=int, default=1_000, help="lists of a simulated calibration set")
     parser.add_argument("--encoder", default="default", help="folder or hub name; 'none'")
     parser.add_argument("--cross-encoder", choices=("auto", "always", "off"), default="off")
-    parser.add_argument("--cache", help="folder that keeps encoded texts between runs")
-    parser.add_argument("--model", type=Path, help="folder that keeps the fitted reranker (without refit)")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path)
     options = parser.parse_args(arguments)
     information = run_information(options.seed)
     report = (run_simulation if options.dataset is None else run_on_data)(options)

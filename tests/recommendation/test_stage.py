@@ -2,12 +2,13 @@
 
 import json
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
 
 from llm_rerank.data.features import PAIR_FEATURES
-from llm_rerank.recommendation import calibration
+from llm_rerank.recommendation import stage as stage_module
 from llm_rerank.recommendation.calibration import LogisticCalibrator, fit_calibrator
 from llm_rerank.recommendation.candidates import is_member
 from llm_rerank.recommendation.components import ScoredCases
@@ -137,13 +138,14 @@ def test_item_support_is_left_out_where_it_is_not_allowed():
 
 
 def test_probabilities_come_from_scores_of_cases_left_out_of_the_fit(monkeypatch):
-    monkeypatch.setattr(calibration, "KNOTS", ())  # straight lines, so that one slope tells how sure they are
+    straight = partial(fit_calibrator, bends=())  # one slope tells how sure it is
+    monkeypatch.setattr(stage_module, "fit_calibrator", straight)
     # one telling feature among eleven of noise, on 60 lists: a blend tells the lists that it was fitted on too well
     fold = made_fold(60, opinion=1.0)
     stage = fitted(fold, features=PAIR_FEATURES)
     assert stage.verdict.shares["components + features"] + stage.verdict.shares["components + features + support"] > 0.5
     positive = is_member(fold.candidates, fold.targets, N_CANDIDATES)
-    flattered = fit_calibrator(stage.score(fold), *supports(fold.pair_values), positive)
+    flattered = straight(stage.score(fold), *supports(fold.pair_values), positive)
     assert stage.calibrator.coefficients[0] < 0.9 * flattered.coefficients[0]
 
 
