@@ -179,3 +179,27 @@ def test_without_late_lists_the_stage_of_another_shop_serves(parts):
     assert (served.cut, served.profile) == (None, None)
     assert served.blend is borrowed.blend
     assert fit_stage_of(parts, data=replace(data, impressions=None))[0] is None
+
+
+def test_lists_without_scores_are_not_used_and_it_is_said(parts):
+    data = parts[0]
+    unscored = data.impressions.assign(upstream_score=np.float32("nan"))
+    stage, lines = fit_stage_of(parts, data=replace(data, impressions=unscored))
+    assert stage is None
+    assert "impressions have no upstream_score" in lines[-1]
+
+
+def test_some_unknown_scores_are_filled_and_every_candidate_is_decided(parts):
+    data = parts[0]
+    scores = data.impressions["upstream_score"].to_numpy().copy()
+    scores[::3] = np.nan
+    stage, _ = fit_stage_of(parts, data=replace(data, impressions=data.impressions.assign(upstream_score=scores)))
+    assert np.isfinite(stage.upstream_scale).all()
+    assert np.isfinite(stage.blend.weights).all()
+    assert stage.profile.unknown_items is None  # they were dropped from the impressions
+    values = np.zeros((3, len(PAIR_FEATURES)), dtype=np.float32)
+    upstream = np.array([0.5, np.nan, -0.5], dtype=np.float32)
+    n = len([name for name in stage.component_names if name != "upstream"])
+    decided = stage.blend.score(stage.design(np.zeros((3, n), dtype=np.float32), values, upstream))
+    assert np.isfinite(decided).all()
+    assert np.isfinite(stage.probability(decided, values)).all()
