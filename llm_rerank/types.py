@@ -47,6 +47,10 @@ class StorageError(RerankError):
     """A saved folder is missing, foreign, of another version, or damaged; the message names the file."""
 
 
+class ReplacedError(StorageError):
+    """A saved folder holds another content than the one that was to be changed."""
+
+
 @dataclass(frozen=True)
 class Ragged:
     """Rows of unequal length in two flat arrays: row i is ``values[offsets[i]:offsets[i + 1]]``.
@@ -186,17 +190,7 @@ class Interactions:
         return replace(self, **{name: getattr(self, name)[rows] for name in EVENT_ARRAYS})
 
 
-EVENT_ARRAYS = (
-    "users",
-    "items",
-    "times",
-    "weights",
-    "positive",
-    "ratings",
-    "quantities",
-    "reviews",
-    "queries",
-)
+EVENT_ARRAYS = ("users", "items", "times", "weights", "positive", "ratings", "quantities", "reviews", "queries")
 """Fields of Interactions with one entry an event."""
 
 
@@ -280,6 +274,32 @@ class CatalogueScorer(Scorer, Protocol):
 
 
 @runtime_checkable
+class RevisableScorer(Scorer, Protocol):
+    """A scorer that can take events into its fit, or out of it, without a fit."""
+
+    revises_cheaply: bool  # True: milliseconds, for every single event; False: for forgetting
+
+    def revised(self, before: Interactions, after: Interactions) -> Self:
+        """Return a scorer as if ``after`` had been in the fit in place of ``before``; this one stays as it is.
+
+        before, after: all events of the users concerned; same catalogue, same user codes; either may be empty.
+        """
+        ...
+
+
+@runtime_checkable
+class GrowingScorer(Scorer, Protocol):
+    """A scorer that takes in new items, and new texts of old ones, without a fit."""
+
+    def grown(self, items: Items, changed: IntArray) -> Self:
+        """Return a scorer over a longer catalogue, in which items keep their codes; this one stays as it is.
+
+        changed: int64, shape (n_changed,), codes whose texts are read (again), the new ones included.
+        """
+        ...
+
+
+@runtime_checkable
 class LeaveUserOutScorer(Scorer, Protocol):
     """A scorer that can undo one user's part in its fit: what training on its scores must read."""
 
@@ -314,10 +334,14 @@ class Encoder(Protocol):
 
 @dataclass
 class DataReport:
-    """What was understood of the data and what was dropped: ``notes`` in words, ``dropped`` rows by reason."""
+    """What was understood of the data and what was dropped: ``notes`` in words, ``dropped`` rows by reason.
+
+    target_events: kinds of event that were taken as targets, once events were read.
+    """
 
     notes: list[str] = field(default_factory=list)
     dropped: dict[str, int] = field(default_factory=dict)
+    target_events: tuple[str, ...] = ()
 
     def drop(self, reason: str, n_rows: int) -> None:
         """Count dropped rows under a reason; nothing is recorded for zero rows."""

@@ -10,8 +10,21 @@ from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
+import pytest
 
-from llm_rerank.types import Cases, CatalogueScorer, Ragged, Scorer
+from llm_rerank.types import (
+    EVENT_ARRAYS,
+    Cases,
+    CatalogueScorer,
+    DataError,
+    GrowingScorer,
+    Interactions,
+    Items,
+    Ragged,
+    RevisableScorer,
+    Scorer,
+)
 from tests.planted import PlantedShop, cases_of, planted_shop
 
 TOLERANCE = 1e-6
@@ -25,6 +38,7 @@ def check_scorer(
     quality_floor: float,
     needs_history: bool = True,
     same_with_seed: bool = True,
+    new_items: str = "unknown",
     shop: PlantedShop | None = None,
 ) -> Scorer:
     """Check everything; returns the fitted scorer.
@@ -32,6 +46,8 @@ def check_scorer(
     make: builds an unfitted scorer, the same one each time. quality_floor: least share of planted cases whose target
     is ranked first of 20 (chance .05; see ``planted_shop``). needs_history: an empty history must give NaN; else it
     must give numbers. same_with_seed: False only where the scorer itself says that it is not reproducible.
+    new_items: what ``grown`` can say of items without events: "unknown" (NaN), "known" by their text or by their lack
+    of events, or "related", known and in the sums of which the old items' scores are made too.
     """
     shop = planted_shop() if shop is None else shop
     before = _copies(shop)
@@ -56,6 +72,10 @@ def check_scorer(
     if same_with_seed:
         assert_same(make().fit(shop.past, shop.items, seed=7).score(shop.cases), scores)
     check_save_and_load(scorer, shop, tmp_path)
+    check_growth(scorer, shop, tmp_path, new_items)
+    if isinstance(scorer, RevisableScorer):
+        check_revision(make, scorer, shop, tmp_path)
+    assert_same(scorer.score(shop.cases), scores)  # the old one is as it was
     _assert_unchanged(shop, before)
     return scorer
 
@@ -161,6 +181,91 @@ def check_save_and_load(scorer: Scorer, shop: PlantedShop, tmp_path: Path) -> No
     hard = cases_of(history, [everything] * 6)
     assert_same(loaded.score(hard), scorer.score(hard))
     assert_same(loaded.score(shop.cases), scorer.score(shop.cases))
+
+
+def check_growth(scorer: Scorer, shop: PlantedShop, tmp_path: Path, new_items: str) -> None:
+    """Three new items, one of them without a text, and none: ``grown`` reads them and leaves the rest alone."""
+    assert isinstance(scorer, GrowingScorer)
+    n_before, n_items = len(shop.items), len(shop.items) + 3
+    items = longer_items(shop.items, [str(shop.items.texts[0]), "walnut rolling pin, baking", ""])
+    new = np.arange(n_before, n_items)
+    whole = [*range(0, n_before, 7), *new, n_items]
+    hard = cases_of([shop.cases.history[0], [*shop.cases.history[1], n_before]], [whole] * 2)
+    grown = scorer.grown(items, new)
+    assert type(grown) is type(scorer) and grown is not scorer
+    assert_same(scorer.grown(shop.items, np.empty(0, dtype=np.int64)).score(shop.cases), scorer.score(shop.cases))
+    scores = grown.score(hard).reshape(2, -1)
+    old, fresh, beyond = np.split(scores, [-4, -1], axis=1)
+    assert np.isnan(beyond).all()
+    if new_items != "related":
+        assert_same(grown.score(shop.cases), scorer.score(shop.cases))
+    if new_items == "unknown":
+        assert np.isnan(fresh).all()
+        assert_same(old, scorer.score(hard).reshape(2, -1)[:, :-4])
+    else:
+        assert np.isfinite(fresh[:, :2]).all()
+        assert_same(fresh[:, 2], np.full(2, fresh[0, 2]))  # all alike where there is nothing to go by
+    if isinstance(grown, CatalogueScorer):
+        assert grown.score_catalogue(hard).shape == (2, n_items)
+    assert np.isnan(scorer.score(hard).reshape(2, -1)[:, -4:]).all(), "the old one knows nothing of the new items"
+    _check_saved_again(grown, hard, tmp_path / "grown")
+    with pytest.raises(DataError, match="changed lacks the new item"):
+        scorer.grown(items, new[:-1])
+    with pytest.raises(DataError, match="codes are 0 to"):
+        scorer.grown(items, np.append(new, n_items))
+    with pytest.raises(DataError, match="items keep their codes"):
+        scorer.grown(Items(items.ids[:5], items.frame[:5], items.texts[:5]), new[:0])
+
+
+def check_revision(
+    make: Callable[[], Scorer], scorer: RevisableScorer, shop: PlantedShop, tmp_path: Path, *, users: int = 9
+) -> None:
+    """Users taken out, put in, and given other events: equal to a fit on the events as they are then."""
+    assert scorer.revises_cheaply in (True, False)
+    past, rng = shop.past, np.random.default_rng(1)
+    nobody = np.empty(0, dtype=np.int64)
+    some = np.isin(past.users, rng.choice(past.n_users, users, replace=False))
+    kept = rng.random(len(past)) < 0.6
+    without = make().fit(past.take(~some), shop.items, seed=7)
+    fewer = make().fit(past.take(~some | kept), shop.items, seed=7)
+    everything = cases_of([shop.cases.history[row] for row in range(6)], [np.arange(len(shop.items))] * 6)
+    taken_out = scorer.revised(past.take(some), past.take(nobody))
+    for found, fitted in (
+        (taken_out, without),
+        (without.revised(past.take(nobody), past.take(some)), scorer),
+        (scorer.revised(past.take(some), past.take(some & kept)), fewer),
+        (taken_out.revised(past.take(nobody), past.take(some & kept)), fewer),
+        (scorer.revised(past.take(nobody), past.take(nobody)), scorer),
+    ):
+        assert_same(found.score(everything), fitted.score(everything))
+        assert_same(found.score(shop.cases), fitted.score(shop.cases))
+    _check_saved_again(taken_out, everything, tmp_path / "revised")
+    with pytest.raises(DataError, match="has not counted"):
+        taken_out.revised(past, past.take(nobody))
+    with pytest.raises(DataError, match="call grown first"):
+        scorer.revised(past.take(nobody), replace(past.take(nobody), n_items=past.n_items + 1))
+
+
+def _check_saved_again(scorer: Scorer, cases: Cases, folder: Path) -> None:
+    folder = folder.with_name(f"{folder.name}_{scorer.name}")
+    folder.mkdir()
+    scorer.save(folder)
+    assert_same(type(scorer).load(folder).score(cases), scorer.score(cases))
+
+
+def longer_items(items: Items, texts: list[str]) -> Items:
+    """The items with further ones after them, whose texts are these, and titles too."""
+    n = len(texts)
+    added = pd.DataFrame({"item_id": [f"new{row}" for row in range(n)], "title": texts})
+    frame = pd.concat([items.frame, added], ignore_index=True)
+    return Items(frame["item_id"].to_numpy(object), frame, np.append(items.texts, np.array(texts, dtype=object)))
+
+
+def joined(*events: Interactions) -> Interactions:
+    """Events of the same users and catalogue, together, sorted by time."""
+    arrays = {name: np.concatenate([getattr(part, name) for part in events]) for name in EVENT_ARRAYS}
+    order = np.argsort(arrays["times"], kind="stable")
+    return replace(events[0], **{name: array[order] for name, array in arrays.items()})
 
 
 def assert_same(one: np.ndarray, other: np.ndarray) -> None:

@@ -193,3 +193,28 @@ def test_nothing_to_learn_from():
 def test_not_fitted():
     with pytest.raises(NotFittedError, match="call fit or load first"):
         ALS().score(cases_of([[0]], [[0]]))
+
+
+def test_what_is_kept_for_folding_in_follows_the_factors():
+    past, items = random_shop()
+    other, _ = random_shop(seed=5)
+    cases = cases_of([[1, 2], [14]], [[], []])
+    scorer = ALS(embedding_size=4, epochs=3).fit(past, items)
+    scorer.fold_in(cases)
+    scorer.fit(other, items)
+    np.testing.assert_array_equal(
+        scorer.fold_in(cases), ALS(embedding_size=4, epochs=3).fit(other, items).fold_in(cases)
+    )
+    grown = scorer.grown(items_of("x" * (N_ITEMS + 2)), np.array([N_ITEMS, N_ITEMS + 1]))
+    np.testing.assert_array_equal(grown.fold_in(cases), scorer.fold_in(cases))
+    assert grown.score_catalogue(cases).shape == (2, N_ITEMS + 2)
+
+
+def test_few_cases_fold_in_as_many_do():
+    past, items = random_shop()
+    scorer = ALS(embedding_size=4, epochs=3).fit(past, items)
+    histories = [[item % 23, (item * 5) % 23] for item in range(100)]
+    many = scorer.fold_in(cases_of(histories, [[]] * 100))
+    for number in (0, 50, 99):
+        few = scorer.fold_in(cases_of(histories[number : number + 1], [[]]))
+        np.testing.assert_array_equal(few[0], many[number])

@@ -21,7 +21,7 @@ from llm_rerank.models.semantic.encoder import SentenceEncoder
 from llm_rerank.models.semantic.similarity import SemanticScorer
 from llm_rerank.types import DataError, NotFittedError, Ragged, StorageError
 from tests.planted import cases_of, items_of, planted_shop
-from tests.scorer_suite import check_scorer
+from tests.scorer_suite import check_scorer, longer_items
 from tests.tiny_encoder import save_tiny_encoder
 
 HISTORIES = [
@@ -244,7 +244,7 @@ def test_what_was_read_before_the_weights_changed_is_read_again(tiny):
 def test_scorer_suite(tmp_path, cross_attention):
     encoder = CachedEncoder(SentenceEncoder(device="cpu", max_tokens=16))
     settings = {"device": "cpu", "dtype": "float32", "item_tokens": 16, "cross_attention": cross_attention}
-    check_scorer(lambda: HistoryCrossEncoder(encoder, **settings), tmp_path, quality_floor=0.5)
+    check_scorer(lambda: HistoryCrossEncoder(encoder, **settings), tmp_path, quality_floor=0.5, new_items="known")
 
 
 def test_trained_weights_pass_the_suite_too(tiny, tmp_path):
@@ -287,6 +287,37 @@ def test_float16_states_keep_the_top(tiny, monkeypatch):
     near = predict(half, histories, lists)
     same = [np.argsort(-a)[:10] == np.argsort(-b)[:10] for a, b in zip(right, near, strict=True)]
     assert np.mean(same) >= 0.99
+
+
+@pytest.mark.parametrize("cross_attention", [False, True])
+def test_grown_items_are_read_as_at_the_fit(tiny, tmp_path, cross_attention):
+    shop = planted_shop(n_users=24)
+    model = model_of(tiny, trained=True, cross_attention=cross_attention).fit(shop.past, shop.items, seed=0)
+    before = model.score(shop.cases)
+    items = longer_items(shop.items, ["a rod to catch trout", "", "espresso in a pot"])
+    new = np.array([160, 161, 162])
+    texts = list(items.texts)
+    texts[3], texts[7] = "a violin with a bow", ""
+    changed = items.with_texts(texts)
+    cases = cases_of([shop.cases.history[row] for row in range(3)] + [[160, 3, 7]], [np.arange(164)] * 4)
+    model.save(tmp_path)
+    for one in (model, HistoryCrossEncoder.load(tmp_path, device="cpu")):
+        for wanted, codes in ((items, new), (changed, np.array([3, 162, 7, 160, 161]))):
+            fitted = model_of(tiny, trained=True, cross_attention=cross_attention).fit(shop.past, wanted, seed=0)
+            np.testing.assert_allclose(one.grown(wanted, codes).score(cases), fitted.score(cases), atol=2e-6)
+        np.testing.assert_allclose(one.score(shop.cases), before, atol=1e-6)
+    in_two = model.grown(items, new).grown(changed, np.array([3, 7]))
+    np.testing.assert_allclose(in_two.score(cases), fitted.score(cases), atol=2e-6)
+
+
+def test_a_grown_copy_and_the_old_one_predict_apart(tiny):
+    shop = planted_shop(n_users=24)
+    model = model_of(tiny).fit(shop.past, shop.items, seed=0)
+    predict(model)
+    grown = model.grown(longer_items(shop.items, ["a rod"]), np.array([160]))
+    expected = predict(model_of(tiny), [["tent"]], [["a lamp", "a chair"]])
+    np.testing.assert_allclose(predict(grown, [["tent"]], [["a lamp", "a chair"]]), expected, atol=1e-6)
+    np.testing.assert_allclose(predict(model, [["tent"]], [["a lamp", "a chair"]]), expected, atol=1e-6)
 
 
 @pytest.mark.gpu

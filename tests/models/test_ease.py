@@ -1,18 +1,21 @@
 """EASE against its definition, and the removal of one user against a fit without that user."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llm_rerank.models.collaborative import item_inverse
+from llm_rerank.models.collaborative import inverse_updates, item_inverse
 from llm_rerank.models.collaborative.ease import EASE
+from llm_rerank.models.collaborative.inverse_updates import add_rows, change_rows, longer_inverse, put_in
 from llm_rerank.models.collaborative.item_inverse import gram_matrix, invert_in_place
 from llm_rerank.models.scoring import histories_of, interaction_matrix
 from llm_rerank.types import DataError, LeaveUserOutScorer, NotFittedError, Ragged
 from tests.models.test_item_item import random_events, slow_pairs
 from tests.planted import cases_of, events_of, items_of, planted_shop
-from tests.scorer_suite import check_scorer
+from tests.scorer_suite import check_scorer, joined
 
 
 def test_suite(tmp_path):
@@ -195,3 +198,82 @@ def test_errors():
         EASE(decay=float("nan"))
     with pytest.raises(NotFittedError):
         EASE().score(cases_of([[0]], [[0]]))
+
+
+def positive_definite(rng, n):
+    factors = rng.normal(size=(n, 6))
+    return factors @ factors.T + 5 * np.eye(n)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.integers(2, 600))
+def test_inverse_updates_equal_a_new_inverse(seed, n):
+    """Each identity alone, against numpy's inverse of the changed matrix in float64."""
+    rng = np.random.default_rng(seed)
+    matrix = positive_definite(rng, n)
+    codes = rng.choice(n, rng.integers(1, min(n, 12) + 1), replace=False)
+    old = np.linalg.inv(matrix).astype(np.float32)
+
+    factors = rng.normal(size=(len(codes), 3))
+    changed, inverse = matrix.copy(), old.copy()
+    changed[np.ix_(codes, codes)] += factors @ factors.T
+    put_in(inverse, codes, factors @ factors.T)
+    np.testing.assert_allclose(inverse, np.linalg.inv(changed), atol=1e-6)
+    np.testing.assert_array_equal(inverse, inverse.T)
+    put_in(inverse, codes, -factors @ factors.T)  # and out again
+    np.testing.assert_allclose(inverse, old, atol=1e-6)
+
+    change = rng.normal(size=(n, len(codes))) * 0.1 / np.sqrt(n)
+    change[codes] = (change[codes] + change[codes].T) / 2
+    changed, inverse = matrix.copy(), old.copy()
+    changed[:, codes] += change
+    changed[codes] = changed[:, codes].T
+    change_rows(inverse, codes, change)
+    np.testing.assert_allclose(inverse, np.linalg.inv(changed), atol=1e-6)
+    np.testing.assert_array_equal(inverse, inverse.T)
+
+    first = rng.integers(1, n)
+    inverse = longer_inverse(np.linalg.inv(matrix[:first, :first]).astype(np.float32), n)
+    add_rows(inverse, int(first), matrix[:first, first:], matrix[first:, first:])
+    np.testing.assert_allclose(inverse, np.linalg.inv(matrix), atol=1e-6)
+    np.testing.assert_array_equal(inverse, inverse.T)
+
+
+@pytest.mark.parametrize("most_rank", [0.01, 0.5, 1.0])
+def test_users_exchanged_equal_a_fit(most_rank, monkeypatch):
+    monkeypatch.setattr(inverse_updates, "MOST_RANK", most_rank)  # users one by one; some at once; all at once
+    past, items = random_events(12, n_users=25, n_items=40, n_events=500), items_of("x" * 40)
+    scorer = EASE(regularization=3).fit(past, items)
+    kept = (past.users % 3 > 0) | (past.times > 4)
+    changed = past.users % 3 == 0
+    revised = scorer.revised(past.take(changed), past.take(changed & kept))
+    fitted = EASE(regularization=3).fit(past.take(kept), items)
+    np.testing.assert_allclose(revised._model.inverse, fitted._model.inverse, atol=1e-7)
+    np.testing.assert_array_equal(revised._model.support, fitted._model.support)
+    cases = cases_of([[1, 2, 3], [30]], [np.arange(40)] * 2)
+    np.testing.assert_allclose(revised.score(cases), fitted.score(cases), atol=1e-6)
+
+
+def test_an_item_whose_only_user_goes_is_unknown():
+    """Weights whose sum float32 would round: nothing may be left of them."""
+    past = events_of([(0, 0, 0, 0.2), (1, 0, 0, 0.1), (2, 0, 0, 0.7), (2, 1, 1, 0.3), (3, 1, 0), (3, 2, 0)], 3)
+    scorer = EASE().fit(past, items_of("abc"))
+    for user in (1, 2, 0):
+        scorer = scorer.revised(past.take(past.users == user), past.take(past.users < 0))
+    assert scorer._model.support.tolist() == [0, 1, 1]
+    assert np.isnan(scorer.score(cases_of([[1]], [[0, 1, 2]]))).tolist() == [True, False, False]
+
+
+def test_new_items_equal_a_fit_with_them():
+    past, cases = random_events(13), cases_of([[1, 4]], [np.arange(15)])
+    grown = EASE(regularization=2).fit(past, items_of("x" * 12)).grown(items_of("x" * 15), np.arange(12, 15))
+    longer = replace(past, n_items=15)
+    fitted = EASE(regularization=2).fit(longer, items_of("x" * 15))
+    np.testing.assert_allclose(grown._model.inverse, fitted._model.inverse, atol=1e-7)
+    np.testing.assert_allclose(grown.score(cases), fitted.score(cases), atol=1e-6)
+    added = events_of([(0, 13, 99), (0, 2, 99)], 15)
+    both = joined(longer.take(longer.users == 0), replace(added, user_ids=longer.user_ids))
+    fitted = EASE(regularization=2).fit(joined(longer, replace(added, user_ids=longer.user_ids)), items_of("x" * 15))
+    np.testing.assert_allclose(
+        grown.revised(longer.take(longer.users == 0), both).score(cases), fitted.score(cases), atol=1e-6
+    )

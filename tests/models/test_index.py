@@ -114,3 +114,17 @@ def test_bad_input_is_named():
     with pytest.raises(DataError, match="embedding_size is 0"):
         ItemIndex(0)
     assert len(index) == 10
+
+
+@pytest.mark.parametrize("flat_limit", [1000, 220, 100])
+def test_an_extended_copy_leaves_the_index_as_it_is(flat_limit):
+    vectors, queries = unit(300), unit(10, seed=1)
+    index = ItemIndex(16, flat_limit=flat_limit).add(vectors[:200])
+    before = index.search(queries, 5)
+    extended = index.extended(vectors[200:])
+    assert (len(index), len(extended)) == (200, 300)
+    assert extended.is_exact == (flat_limit >= 300)
+    np.testing.assert_array_equal(extended.vectors(), vectors)
+    for found, expected in zip(index.search(queries, 5), before, strict=True):
+        np.testing.assert_array_equal(found, expected)
+    assert extended.recall_against_flat(queries, 5) > 0.95

@@ -2,13 +2,15 @@
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from scipy.sparse import csr_matrix
 
 from llm_rerank.models.collaborative import item_item
 from llm_rerank.models.collaborative.item_item import ItemKNN, co_occurrence, distinct_events, keep_largest
 from llm_rerank.types import DataError, NotFittedError, Ragged
 from tests.planted import cases_of, events_of, items_of
-from tests.scorer_suite import check_scorer
+from tests.scorer_suite import check_scorer, joined
 
 
 def test_suite(tmp_path):
@@ -102,8 +104,8 @@ def test_a_catalogue_too_large_for_dense_matrices():
     scorer = ItemKNN().fit(events_of(rows, n_items), items_of(["x"] * n_items))
     scores = scorer.score_catalogue(cases_of([[0]], [[]]))[0]
     assert np.nanargmax(scores) == 1
-    assert np.diff(scorer._weights.indptr).max() <= 200
-    assert np.diff(scorer._weights.indptr)[0] == 200
+    assert np.diff(scorer._parts[0].indptr).max() <= 200
+    assert np.diff(scorer._parts[0].indptr)[0] == 200
 
 
 def test_only_unseen_items_in_the_history_is_like_no_history():
@@ -118,3 +120,115 @@ def test_errors():
         ItemKNN(n_neighbours=0)
     with pytest.raises(NotFittedError):
         ItemKNN().score_catalogue(cases_of([[0]], [[]]))
+
+
+event_rows = st.tuples(
+    st.integers(0, 3),  # user
+    st.integers(-1, 5),  # item, -1 a search
+    st.integers(0, 4),  # time: baskets and ties
+    st.sampled_from([1.0, 0.5, 0.2, 0.1, 3.7, -1.0]),
+)
+
+
+def whole_counts(scorer):
+    return sum(part.toarray() for part in scorer._parts)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(event_rows, min_size=1, max_size=12), st.randoms(use_true_random=False))
+def test_one_event_at_a_time_equals_a_recount_bit_by_bit(rows, random):
+    """Put in and taken out again one by one, in any order: the counts of a fit, without a rounding error."""
+    items = items_of("x" * 6)
+    stream = [events_of([row], 6, n_users=4) for row in rows]
+    held: list = []
+    scorer = ItemKNN(pair_decay=0.3).fit(events_of([], 6, n_users=4), items)
+    steps = [(event, True) for event in stream] + [(event, False) for event in random.sample(stream, len(stream))]
+    for event, comes in steps:
+        user = event.users[0]
+        before = [held_one for held_one in held if held_one.users[0] == user]
+        held = [*held, event] if comes else [held_one for held_one in held if held_one is not event]
+        after = [held_one for held_one in held if held_one.users[0] == user]
+        nothing = event.take(np.empty(0, dtype=np.int64))
+        scorer = scorer.revised(joined(nothing, *before), joined(nothing, *after))
+        everything = joined(nothing, *held)
+        fitted = ItemKNN(pair_decay=0.3).fit(everything, items)
+        np.testing.assert_array_equal(whole_counts(scorer), fitted._parts[0].toarray())
+        np.testing.assert_array_equal(scorer._support, fitted._support)
+        slow_counts, slow_support = slow_pairs(everything.take(everything.items >= 0), 0.3)  # searches are no visits
+        np.testing.assert_allclose(whole_counts(scorer), slow_counts, atol=1e-7)
+        np.testing.assert_allclose(scorer._support, slow_support, atol=1e-7)
+
+
+@pytest.mark.parametrize("ratio", [0, 3, 16, 10**9])
+def test_counts_do_not_depend_on_when_they_are_added_up(ratio, monkeypatch):
+    monkeypatch.setattr(item_item, "SIZE_RATIO", ratio)
+    past, items = random_events(2, n_users=30, n_items=40, n_events=400), items_of("x" * 40)
+    scorer = ItemKNN().fit(past.take(past.users >= 20), items)
+    nobody = past.take(past.users < 0)
+    for user in range(20):
+        scorer = scorer.revised(nobody, past.take(past.users == user))
+    fitted = ItemKNN().fit(past, items)
+    np.testing.assert_array_equal(whole_counts(scorer), whole_counts(fitted))
+    cases = cases_of([[1, 2, 3]], [np.arange(40)])
+    np.testing.assert_allclose(scorer.score(cases), fitted.score(cases), rtol=1e-6)
+    if ratio == 0:
+        assert len(scorer._parts) == 21
+    if ratio == 10**9:
+        assert len(scorer._parts) == 1
+
+
+def test_a_saved_file_after_forgetting_is_that_of_a_fit_without_the_user(tmp_path):
+    past, items = random_events(3), items_of("x" * 12)
+    forgotten = past.users == 4
+    scorer = ItemKNN().fit(past, items).revised(past.take(forgotten), past.take(past.users < 0))
+    content = []
+    for number, one in enumerate((scorer, ItemKNN().fit(past.take(~forgotten), items))):
+        (tmp_path / str(number)).mkdir()
+        one.save(tmp_path / str(number))
+        content.append((tmp_path / str(number) / "item_knn.safetensors").read_bytes())
+    assert content[0] == content[1]
+
+
+def test_other_threads_may_go_on_scoring_with_the_old_one():
+    past, items = random_events(4), items_of("x" * 12)
+    scorer, cases = ItemKNN().fit(past, items), cases_of([[1, 2]], [np.arange(12)])
+    before, parts = scorer.score(cases), [part.copy() for part in scorer._parts]
+    changed = scorer
+    for user in range(25):
+        changed = changed.revised(past.take(past.users == user), past.take(past.users < 0))
+    assert whole_counts(changed).max() == 0
+    assert np.isnan(changed.score(cases)).all()
+    np.testing.assert_array_equal(scorer.score(cases), before)
+    for part, old in zip(scorer._parts, parts, strict=True):
+        np.testing.assert_array_equal(part.toarray(), old.toarray())
+
+
+@pytest.mark.parametrize("ratio", [0, 16])
+def test_where_only_some_neighbours_are_kept_the_kept_pairs_are_exact(ratio, monkeypatch):
+    monkeypatch.setattr(item_item, "SIZE_RATIO", ratio)
+    past, items = random_events(5, n_users=40, n_items=30, n_events=600), items_of("x" * 30)
+    pruned = ItemKNN(n_neighbours=4).fit(past, items)
+    kept = pruned._parts[0].toarray() > 0
+    forgotten = np.isin(past.users, [3, 5, 8])
+    revised = pruned.revised(past.take(forgotten), past.take(past.users < 0))
+    exact = ItemKNN().fit(past.take(~forgotten), items)
+    still_kept = kept & (whole_counts(revised) > 0)
+    assert still_kept.sum() > 90
+    np.testing.assert_array_equal(whole_counts(revised)[still_kept], whole_counts(exact)[still_kept])
+    np.testing.assert_array_equal(revised._support, exact._support)
+    assert whole_counts(revised).min() == 0
+    assert not whole_counts(revised)[~kept].any()
+    # a pair that was left out starts at nothing
+    one, other = next((i, j) for i, j in np.argwhere(~kept) if i != j and not kept[j, i])
+    came = events_of([(0, one, 50), (0, other, 50)], 30)
+    added = pruned.revised(came.take(came.users < 0), came)
+    assert whole_counts(added)[one, other] == 1
+    assert np.diff(added._parts[0].indptr).max() <= 5
+
+
+def test_revisions_that_change_no_pair_cost_nothing_later():
+    past = random_events(6)
+    scorer = ItemKNN().fit(past, items_of("x" * 12))
+    for _ in range(5):
+        scorer = scorer.revised(past.take(past.users == 1), past.take(past.users == 1))
+    assert len(scorer._parts) == 1

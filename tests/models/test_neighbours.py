@@ -59,3 +59,33 @@ def test_errors():
         UserKNN(n_neighbours=0)
     with pytest.raises(NotFittedError):
         UserKNN().score_catalogue(cases_of([[0]], [[]]))
+
+
+def test_histories_exchanged_equal_a_fit():
+    rng = np.random.default_rng(6)
+    rows = [(rng.integers(30), rng.integers(12), time, rng.uniform(0.1, 2.0)) for time in range(200)]
+    past = events_of(rows, 12, n_users=30)
+    scorer = UserKNN(n_neighbours=5).fit(past, items_of("x" * 12))
+    changed = np.isin(past.users, [2, 9, 17])
+    kept = past.times > 60
+    cases = cases_of([[4, 7], [1]], [np.arange(12)] * 2)
+    for after in (past.take(past.users < 0), past.take(changed & kept)):
+        revised = scorer.revised(past.take(changed), after)
+        fitted = UserKNN(n_neighbours=5).fit(
+            past.take(~changed | (kept if len(after) else changed & False)), items_of("x" * 12)
+        )
+        assert revised._histories.shape[0] == fitted._histories.shape[0]
+        np.testing.assert_allclose(revised.score(cases), fitted.score(cases), rtol=1e-6)
+
+
+def test_of_users_with_equal_histories_one_goes_at_a_time():
+    past = events_of([(user, item, item) for user in range(3) for item in (0, 1)], 3)
+    scorer = UserKNN().fit(past, items_of("abc"))
+    nobody = past.take(past.users < 0)
+    for left in (2, 1, 0):
+        scorer = scorer.revised(past.take(past.users == left), nobody)
+        assert scorer._histories.shape[0] == left
+    with pytest.raises(DataError, match="user_knn has not counted"):
+        scorer.revised(past.take(past.users == 0), nobody)
+    with pytest.raises(DataError, match="user_knn has not counted"):  # two of one held
+        UserKNN().fit(past.take(past.users == 0), items_of("abc")).revised(past.take(past.users < 2), nobody)

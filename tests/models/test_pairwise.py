@@ -380,7 +380,17 @@ def test_suite(tiny_folder, tmp_path):
     tuned.fine_tune(lists, with_themes(training).texts, **(QUICK | {"steps": 80}))
     shop = planted_shop(n_users=24, n_candidates=6)
     shop = replace(shop, items=with_themes(shop))
-    check_scorer(lambda: tuned, tmp_path, quality_floor=0.7, needs_history=False, shop=shop)
+    check_scorer(lambda: tuned, tmp_path, quality_floor=0.7, needs_history=False, new_items="known", shop=shop)
+
+
+def test_grown_items_are_cut_and_read_as_at_the_fit(tiny_folder):
+    model = tiny(tiny_folder, head=True).fit(None, items_of(["tent", "piano", " "]), seed=0)
+    texts = ["tent", "a violin " * 40, " ", "bread", ""]
+    grown = model.grown(items_of(texts), np.array([1, 3, 4]))
+    fitted = tiny(tiny_folder, head=True).fit(None, items_of(texts), seed=0)
+    cases = cases_of([[1, 3], [0]], [np.arange(6)] * 2)
+    np.testing.assert_allclose(grown.score(cases), fitted.score(cases), atol=1e-6)
+    assert list(model._texts) == ["tent", "piano", ""]
 
 
 def test_what_cannot_be_scored_and_what_is_left_out(tiny_folder):

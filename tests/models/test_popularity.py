@@ -4,11 +4,13 @@ import logging
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from llm_rerank.models.collaborative.popularity import Popularity, RecentPopularity
 from llm_rerank.types import DataError, NotFittedError
 from tests.planted import DAY, cases_of, events_of, items_of, planted_shop
-from tests.scorer_suite import check_scorer, first_rate
+from tests.scorer_suite import check_scorer, first_rate, joined
 
 ITEMS = items_of(["a", "b", "c", "d"])
 ONE_CASE = cases_of([[0]], [[0, 1, 2, 3]])
@@ -16,7 +18,7 @@ ONE_CASE = cases_of([[0]], [[0, 1, 2, 3]])
 
 @pytest.mark.parametrize("make", [Popularity, RecentPopularity])
 def test_suite(make, tmp_path):
-    check_scorer(make, tmp_path, quality_floor=0.0, needs_history=False)
+    check_scorer(make, tmp_path, quality_floor=0.0, needs_history=False, new_items="known")
 
 
 def test_popularity_cannot_tell_the_planted_themes():
@@ -72,3 +74,58 @@ def test_errors():
         RecentPopularity(window_days=0)
     with pytest.raises(NotFittedError):
         Popularity().score(ONE_CASE)
+
+
+event_rows = st.tuples(
+    st.integers(0, 3),
+    st.integers(-1, 3),
+    st.sampled_from([0, DAY, 5 * DAY, 6 * DAY - 1, 6 * DAY, 30 * DAY, 31 * DAY, 36_500 * DAY]),
+    st.sampled_from([1.0, 0.5, -1.0]),
+)
+
+
+@pytest.mark.parametrize(
+    ("make", "time_kind"),
+    [
+        (Popularity, "time"),
+        (RecentPopularity, "position"),
+        (lambda: RecentPopularity(half_life_days=3), "time"),
+        (lambda: RecentPopularity(half_life_days=300), "time"),
+        (lambda: RecentPopularity(window_days=5), "time"),
+        (lambda: RecentPopularity(window_days=0.5), "time"),
+    ],
+)
+@settings(max_examples=40, deadline=None)
+@given(rows=st.lists(event_rows, min_size=1, max_size=12), random=st.randoms(use_true_random=False))
+def test_one_event_at_a_time_equals_a_recount(make, time_kind, rows, random):
+    """Also where the newest event, from which ages count, comes a hundred years late, and where it goes again."""
+    stream = [events_of([row], 4, n_users=4, time_kind=time_kind) for row in rows]
+    scorer = make().fit(stream[0].take(stream[0].users < 0), ITEMS)
+    held: list = []
+    steps = [(event, True) for event in stream] + [(event, False) for event in random.sample(stream, len(stream))]
+    for event, comes in steps:
+        before = [one for one in held if one.users[0] == event.users[0]]
+        held = [*held, event] if comes else [one for one in held if one is not event]
+        after = [one for one in held if one.users[0] == event.users[0]]
+        nothing = event.take(event.users < 0)
+        scorer = scorer.revised(joined(nothing, *before), joined(nothing, *after))
+        fitted = make().fit(joined(nothing, *held), ITEMS)
+        np.testing.assert_allclose(scorer.score(ONE_CASE), fitted.score(ONE_CASE), atol=1e-7)
+
+
+def test_a_removal_of_what_was_never_there_is_refused():
+    past = events_of([(0, 0, 5 * DAY), (1, 1, 6 * DAY)], 4, time_kind="time")
+    scorer = RecentPopularity().fit(past, ITEMS)
+    nothing = past.take(past.users < 0)
+    for row in [(0, 0, 4 * DAY), (0, 1, 5 * DAY), (0, 3, 99 * DAY)]:
+        with pytest.raises(DataError, match="recent_popularity has not counted"):
+            scorer.revised(events_of([row], 4, n_users=2, time_kind="time"), nothing)
+    with pytest.raises(DataError, match="has not counted"):  # once, but not twice
+        scorer.revised(events_of([(0, 0, 5 * DAY), (1, 0, 5 * DAY)], 4, n_users=2, time_kind="time"), nothing)
+
+
+def test_saved_file_has_times_but_no_users(tmp_path):
+    past = planted_shop().past
+    RecentPopularity().fit(past, items_of(["x"] * past.n_items)).save(tmp_path)
+    content = b"".join(path.read_bytes() for path in tmp_path.iterdir())
+    assert not any(user.encode() in content for user in past.user_ids if len(user) > 2)

@@ -9,7 +9,7 @@ from llm_rerank.models.semantic.similarity import SemanticScorer, greatest_simil
 from llm_rerank.models.semantic.whitening import Whitening
 from llm_rerank.types import CatalogueScorer, DataError, NotFittedError, Ragged, StorageError
 from tests.planted import cases_of, items_of, planted_shop
-from tests.scorer_suite import check_scorer
+from tests.scorer_suite import check_scorer, longer_items
 
 LN2 = float(np.log(2))
 
@@ -212,7 +212,7 @@ def test_whitening_keeps_blank_texts_out():
     [({}, 0.75), ({"whiten": False}, 0.95), ({"whiten": False, "greatest_weight": 1.0}, 0.85)],
 )
 def test_suite(encoder, tmp_path, settings, floor):
-    scorer = check_scorer(lambda: SemanticScorer(encoder, **settings), tmp_path, quality_floor=floor)
+    scorer = check_scorer(lambda: SemanticScorer(encoder, **settings), tmp_path, quality_floor=floor, new_items="known")
     assert isinstance(scorer, CatalogueScorer)
 
 
@@ -298,3 +298,75 @@ def test_misuse_is_named():
         SemanticScorer(Plane()).fit(None, items_of(["", " "]), seed=0)
     empty = cases_of([[0]], [[0]]).with_candidates(Ragged.empty(1))
     assert plane_scorer().score(empty).shape == (0,)
+
+
+def test_grown_items_are_whitened_as_the_others_and_found_by_the_index(encoder, tmp_path):
+    shop = planted_shop(n_users=24)
+    scorer = SemanticScorer(encoder).fit(shop.past, shop.items, seed=0)
+    scorer.retrieve(shop.cases, 5)
+    index, whitening = scorer._index, scorer._whitening
+    items = longer_items(shop.items, ["a rod to catch trout. fishing", "", "espresso in a pot. coffee"])
+    new = np.array([160, 161, 162])
+    scorer.save(tmp_path)
+    for one in (scorer, SemanticScorer.load(tmp_path)):
+        grown = one.grown(items, new)
+        assert len(grown._index) == 162 and len(one._index) == 160
+        assert len(index) == 160
+        expected = whitening.apply(encoder.encode(list(items.texts)))
+        np.testing.assert_allclose(grown._vectors, expected, atol=1e-6)
+        np.testing.assert_allclose(grown._index.vectors(), expected[np.any(expected != 0, axis=1)], atol=1e-6)
+        found = grown.retrieve(shop.cases, 20)
+        np.testing.assert_array_equal(found.values, retrieve(grown, shop.cases, 20).values)
+        assert 160 in found.values and 162 in found.values
+    again = grown.grown(
+        items.with_texts([*items.texts[:161], "waders for fishing. fishing", items.texts[162]]), new[1:2]
+    )
+    found = again.retrieve(shop.cases, 20)
+    np.testing.assert_array_equal(found.values, retrieve(again, shop.cases, 20).values)
+    assert 161 in found.values
+
+
+def test_a_changed_text_replaces_its_vector_everywhere(encoder):
+    shop = planted_shop(n_users=24)
+    scorer = SemanticScorer(encoder, whiten=False).fit(shop.past, shop.items, seed=0)
+    before = scorer.retrieve(shop.cases, 20)
+    texts = list(shop.items.texts)
+    texts[3], texts[7] = "a violin with a bow. music", ""
+    changed = shop.items.with_texts(texts)
+    grown = scorer.grown(changed, np.array([7, 3]))
+    fitted = SemanticScorer(encoder, whiten=False).fit(shop.past, changed, seed=0)
+    np.testing.assert_allclose(grown.score(shop.cases), fitted.score(shop.cases), atol=1e-6)
+    np.testing.assert_array_equal(grown.retrieve(shop.cases, 20).values, fitted.retrieve(shop.cases, 20).values)
+    np.testing.assert_array_equal(scorer.retrieve(shop.cases, 20).values, before.values)
+
+
+def test_a_search_is_encoded_once_and_scores_as_if_anew(monkeypatch):
+    class Counting(Plane):
+        def __init__(self):
+            self.asked = []
+
+        def encode(self, inputs):
+            self.asked += list(inputs)
+            return super().encode(inputs)
+
+    monkeypatch.setattr("llm_rerank.models.semantic.similarity.MOST_SEARCHES_KEPT", 3)
+    cases = cases_of([[0], [1], [], []], [[0, 1, 4]] * 4)
+    batches = [["0 1", "0.6 0.8; 0 1", "", "0 1; 0 1"], ["0 1; -1 0", "0.6 0.8", "1 0", "0 -1"], ["0 1", "1 0", "", ""]]
+    scorer = plane_scorer(decay=0.5)
+    scorer.encoder = counting = Counting()
+    for queries in batches:
+        fresh = plane_scorer(decay=0.5)
+        np.testing.assert_array_equal(
+            scorer.score(with_queries(cases, queries)), fresh.score(with_queries(cases, queries))
+        )
+    assert counting.asked[:2] == ["0 1", "0.6 0.8"]
+    assert len(counting.asked) < 9  # 14 searches
+    assert len(scorer._searched) <= 3
+    assert not any(b"0.6" in key for key in scorer._searched)
+    other = items_of(["0 1", "1 0", "0.6 0.8", "", "-1 0"])
+    whitened = SemanticScorer(Plane(), decay=0.5).fit(None, other, seed=0)
+    scorer.whiten = True
+    scorer.fit(None, other, seed=0)
+    np.testing.assert_array_equal(
+        scorer.score(with_queries(cases, batches[2])), whitened.score(with_queries(cases, batches[2]))
+    )

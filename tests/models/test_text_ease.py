@@ -2,7 +2,9 @@
 
 import numpy as np
 import pytest
+from sklearn.feature_extraction.text import HashingVectorizer, TfidfTransformer
 
+from llm_rerank.models.collaborative import text_ease
 from llm_rerank.models.collaborative.ease import EASE
 from llm_rerank.models.collaborative.item_inverse import gram_matrix
 from llm_rerank.models.collaborative.text_ease import TextAwareEASE
@@ -13,12 +15,14 @@ from llm_rerank.models.collaborative.text_kernel import (
     word_vectors,
 )
 from llm_rerank.models.scoring import histories_of
+from llm_rerank.models.semantic.encoder import SentenceEncoder
 from llm_rerank.models.semantic.whitening import Whitening
-from llm_rerank.types import DataError, NotFittedError
+from llm_rerank.types import DataError, NotFittedError, StorageError
 from tests.models.test_ease import check_without_user
 from tests.models.test_item_item import random_events
 from tests.planted import THEMES, cases_of, events_of, items_of, planted_shop
-from tests.scorer_suite import check_scorer, first_rate
+from tests.scorer_suite import check_scorer, first_rate, longer_items
+from tests.tiny_encoder import save_tiny_encoder
 
 
 class ThemeEncoder:
@@ -47,11 +51,11 @@ def texts(n):
 
 
 def test_suite_without_an_encoder(tmp_path):
-    check_scorer(TextAwareEASE, tmp_path, quality_floor=0.9)
+    check_scorer(TextAwareEASE, tmp_path, quality_floor=0.9, new_items="related")
 
 
 def test_suite_with_an_encoder(tmp_path):
-    check_scorer(lambda: TextAwareEASE(encoder=ThemeEncoder()), tmp_path, quality_floor=0.9)
+    check_scorer(lambda: TextAwareEASE(encoder=ThemeEncoder()), tmp_path, quality_floor=0.9, new_items="related")
 
 
 def test_scores_equal_the_definition():
@@ -247,3 +251,156 @@ def test_errors():
         TextAwareEASE(encoder=ThemeEncoder(), kernel=TextKernel())
     with pytest.raises(NotFittedError):
         TextAwareEASE().score(cases_of([[0]], [[0]]))
+
+
+class FrozenMeasure:
+    """The slow twin: the kernel by scikit-learn, its dictionary and whitening learned from the first texts alone."""
+
+    def __init__(self, texts, titles, encoder=None):
+        self.texts, self.titles, self.encoder = texts, titles, encoder
+
+    def kernel(self, texts, titles):
+        total, n_kernels = 0, 2
+        for learned, given, analyzer, ngrams in (
+            (self.texts, texts, "word", (1, 2)),
+            (self.titles, titles, "char_wb", (2, 5)),
+        ):
+            hashing = HashingVectorizer(analyzer=analyzer, ngram_range=ngrams, alternate_sign=False, norm=None)
+            weights = TfidfTransformer(sublinear_tf=True).fit(hashing.transform(learned))
+            vectors = weights.transform(hashing.transform(given))
+            total = total + (vectors @ vectors.T).toarray()
+        if self.encoder is not None:
+            vectors = Whitening.fit(self.encoder.encode(self.texts)).apply(self.encoder.encode(texts)).astype(float)
+            total, n_kernels = total + vectors @ vectors.T, 3
+        known = np.array([bool(text.strip()) for text in texts])
+        return np.where(known[:, None] & known, total / n_kernels, 0)
+
+
+@pytest.mark.parametrize("texts_at_once", [1, 2, 256])
+@pytest.mark.parametrize("with_encoder", [False, True])
+def test_new_and_changed_texts_equal_a_full_inverse(with_encoder, texts_at_once, monkeypatch):
+    monkeypatch.setattr(text_ease, "_TEXTS_AT_ONCE", texts_at_once)
+    shop = planted_shop(n_users=60, items_a_theme=6, events_a_user=4, n_candidates=8, n_cold=2)
+    encoder = ThemeEncoder() if with_encoder else None
+    old, titles = list(shop.items.texts), list(shop.items.frame["title"])
+    n = len(old)
+    new_texts = [*old, "a brand new espresso machine. coffee", "", "moka pot in red. coffee", "zzz qqq"]
+    new_titles = [*titles, "brand new espresso machine", "", "moka pot in red", "zzz"]
+    new_texts[3], new_titles[3] = "bike pump. cycling", "bike pump"  # another text altogether
+    new_texts[5], new_titles[5] = "", ""  # none any more
+    new_texts[17] += " with a review: unheard-of quality"  # the title stays
+    settings = {"regularization": 3, "text_weight": 4, "decay": 0.3, "pair_decay": 0.2, "support_exponent": 0.4}
+    scorer = TextAwareEASE(**settings, encoder=encoder).fit(shop.past, shop.items)
+    before = scorer._model.inverse.copy()
+    grown = scorer.grown(items_of(new_texts, titles=new_titles), np.array([n + 2, 3, n, n + 1, 17, n + 3, 5]))
+
+    gram, support = gram_matrix(shop.past, 0.2)
+    gram = np.pad(gram.astype(float), (0, 4))
+    kernel = FrozenMeasure(old, titles, encoder).kernel(new_texts, new_titles)
+    inverse = np.linalg.inv(gram + 4 * kernel + 3 * np.eye(n + 4))
+    np.testing.assert_allclose(grown._model.inverse, inverse, atol=1e-6)
+    weights = -inverse / np.diag(inverse)
+    np.fill_diagonal(weights, 0)
+    expected = (np.exp(-0.3) * weights[3] + weights[n]) * (np.pad(support, (0, 4)) + 3) ** 0.4
+    scores = grown.score_catalogue(cases_of([[3, n]], [[]]))[0]
+    unknown = (np.pad(support, (0, 4)) == 0) & np.array([not text for text in new_texts])
+    assert unknown[n + 1]
+    np.testing.assert_array_equal(np.isnan(scores), unknown)
+    np.testing.assert_allclose(scores[~unknown], expected[~unknown], atol=1e-5)
+    np.testing.assert_array_equal(scorer._model.inverse, before)
+    assert len(scorer._features) == n
+
+
+def test_many_small_growths_stay_near_one_fit():
+    """Each rounds to float32 once more: 40 new items one by one, and 80 changes of text."""
+    shop = planted_shop(n_users=150)
+    scorer = TextAwareEASE(support_exponent=0).fit(shop.past, shop.items)
+    texts = list(shop.items.texts)
+    rng = np.random.default_rng(0)
+    for step in range(40):
+        code = int(rng.integers(len(texts)))
+        texts[code] += f" {THEMES['music'].split(', ')[step % 9]}"
+        texts.append(f"new {THEMES['fishing'].split(', ')[step % 9]} {step}")
+        scorer = scorer.grown(items_of(texts), np.array([code, len(texts) - 1]))
+    gram = np.pad(gram_matrix(shop.past, scorer.pair_decay)[0].astype(float), (0, 40))
+    measure = FrozenMeasure(list(shop.items.texts), list(shop.items.frame["title"]))
+    titles = [*shop.items.frame["title"], *texts[160:]]
+    for code, text in enumerate(texts[:160]):
+        if text != shop.items.texts[code]:
+            titles[code] = text
+    inverse = np.linalg.inv(gram + 7 * measure.kernel(texts, titles) + 80 * np.eye(200))
+    scale = np.abs(inverse).max()
+    assert np.abs(scorer._model.inverse - inverse).max() < 1e-6 * scale
+
+
+def test_users_exchanged_equal_a_fit():
+    past, items = random_events(14, n_users=25, n_items=30, n_events=400), items_of(texts(30))
+    kernel = TextKernel()
+
+    def fitted(events):
+        return TextAwareEASE(regularization=3, pair_decay=0.2, kernel=kernel).fit(events, items)
+
+    changed, kept = np.isin(past.users, [1, 6, 11, 20]), past.times > 3
+    revised = fitted(past).revised(past.take(changed), past.take(changed & kept))
+    refitted = fitted(past.take(~changed | kept))
+    cases = cases_of([[1, 2, 3], [25]], [np.arange(30)] * 2)
+    np.testing.assert_allclose(revised.score(cases), refitted.score(cases), atol=1e-6)
+    assert revised._kernel is not kernel, "the fit's matrix is not held by what came after"
+
+
+def test_a_loaded_scorer_grows_with_the_encoder_of_its_fit(tmp_path):
+    folder = save_tiny_encoder(tmp_path / "tiny")
+    shop = planted_shop(n_users=40)
+    scorer = TextAwareEASE(encoder=SentenceEncoder(folder, device="cpu")).fit(shop.past, shop.items)
+    (tmp_path / "saved").mkdir()
+    scorer.save(tmp_path / "saved")
+    loaded = TextAwareEASE.load(tmp_path / "saved")
+    assert loaded.encoder is None
+    items = longer_items(shop.items, ["a moka pot. coffee", "waders. fishing"])
+    new = np.array([160, 161])
+    cases = cases_of([shop.cases.history[0], [160]], [np.arange(162)] * 2)
+    expected = scorer.grown(items, new).score(cases)
+    np.testing.assert_allclose(loaded.grown(items, new).score(cases), expected, atol=1e-6)
+    assert loaded.encoder is not None, "read once, for the next growth too"
+    other = TextAwareEASE.load(tmp_path / "saved")
+    other.encoder = ThemeEncoder()
+    with pytest.raises(StorageError, match="its vectors would not match"):
+        other.grown(items, new)
+
+
+def test_a_loaded_scorer_whose_encoder_has_no_name_asks_for_it(tmp_path):
+    shop = planted_shop(n_users=40)
+    scorer = TextAwareEASE(encoder=ThemeEncoder()).fit(shop.past, shop.items)
+    scorer.save(tmp_path)
+    loaded = TextAwareEASE.load(tmp_path)
+    items, new = longer_items(shop.items, ["a moka pot. coffee"]), np.array([160])
+    with pytest.raises(StorageError, match="hand it over as the loaded model's 'encoder'"):
+        loaded.grown(items, new)
+    loaded.encoder = ThemeEncoder()
+    np.testing.assert_array_equal(
+        loaded.grown(items, new).score(shop.cases), scorer.grown(items, new).score(shop.cases)
+    )
+
+
+def test_what_is_saved_holds_no_word_of_the_texts(tmp_path):
+    shop = planted_shop(n_users=40)
+    items = shop.items.with_texts([f"{text} quoted: splendiferous" for text in shop.items.texts])
+    TextAwareEASE().fit(shop.past, items).save(tmp_path)
+    content = b"".join(path.read_bytes() for path in tmp_path.iterdir())
+    assert b"splendiferous" not in content
+    assert b"espresso" not in content
+
+
+def test_terms_that_no_text_had_weigh_as_the_rarest():
+    items = items_of(["red cup", "red lamp", "!!!"])
+    features = TextKernel().features(items)
+    later = features.with_texts(np.array([3, 4]), ["violin bow", "red violin"], ["violin bow", "red violin"], None)
+    columns = later.columns(np.arange(5))
+    np.testing.assert_allclose(columns[:3, :3], TextKernel().matrix(items), atol=1e-6)
+    np.testing.assert_allclose(
+        columns,
+        FrozenMeasure(list(items.texts), list(items.texts)).kernel(
+            [*items.texts, "violin bow", "red violin"], [*items.texts, "violin bow", "red violin"]
+        ),
+        atol=1e-6,
+    )

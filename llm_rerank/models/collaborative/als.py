@@ -5,23 +5,27 @@ The solver is that of ``implicit``; what is added is the scaling, the order of t
 
 from __future__ import annotations
 
+import copy
+from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 import numpy as np
+from scipy.sparse import csr_matrix
 
+from llm_rerank.models.changes import codes_to_read, longer
 from llm_rerank.models.scoring import history_matrix, interaction_matrix, score_candidates
 from llm_rerank.storage import read_arrays, write_arrays
 from llm_rerank.types import Cases, DataError, FloatArray, IntArray, Interactions, Items, NotFittedError
-
-if TYPE_CHECKING:
-    from scipy.sparse import csr_matrix
 
 _FILE = "als.safetensors"
 _CLASS_WIDTH = 0.1
 """Frequencies within about 10 % share one regularisation, so that half-steps number some dozens, not thousands."""
 
 _INITIAL_SCALE = 0.1
+
+FEW_CASES = 64
+"""Up to so many are folded in by one thread: a request's worth is done before others have started."""
 
 
 class ALS:
@@ -79,6 +83,7 @@ class ALS:
         self.n_threads = n_threads
         self._item_factors: FloatArray | None = None
         self._mean_frequency = 1.0
+        self._folding: tuple[FloatArray, IntArray, Any] | None = None
 
     def fit(self, past: Interactions, items: Items, *, seed: int = 0) -> Self:
         """Alternate between users and items, ``epochs`` times, from small random vectors.
@@ -114,21 +119,50 @@ class ALS:
         self._item_factors[columns[by_frequency_of_item]] = item_factors
         return self
 
+    def grown(self, items: Items, changed: IntArray) -> Self:
+        """Return a scorer over a longer catalogue; new items have no factors before a fit, so their scores are NaN."""
+        factors = self._fitted()
+        codes_to_read(len(factors), items, changed)
+        grown = copy.copy(self)
+        grown._item_factors = longer(factors, len(items), np.nan)
+        return grown
+
     def fold_in(self, cases: Cases) -> FloatArray:
         """Solve for the user vector of each case: float32, shape (n_cases, embedding_size); NaN without known items."""
-        factors = self._fitted()
-        known = np.flatnonzero(~np.isnan(factors[:, 0]))
-        rows = history_matrix(cases, len(factors), decay=self.decay)[:, known] * np.float32(self.confidence)
+        column_of, model = self._ready_to_fold()
+        history = history_matrix(cases, len(column_of), decay=self.decay)
+        known = column_of[history.indices] >= 0
+        indptr = np.concatenate([[0], np.cumsum(known)])[history.indptr]
+        columns, weights = column_of[history.indices[known]], history.data[known] * np.float32(self.confidence)
+        rows = csr_matrix((weights, columns, indptr), shape=(len(cases), len(model.item_factors)))
+        if len(cases) <= FEW_CASES:
+            model.num_threads = 1
         vectors = np.full((len(cases), self.embedding_size), np.nan, dtype=np.float32)
         classes = frequency_classes(np.diff(rows.indptr))
         with _one_blas_thread():
-            model = self._model(self.regularization)
-            model.item_factors = np.ascontiguousarray(factors[known])
             for frequency in np.unique(classes[classes > 0]):
                 members = np.flatnonzero(classes == frequency)
                 model.regularization = self._scaled(frequency, self._mean_frequency)
                 vectors[members] = model.recalculate_user(members, rows[members])
         return vectors
+
+    def _ready_to_fold(self) -> tuple[IntArray, Any]:
+        """Column of each item in the solver, -1 without any event in the fit; and a solver of its own for the caller.
+
+        What does not depend on the user, above all the product of the factors with themselves, is made once.
+        """
+        factors = self._fitted()
+        if self._folding is None or self._folding[0] is not factors:
+            known = np.flatnonzero(~np.isnan(factors[:, 0]))
+            column_of = np.full(len(factors), -1, dtype=np.int64)
+            column_of[known] = np.arange(len(known))
+            model = self._model(self.regularization)
+            model.item_factors = np.ascontiguousarray(factors[known])
+            with _one_blas_thread():
+                model.YtY  # noqa: B018 -- implicit keeps it
+            self._folding = factors, column_of, model
+        _, column_of, model = self._folding
+        return column_of, copy.copy(model)  # each caller sets a regularization: two threads must not share one
 
     def item_vectors(self, codes: IntArray) -> FloatArray:
         """Factors of these items: float32, shape (n_codes, embedding_size); NaN without any event in the fit."""
@@ -200,7 +234,14 @@ def frequency_classes(counts: IntArray) -> np.ndarray:
     return np.where(counts > 0, np.exp(steps), 0.0)
 
 
-def _one_blas_thread() -> Any:
-    from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+@cache
+def _blas() -> Any:
+    """Find the BLAS libraries of this process once: the search takes milliseconds."""
+    import implicit.cpu.als  # noqa: F401 -- what it brings must be found, too
+    from threadpoolctl import ThreadpoolController  # type: ignore[import-untyped]
 
-    return threadpool_limits(1, "blas")  # implicit has threads of its own; BLAS threads inside them only wait
+    return ThreadpoolController()
+
+
+def _one_blas_thread() -> Any:
+    return _blas().limit(limits=1, user_api="blas")  # implicit has threads of its own; BLAS threads in them only wait

@@ -8,7 +8,8 @@ import numpy as np
 from scipy.sparse import csr_matrix
 from scipy.special import expit
 
-from llm_rerank.types import DataError, FloatArray, IntArray
+from llm_rerank.models.scoring import interaction_matrix
+from llm_rerank.types import DataError, FloatArray, IntArray, Interactions
 
 _LARGEST_BATCH = 1024
 _FEWEST_BATCHES = 64  # an epoch of a small shop too is many steps, or summed gradients would overshoot
@@ -24,6 +25,25 @@ class Cells:
     items: IntArray
     targets: FloatArray
     weights: FloatArray
+
+
+def liked_cells(past: Interactions) -> Cells:
+    """Distinct (user, item) of positive weight; targets are all 1."""
+    liked = interaction_matrix(past).tocoo()
+    if not liked.nnz:
+        raise DataError("sgd_mf found no event of positive weight to learn from; check event, weight and min_rating")
+    users, items = liked.row.astype(np.int64), liked.col.astype(np.int64)
+    return Cells(users, items, np.ones(liked.nnz, dtype=np.float32), liked.data)
+
+
+def rated_cells(past: Interactions) -> Cells:
+    """Distinct (user, item) with a rating; the newest rating counts."""
+    rated = np.flatnonzero(~np.isnan(past.ratings) & (past.items >= 0))[::-1]  # newest first: unique keeps the first
+    if not len(rated):
+        raise DataError("sgd_mf with form='explicit' found no rating; give a column rating or use form='implicit'")
+    _, first = np.unique(past.users[rated] * past.n_items + past.items[rated], return_index=True)
+    rows = rated[first]
+    return Cells(past.users[rows], past.items[rows], past.ratings[rows], np.ones(len(rows), dtype=np.float32))
 
 
 @dataclass(frozen=True)

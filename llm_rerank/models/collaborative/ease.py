@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Self
 
 import numpy as np
 
+from llm_rerank.models.changes import check_same_catalogue, codes_to_read, longer
+from llm_rerank.models.collaborative.inverse_updates import longer_inverse, revised_inverse
 from llm_rerank.models.collaborative.item_inverse import (
     ItemInverse,
     check_catalogue,
@@ -30,10 +33,13 @@ class EASE:
     Scores: NaN for items without any event in the fit, and for histories without a known item.
 
     Memory: n_items² × 4 bytes (77 MB at 4,385 items). Raises DataError above 20,000 items.
+
+    ``revised`` and ``grown`` work on a copy of the matrix; each rounds it to float32 once more.
     """
 
     name = "ease"
     depends_on_list = False
+    revises_cheaply = False  # n_items² numbers change
 
     def __init__(self, *, regularization: float = 50.0, decay: float = 0.15) -> None:
         if not regularization > 0:
@@ -52,6 +58,34 @@ class EASE:
         inverse = invert_in_place(gram, least_eigenvalue=self.regularization)
         self._model = ItemInverse(inverse, support, np.zeros(past.n_items, dtype=np.bool_))
         return self
+
+    def revised(self, before: Interactions, after: Interactions) -> Self:
+        """Return a scorer as if ``after`` had been fitted in place of ``before``, all events of the same users.
+
+        Exact but for rounding; what it costs and raises is said at ``revised_inverse``.
+        """
+        model = self._fitted()
+        check_same_catalogue(self.name, before, after, len(model.support))
+        revised = copy.copy(self)
+        revised._model = revised_inverse(model, before, after, pair_decay=0.0, scorer=self.name)
+        return revised
+
+    def grown(self, items: Items, changed: IntArray) -> Self:
+        """Return a scorer over a longer catalogue; new items have no events, so their scores are NaN.
+
+        Exact: an item without events stands in no relation to another. The catalogue may outgrow 20,000 items here.
+        """
+        model = self._fitted()
+        n_before, n_items = len(model.support), len(items)
+        codes_to_read(n_before, items, changed)
+        inverse = longer_inverse(model.inverse, n_items)
+        new = np.arange(n_before, n_items)
+        inverse[new, new] = 1 / self.regularization
+        grown = copy.copy(self)
+        grown._model = ItemInverse(
+            inverse, longer(model.support, n_items, 0.0), longer(model.has_text, n_items, fill=False)
+        )
+        return grown
 
     def score_catalogue(self, cases: Cases) -> FloatArray:
         """Scores: float32, shape (n_cases, n_items)."""

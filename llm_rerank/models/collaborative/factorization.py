@@ -5,17 +5,26 @@ The arithmetic (losses, fold-in, ridge regression) is pure functions; alternatin
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import copy
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Self, get_args
 
 import numpy as np
 from scipy.sparse import csr_matrix, diags_array
 
+from llm_rerank.models.changes import codes_to_read, longer
 from llm_rerank.models.collaborative.attributes import AttributeMap, check_features, known_rows
-from llm_rerank.models.collaborative.descent import Cells, DescentSettings, descend, initial_vectors
+from llm_rerank.models.collaborative.descent import (
+    Cells,
+    DescentSettings,
+    descend,
+    initial_vectors,
+    liked_cells,
+    rated_cells,
+)
 from llm_rerank.models.collaborative.fold_in import logistic_fold_in, ridge_fold_in
-from llm_rerank.models.scoring import history_matrix, interaction_matrix, score_candidates
+from llm_rerank.models.scoring import history_matrix, score_candidates
 from llm_rerank.storage import read_arrays, write_arrays
 from llm_rerank.types import (
     BoolArray,
@@ -156,7 +165,7 @@ class SGDMatrixFactorization:
         Raises DataError where there is nothing to learn from (no rating; no event of positive weight), and where the
         descent diverged.
         """
-        cells = _rated_cells(past) if self.form == "explicit" else _liked_cells(past)
+        cells = rated_cells(past) if self.form == "explicit" else liked_cells(past)
         users, user_of_cell = np.unique(cells.users, return_inverse=True)
         codes, item_of_cell = np.unique(cells.items, return_inverse=True)
         mean_rating = float(cells.targets.mean()) if self.biases and self.form == "explicit" else 0.0
@@ -194,6 +203,14 @@ class SGDMatrixFactorization:
             rows = past.user_rows[users]
             self._attributes = AttributeMap.fit(self.user_features, rows, user_vectors[:, :-1])
         return self
+
+    def grown(self, items: Items, changed: IntArray) -> Self:
+        """Return a scorer over a longer catalogue; new items have no vectors before a fit, so their scores are NaN."""
+        factors = self._fitted()
+        codes_to_read(len(factors.vectors), items, changed)
+        grown = copy.copy(self)
+        grown._factors = replace(factors, vectors=longer(factors.vectors, len(items), np.nan))
+        return grown
 
     def fold_in(self, cases: Cases) -> FloatArray:
         """Solve for each case's user vector: float32, shape (n_cases, embedding_size + 2); NaN where nothing is known.
@@ -318,25 +335,6 @@ def default_negative_weight(n_items: int, items_a_user: float) -> float:
     a fixed weight pushes down just what should be found. A rule of thumb between the best values of two data sets.
     """
     return float(np.sqrt(n_items / items_a_user) / 6.0)
-
-
-def _liked_cells(past: Interactions) -> Cells:
-    """Distinct (user, item) of positive weight; targets are all 1."""
-    liked = interaction_matrix(past).tocoo()
-    if not liked.nnz:
-        raise DataError("sgd_mf found no event of positive weight to learn from; check event, weight and min_rating")
-    users, items = liked.row.astype(np.int64), liked.col.astype(np.int64)
-    return Cells(users, items, np.ones(liked.nnz, dtype=np.float32), liked.data)
-
-
-def _rated_cells(past: Interactions) -> Cells:
-    """Distinct (user, item) with a rating; the newest rating counts."""
-    rated = np.flatnonzero(~np.isnan(past.ratings) & (past.items >= 0))[::-1]  # newest first: unique keeps the first
-    if not len(rated):
-        raise DataError("sgd_mf with form='explicit' found no rating; give a column rating or use form='implicit'")
-    _, first = np.unique(past.users[rated] * past.n_items + past.items[rated], return_index=True)
-    rows = rated[first]
-    return Cells(past.users[rows], past.items[rows], past.ratings[rows], np.ones(len(rows), dtype=np.float32))
 
 
 def _ratings_of_signs(past: Interactions, otherwise: float) -> tuple[float, float]:

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from scipy.linalg import lapack
 from scipy.sparse import csr_matrix
 
-from llm_rerank.models.collaborative.item_item import SUPPORT_OFFSET, decayed_pairs, distinct_events
+from llm_rerank.models.collaborative.item_item import SUPPORT_OFFSET, Float64Array, decayed_pairs, distinct_events
 from llm_rerank.models.scoring import histories_of, history_matrix
 from llm_rerank.types import BoolArray, Cases, DataError, FloatArray, IntArray, Interactions, Ragged
 
@@ -29,17 +31,19 @@ def check_catalogue(name: str, n_items: int) -> None:
         )
 
 
-def gram_matrix(past: Interactions, pair_decay: float) -> tuple[FloatArray, FloatArray]:
+def gram_matrix(
+    past: Interactions, pair_decay: float, *, dtype: type[np.floating[Any]] = np.float32
+) -> tuple[npt.NDArray[np.floating[Any]], Float64Array]:
     """Σ over users of w_i w_j exp(−pair_decay × visits apart); on the diagonal Σ w².
 
     The kernel exp(−|a − b|) is positive semi-definite, so the sum is too, whatever the decay.
 
-    Returns float32, shape (n_items, n_items), and each item's support Σ w, float32, shape (n_items,).
+    Returns the matrix in ``dtype``, shape (n_items, n_items), and each item's support Σ w, float64, shape (n_items,).
     """
     events, weights, visits = distinct_events(*histories_of(past), past.n_items)
-    gram = np.zeros((past.n_items, past.n_items), dtype=np.float32)
+    gram = np.zeros((past.n_items, past.n_items), dtype=dtype)
     if pair_decay == 0:  # the same sum as below, five times as fast
-        liked = csr_matrix((weights, events.values, events.offsets), shape=(len(events), past.n_items))
+        liked = csr_matrix((weights.astype(dtype), events.values, events.offsets), shape=(len(events), past.n_items))
         by_item = liked.T.tocsr()
         for start in range(0, past.n_items, SQUARE_BLOCK):  # in blocks: the sparse product takes twice the dense one
             gram[start : start + SQUARE_BLOCK] = (by_item[start : start + SQUARE_BLOCK] @ liked).toarray()
@@ -50,8 +54,8 @@ def gram_matrix(past: Interactions, pair_decay: float) -> tuple[FloatArray, Floa
             gram[entries.col, entries.row] += entries.data
         diagonal = np.bincount(events.values, weights=weights**2.0, minlength=past.n_items)
         gram[np.diag_indices_from(gram)] = diagonal
-    support = np.bincount(events.values, weights=weights, minlength=past.n_items).astype(np.float32)
-    return gram, support
+    # float32 weights add up in float64 without rounding: a user taken out leaves exactly what the others brought
+    return gram, np.bincount(events.values, weights=weights, minlength=past.n_items).astype(np.float64)
 
 
 def invert_in_place(matrix: FloatArray, least_eigenvalue: float) -> FloatArray:
@@ -74,13 +78,16 @@ def invert_in_place(matrix: FloatArray, least_eigenvalue: float) -> FloatArray:
     if failed:
         raise DataError("the item matrix is not positive definite; raise regularization")
     inverse = factor.T
-    n = len(inverse)
-    for start in range(0, n, SQUARE_BLOCK):  # LAPACK filled one triangle: here, the upper
-        stop = min(start + SQUARE_BLOCK, n)
-        inverse[start:stop, :start] = inverse[:start, start:stop].T
-        square = inverse[start:stop, start:stop]
-        inverse[start:stop, start:stop] = np.triu(square) + np.triu(square, 1).T
+    for start in range(0, len(inverse), SQUARE_BLOCK):  # LAPACK filled one triangle: here, the upper
+        mirror_upper(inverse, start, min(start + SQUARE_BLOCK, len(inverse)))
     return np.ascontiguousarray(inverse, dtype=np.float32)
+
+
+def mirror_upper(matrix: npt.NDArray[np.floating[Any]], start: int, stop: int) -> None:
+    """Copy what rows start to stop have above the diagonal to the columns below it, in place."""
+    matrix[stop:, start:stop] = matrix[start:stop, stop:].T
+    square = matrix[start:stop, start:stop]
+    matrix[start:stop, start:stop] = np.triu(square) + np.triu(square, 1).T
 
 
 MOST_CONDITION_FLOAT32 = 1e4
@@ -117,12 +124,12 @@ class ItemInverse:
     The weight of history item i for item j is −P_ij / P_jj, and 0 for i = j; a column may be scaled by
     (support + 3)^exponent.
 
-    inverse: float32, shape (n_items, n_items), symmetric. support: float32, shape (n_items,), Σ of users' weights.
+    inverse: float32, shape (n_items, n_items), symmetric. support: float64, shape (n_items,), Σ of users' weights.
     has_text: bool, shape (n_items,); items that a text kernel knows without any event.
     """
 
     inverse: FloatArray
-    support: FloatArray
+    support: Float64Array
     has_text: BoolArray
 
     def catalogue_scores(self, cases: Cases, *, decay: float, exponent: float) -> FloatArray:
@@ -137,7 +144,7 @@ class ItemInverse:
         entries = history.tocoo()
         scores[entries.row, entries.col] += entries.data  # so that an item says nothing of itself
         if exponent:
-            scores *= (self.support + np.float32(SUPPORT_OFFSET)) ** np.float32(exponent)
+            scores *= ((self.support + SUPPORT_OFFSET) ** exponent).astype(np.float32)
         scores[:, ~known] = np.nan
         scores[history @ known.astype(np.float32) == 0] = np.nan
         return scores

@@ -5,18 +5,33 @@ Also here, because EASE's Gram matrix is built of the same pairs: ``distinct_eve
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import copy
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
-from scipy.sparse import csr_matrix, diags_array
+import numpy.typing as npt
+from scipy.sparse import csr_matrix
 
+from llm_rerank.models.changes import (
+    check_same_catalogue,
+    codes_to_read,
+    longer,
+    longer_sparse,
+    not_counted,
+    of_few_users,
+)
 from llm_rerank.models.scoring import histories_of, history_matrix, score_candidates, visit_numbers
 from llm_rerank.storage import read_arrays, sparse_arrays, sparse_from, write_arrays
 from llm_rerank.types import Cases, DataError, FloatArray, IntArray, Interactions, Items, NotFittedError, Ragged
 
-PAIRS_A_BLOCK = 2**22  # 4M pairs: about 80 MB of indices and values at once
+Float64Array = npt.NDArray[np.float64]
+
+PAIRS_A_BLOCK = 2**22  # 4M pairs: about 120 MB of indices and values at once
+GRAIN = 2.0**-30
+"""Pairs are counted in whole multiples of this, which float64 adds without rounding up to a sum of 2²³: what is taken
+out again leaves exactly nothing, in whatever order. A pair that weighs less than half of it is none."""
 _FILE = "item_knn.safetensors"
 
 
@@ -48,10 +63,12 @@ def decayed_pairs(
 ) -> Iterator[csr_matrix]:
     """Yield parts of U, whose sum U + Uᵀ holds, for items i ≠ j, Σ over users of w_i w_j exp(−decay × visits apart).
 
-    Arguments as ``distinct_events`` returns them. U is float32, shape (n_items, n_items), and has an entry for the
-    later of two items (row) with the earlier (column). Cost: the number of pairs, Σ n_u² / 2; memory: one block.
+    Arguments as ``distinct_events`` returns them. U is float64, in multiples of ``GRAIN``, shape (n_items, n_items),
+    and has an entry for the later of two items (row) with the earlier (column). Cost: the number of pairs, Σ n_u² / 2;
+    memory: one block.
     """
-    fading = np.exp(-decay * np.arange(visits.max(initial=0) + 1)).astype(np.float32)
+    fading = np.exp(-decay * np.arange(visits.max(initial=0) + 1)) / GRAIN
+    strengths = weights.astype(np.float64)
     items, visits = events.values.astype(np.int32), visits.astype(np.int32)  # int32: this loop is bound by memory
     row_starts = np.repeat(events.offsets[:-1], events.lengths)
     earlier = np.arange(len(items)) - row_starts  # partners of each event: the events of its row before it
@@ -65,34 +82,46 @@ def decayed_pairs(
         partner = np.arange(indptr[-1], dtype=np.int32)
         partner += np.repeat((row_starts[start:stop] - indptr[:-1]).astype(np.int32), n_partners)
         gap = np.repeat(visits[start:stop], n_partners) - visits[partner]
-        partners = csr_matrix((fading[gap] * weights[partner], items[partner], indptr), shape=(n_events, n_items))
+        worth = fading[gap] * strengths[partner]
+        worth *= np.repeat(strengths[start:stop], n_partners)
+        np.rint(worth, out=worth)
+        worth *= GRAIN
+        partners = csr_matrix((worth, items[partner], indptr), shape=(n_events, n_items))
         places = np.arange(n_events + 1)
-        taken = csr_matrix((weights[start:stop], items[start:stop], places), shape=(n_events, n_items))
+        taken = csr_matrix((np.ones(n_events), items[start:stop], places), shape=(n_events, n_items))
         yield csr_matrix(taken.T.tocsr() @ partners)
         start = stop
 
 
-def co_occurrence(past: Interactions, decay: float) -> tuple[csr_matrix, FloatArray]:
+def co_occurrence(past: Interactions, decay: float) -> tuple[csr_matrix, Float64Array]:
     """Symmetric decayed co-occurrence without its diagonal, and each item's support.
 
-    Returns float32 CSR, shape (n_items, n_items), and the sum of users' weights float32, shape (n_items,).
+    Returns float64 CSR, shape (n_items, n_items), sorted, no explicit zeros, and the sum of users' weights float64,
+    shape (n_items,).
     """
     events, weights, visits = distinct_events(*histories_of(past), past.n_items)
     shape = (past.n_items, past.n_items)
-    total = csr_matrix(([], ([], [])), shape=shape, dtype=np.float32)
+    total = csr_matrix(([], ([], [])), shape=shape, dtype=np.float64)
     for part in decayed_pairs(events, weights, visits, past.n_items, decay):
         total = total + part
-    support = np.bincount(events.values, weights=weights, minlength=past.n_items).astype(np.float32)
-    return (total + total.T).tocsr(), support
+    counts = (total + total.T).tocsr()
+    counts.eliminate_zeros()
+    counts.sort_indices()
+    # float32 weights add up in float64 without rounding: what is taken out again leaves 0 here too
+    return counts, np.bincount(events.values, weights=weights, minlength=past.n_items).astype(np.float64)
 
 
-def keep_largest(matrix: csr_matrix, n_kept: int) -> csr_matrix:
-    """Keep the n_kept largest entries of each row; of equal ones the first columns."""
+def keep_largest(matrix: csr_matrix, n_kept: int, *, worth: npt.NDArray[Any] | None = None) -> csr_matrix:
+    """Keep the n_kept largest entries of each row, by ``worth`` if given; of equal ones the first columns.
+
+    worth: shape (n_entries,), laid out as ``matrix.data``.
+    """
     lengths = np.diff(matrix.indptr)
     if not len(matrix.data) or lengths.max() <= n_kept:
         return matrix
     rows = np.repeat(np.arange(matrix.shape[0]), lengths)
-    order = np.lexsort((matrix.indices, -matrix.data, rows))  # rows stay in place, best first within each
+    # rows stay in place, best first within each
+    order = np.lexsort((matrix.indices, -(matrix.data if worth is None else worth), rows))
     rank = np.arange(len(rows)) - np.repeat(matrix.indptr[:-1], lengths)
     kept = np.sort(order[rank < n_kept])
     indptr = np.concatenate([[0], np.cumsum(np.minimum(lengths, n_kept))])
@@ -102,18 +131,21 @@ def keep_largest(matrix: csr_matrix, n_kept: int) -> csr_matrix:
 class ItemKNN:
     """Score of item j = Σ_i h_i C_ij / ((n_i + 3)^a (n_j + 3)^b) over the history, h_i faded by ``decay`` a visit.
 
-    C_ij = Σ over users who took both of exp(−pair_decay × visits apart); n = support. Above ``ALL_NEIGHBOURS`` items
-    only each item's ``n_neighbours`` strongest neighbours are kept.
+    C_ij = Σ over users who took both of exp(−pair_decay × visits apart); n = support.
 
     decay: fading of the history a visit. pair_decay: fading of a pair a visit between its two items.
     history_exponent, candidate_exponent: a and b; larger says less of popular items.
-    n_neighbours: neighbours kept an item; None: all up to 20,000 items, 200 above.
+    n_neighbours: strongest neighbours kept of each item; None: all up to 20,000 items, 200 above.
     Scores: 0 where nothing co-occurred; NaN for items without any event in the fit, and for histories without a known
-    item. Known limit: an item's new neighbours need a refit.
+    item.
+
+    ``revised`` counts the events of single users anew. Where all neighbours are kept it equals a recount. Where only
+    some are, n and the pairs that are kept are exact, and a pair that was left out starts at 0 with its next event.
     """
 
     name = "item_knn"
     depends_on_list = False
+    revises_cheaply = True
 
     def __init__(
         self,
@@ -133,29 +165,65 @@ class ItemKNN:
         self.history_exponent = history_exponent
         self.candidate_exponent = candidate_exponent
         self.n_neighbours = n_neighbours
-        self._weights: csr_matrix | None = None  # row: history item, column: candidate
-        self._seen: FloatArray | None = None  # 1 where the item has an event in the fit
+        # C is the sum of these, the largest first; a revision adds a small one at the end
+        self._parts: tuple[csr_matrix, ...] = ()
+        self._support: Float64Array | None = None
+        self._n_kept: int | None = None  # neighbours kept an item, as the fit decided; None: all
 
     def fit(self, past: Interactions, items: Items, *, seed: int = 0) -> Self:
         """Count pairs; nothing is drawn at random."""
-        counts, support = co_occurrence(past, self.pair_decay)
-        history_scale = (support + SUPPORT_OFFSET) ** -self.history_exponent
-        candidate_scale = (support + SUPPORT_OFFSET) ** -self.candidate_exponent
-        weights = (diags_array(history_scale) @ counts @ diags_array(candidate_scale)).tocsr().astype(np.float32)
-        weights.sort_indices()
-        n_kept = self.n_neighbours or (past.n_items if past.n_items <= ALL_NEIGHBOURS else LARGE_NEIGHBOURS)
-        self._weights = keep_largest(csr_matrix(weights), n_kept)
-        self._seen = (support > 0).astype(np.float32)
+        counts, self._support = co_occurrence(past, self.pair_decay)
+        self._n_kept = self.n_neighbours
+        if self._n_kept is None and past.n_items > ALL_NEIGHBOURS:
+            self._n_kept = LARGE_NEIGHBOURS
+        self._parts = (self._strongest(counts),)
         return self
+
+    def revised(self, before: Interactions, after: Interactions) -> Self:
+        """Return a scorer that has counted ``after`` in place of ``before``, all events of the same users.
+
+        Costs the pairs of these users, and now and then one pass over all counts.
+        Raises DataError for another catalogue, or where counts fall below 0: ``before`` had not been counted.
+        """
+        support = self._fitted()
+        check_same_catalogue(self.name, before, after, len(support))
+        old_counts, old_support = co_occurrence(of_few_users(before), self.pair_decay)
+        new_counts, new_support = co_occurrence(of_few_users(after), self.pair_decay)
+        support = support - old_support + new_support
+        if support.min(initial=0.0) < -LEAST_WEIGHT:
+            raise not_counted(self.name)
+        change = csr_matrix(new_counts - old_counts)
+        change.eliminate_zeros()
+        revised = copy.copy(self)
+        revised._support = support
+        if self._n_kept is not None:
+            change = no_less_than_nothing(change, self._parts)
+        revised._parts = summed_by_size((*self._parts, change)) if change.nnz else self._parts
+        if revised._parts[0] is not self._parts[0]:
+            revised._parts = (revised._strongest(revised._parts[0]), *revised._parts[1:])
+        return revised
+
+    def grown(self, items: Items, changed: IntArray) -> Self:
+        """Return a scorer over a longer catalogue; new items have no events, so their scores are NaN."""
+        support = self._fitted()
+        codes_to_read(len(support), items, changed)
+        grown = copy.copy(self)
+        grown._support = longer(support, len(items), 0.0)
+        grown._parts = tuple(longer_sparse(part, len(items), len(items)) for part in self._parts)
+        return grown
 
     def score_catalogue(self, cases: Cases) -> FloatArray:
         """Scores: float32, shape (n_cases, n_items)."""
-        if self._weights is None or self._seen is None:
-            raise NotFittedError("item_knn has no neighbours yet; call fit or load first")
-        history = history_matrix(cases, len(self._seen), decay=self.decay)
-        scores = (history @ self._weights).toarray()
-        scores[:, self._seen == 0] = np.nan
-        scores[history @ self._seen == 0] = np.nan
+        support = self._fitted()
+        history = history_matrix(cases, len(support), decay=self.decay)
+        scaled = history.astype(np.float64)
+        scaled.data *= scale(support, self.history_exponent)[scaled.indices]
+        products = sum((scaled @ part for part in self._parts[1:]), scaled @ self._parts[0])
+        scores = products.astype(np.float32).toarray()
+        scores *= scale(support, self.candidate_exponent).astype(np.float32)
+        seen = support > 0
+        scores[:, ~seen] = np.nan
+        scores[history @ seen.astype(np.float32) == 0] = np.nan
         return scores
 
     def score(self, cases: Cases) -> FloatArray:
@@ -164,8 +232,7 @@ class ItemKNN:
 
     def save(self, folder: Path) -> None:
         """Write one file."""
-        if self._weights is None or self._seen is None:
-            raise NotFittedError("item_knn has no neighbours yet; call fit or load first")
+        support = self._fitted()
         settings = {
             "decay": self.decay,
             "pair_decay": self.pair_decay,
@@ -173,17 +240,68 @@ class ItemKNN:
             "candidate_exponent": self.candidate_exponent,
             "n_neighbours": self.n_neighbours,
         }
-        write_arrays(folder / _FILE, {"seen": self._seen, **sparse_arrays(self._weights, "weights")}, settings)
+        whole = self._parts[0]
+        for part in self._parts[1:]:
+            whole = whole + part
+        arrays = {"support": support, **sparse_arrays(csr_matrix(whole), "counts")}
+        write_arrays(folder / _FILE, arrays, {"settings": settings, "n_kept": self._n_kept})
 
     @classmethod
     def load(cls, folder: Path) -> Self:
         """Read what ``save`` wrote."""
-        arrays, settings = read_arrays(folder / _FILE)
-        scorer = cls(**settings)
-        scorer._weights, scorer._seen = sparse_from(arrays, "weights"), arrays["seen"]
+        arrays, metadata = read_arrays(folder / _FILE)
+        scorer = cls(**metadata["settings"])
+        scorer._n_kept = metadata["n_kept"]
+        scorer._support, scorer._parts = arrays["support"], (sparse_from(arrays, "counts"),)
         return scorer
+
+    def _strongest(self, counts: csr_matrix) -> csr_matrix:
+        """Leave of each item's neighbours those that are kept, by what they add to a score."""
+        if self._n_kept is None:
+            return counts
+        worth = counts.data * scale(self._fitted(), self.candidate_exponent)[counts.indices]
+        return keep_largest(counts, self._n_kept, worth=worth)
+
+    def _fitted(self) -> Float64Array:
+        if self._support is None:
+            raise NotFittedError("item_knn has no neighbours yet; call fit or load first")
+        return self._support
+
+
+def scale(support: Float64Array, exponent: float) -> Float64Array:
+    """Return (support + 3)^−exponent: float64, same shape."""
+    return (support + SUPPORT_OFFSET) ** -exponent
+
+
+def summed_by_size(parts: Sequence[csr_matrix]) -> tuple[csr_matrix, ...]:
+    """Add the last parts up until each is much smaller than the one before; entries that became 0 go.
+
+    So that a small change costs little, and what it is added to is copied only once in many changes.
+    """
+    kept = list(parts)
+    while len(kept) > 1 and kept[-1].nnz * SIZE_RATIO > kept[-2].nnz:
+        last = kept.pop()
+        kept[-1] = csr_matrix(kept[-1] + last)
+    return tuple(kept)
+
+
+def no_less_than_nothing(change: csr_matrix, parts: Sequence[csr_matrix]) -> csr_matrix:
+    """Bound a change from below, so that no entry of the parts' sum falls under 0: pairs that were left out stay so."""
+    change = change.tocsr()
+    falling = np.flatnonzero(change.data < 0)
+    rows = np.repeat(np.arange(change.shape[0]), np.diff(change.indptr))[falling]
+    columns = change.indices[falling]
+    held = np.zeros(len(falling))
+    for part in parts:
+        held += np.asarray(part[rows, columns]).ravel() if len(falling) else 0
+    change.data[falling] = np.maximum(change.data[falling], -held)
+    change.eliminate_zeros()
+    return change
 
 
 SUPPORT_OFFSET = 3.0
 ALL_NEIGHBOURS = 20_000
 LARGE_NEIGHBOURS = 200
+LEAST_WEIGHT = 1e-6
+"""A support below minus this was not rounded: something was taken out that had not been counted."""
+SIZE_RATIO = 16

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Self
 
 import numpy as np
-from scipy.sparse import csr_matrix, diags_array
+from scipy.sparse import csr_matrix, diags_array, vstack
 
+from llm_rerank.models.changes import (
+    check_same_catalogue,
+    codes_to_read,
+    longer,
+    longer_sparse,
+    not_counted,
+    of_few_users,
+)
 from llm_rerank.models.collaborative.item_item import SUPPORT_OFFSET, keep_largest
 from llm_rerank.models.scoring import history_matrix, interaction_matrix, score_candidates
 from llm_rerank.storage import read_arrays, sparse_arrays, sparse_from, write_arrays
-from llm_rerank.types import Cases, DataError, FloatArray, Interactions, Items, NotFittedError
+from llm_rerank.types import BoolArray, Cases, DataError, FloatArray, IntArray, Interactions, Items, NotFittedError
 
 _FILE = "user_knn.safetensors"
 
@@ -32,12 +41,14 @@ class UserKNN:
 
     Scores: 0 where no neighbour took the item; NaN for items without any event in the fit, and for histories without
     a known item. A user who was in the fit is their own nearest neighbour, which adds to the items they had and to no
-    other. Known limit: time a case grows with the users who share an item with it; the saved file holds users'
-    histories (no ids), so forgetting a user needs a refit.
+    other. Known limit: time a case grows with the users who share an item with it. The saved file holds users'
+    histories, without ids: ``revised`` takes out one that equals the user's. It equals a fit, but for which of two
+    equally similar users is the last of the ``n_neighbours``.
     """
 
     name = "user_knn"
     depends_on_list = False
+    revises_cheaply = False  # every user's direction changes with the items' rarity
 
     def __init__(self, *, n_neighbours: int = 200, decay: float = 0.2, candidate_exponent: float = 0.1) -> None:
         if n_neighbours < 1:
@@ -53,13 +64,36 @@ class UserKNN:
 
     def fit(self, past: Interactions, items: Items, *, seed: int = 0) -> Self:
         """Keep the histories; nothing is drawn at random."""
-        histories = interaction_matrix(past)
-        histories = histories[np.diff(histories.indptr) > 0]
-        n_takers = np.bincount(histories.indices, minlength=past.n_items)
-        # 1 + n: an item that all users took keeps a small weight, so that it is still known
-        rarity = np.log((1 + histories.shape[0]) / np.maximum(n_takers, 1))
-        self._set(csr_matrix(histories), np.where(n_takers > 0, rarity, 0).astype(np.float32))
+        histories = kept_histories(past)
+        self._set(histories, rarity_of(histories))
         return self
+
+    def revised(self, before: Interactions, after: Interactions) -> Self:
+        """Return a scorer that holds the users' histories of ``after`` in place of those of ``before``.
+
+        Costs one pass over all histories. Raises DataError where one of ``before`` is not held.
+        """
+        histories = self._fitted()
+        check_same_catalogue(self.name, before, after, histories.shape[1])
+        kept = np.ones(histories.shape[0], dtype=np.bool_)
+        old = kept_histories(of_few_users(before))
+        for row in range(old.shape[0]):
+            kept[equal_row(histories, old, row, kept)] = False
+        changed = csr_matrix(vstack([histories[kept], kept_histories(of_few_users(after))], format="csr"))
+        revised = copy.copy(self)
+        revised._set(changed, rarity_of(changed))
+        return revised
+
+    def grown(self, items: Items, changed: IntArray) -> Self:
+        """Return a scorer over a longer catalogue; new items have no events, so their scores are NaN."""
+        histories = self._fitted()
+        codes_to_read(histories.shape[1], items, changed)
+        assert self._rarity is not None and self._directions is not None
+        grown = copy.copy(self)
+        grown._histories = longer_sparse(histories, histories.shape[0], len(items))
+        grown._directions = longer_sparse(self._directions, len(items), histories.shape[0])
+        grown._rarity = longer(self._rarity, len(items), 0.0)
+        return grown
 
     def _set(self, histories: csr_matrix, rarity: FloatArray) -> None:
         self._histories, self._rarity = histories, rarity
@@ -67,13 +101,13 @@ class UserKNN:
 
     def score_catalogue(self, cases: Cases) -> FloatArray:
         """Scores: float32, shape (n_cases, n_items)."""
-        if self._histories is None or self._directions is None or self._rarity is None:
-            raise NotFittedError("user_knn has no users yet; call fit or load first")
+        histories = self._fitted()
+        assert self._rarity is not None and self._directions is not None
         history = history_matrix(cases, len(self._rarity), decay=self.decay)
         similarities = csr_matrix(unit_rows(csr_matrix(history @ diags_array(self._rarity))) @ self._directions)
         similarities.sort_indices()
-        scores = (keep_largest(similarities, self.n_neighbours) @ self._histories).toarray()
-        n_takers = np.bincount(self._histories.indices, minlength=len(self._rarity))
+        scores = (keep_largest(similarities, self.n_neighbours) @ histories).toarray()
+        n_takers = np.bincount(histories.indices, minlength=len(self._rarity))
         scores *= ((n_takers + SUPPORT_OFFSET) ** -self.candidate_exponent).astype(np.float32)
         scores[:, n_takers == 0] = np.nan
         scores[history @ (n_takers > 0).astype(np.float32) == 0] = np.nan
@@ -85,14 +119,14 @@ class UserKNN:
 
     def save(self, folder: Path) -> None:
         """Write one file."""
-        if self._histories is None or self._rarity is None:
-            raise NotFittedError("user_knn has no users yet; call fit or load first")
+        histories = self._fitted()
+        assert self._rarity is not None
         settings = {
             "n_neighbours": self.n_neighbours,
             "decay": self.decay,
             "candidate_exponent": self.candidate_exponent,
         }
-        arrays = {"rarity": self._rarity, **sparse_arrays(self._histories, "histories")}
+        arrays = {"rarity": self._rarity, **sparse_arrays(histories, "histories")}
         write_arrays(folder / _FILE, arrays, settings)
 
     @classmethod
@@ -102,3 +136,37 @@ class UserKNN:
         scorer = cls(**settings)
         scorer._set(sparse_from(arrays, "histories"), arrays["rarity"])
         return scorer
+
+    def _fitted(self) -> csr_matrix:
+        if self._histories is None:
+            raise NotFittedError("user_knn has no users yet; call fit or load first")
+        return self._histories
+
+
+def kept_histories(past: Interactions) -> csr_matrix:
+    """Liked items of the users who have any: float32 CSR, shape (n_users with any, n_items)."""
+    histories = interaction_matrix(past)
+    return csr_matrix(histories[np.diff(histories.indptr) > 0])
+
+
+def rarity_of(histories: csr_matrix) -> FloatArray:
+    """Weigh each item for similarities: float32, shape (n_items,); 0 where nobody took it."""
+    n_takers = np.bincount(histories.indices, minlength=histories.shape[1])
+    # 1 + n: an item that all users took keeps a small weight, so that it is still known
+    rarity = np.log((1 + histories.shape[0]) / np.maximum(n_takers, 1))
+    return np.where(n_takers > 0, rarity, 0).astype(np.float32)
+
+
+def equal_row(matrix: csr_matrix, wanted: csr_matrix, row: int, usable: BoolArray) -> int:
+    """Find a row of ``matrix`` that equals row ``row`` of ``wanted``, among the usable ones (bool, shape (n_rows,)).
+
+    Both have sorted indices. Raises DataError where there is none.
+    """
+    part = slice(*wanted.indptr[row : row + 2])
+    items, weights = wanted.indices[part], wanted.data[part]
+    alike = np.flatnonzero(usable & (np.diff(matrix.indptr) == len(items)))
+    places = matrix.indptr[alike][:, None] + np.arange(len(items))
+    equal = (matrix.indices[places] == items).all(axis=1) & (matrix.data[places] == weights).all(axis=1)
+    if not equal.any():
+        raise not_counted("user_knn")
+    return int(alike[equal.argmax()])

@@ -5,6 +5,7 @@ Training is in ``neural_training.py``; scoring is numpy.
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Literal, Self, get_args
 
@@ -13,6 +14,7 @@ from scipy.sparse import csr_matrix, diags_array
 
 from llm_rerank.data.cases import build_cases
 from llm_rerank.data.splits import hash_users
+from llm_rerank.models.changes import codes_to_read, longer
 from llm_rerank.models.collaborative.attributes import check_features, known_rows
 from llm_rerank.models.scoring import history_matrix, score_candidates
 from llm_rerank.storage import read_arrays, write_arrays
@@ -176,6 +178,19 @@ class NeuralScorer:
         tables["output_bias"] += mean_rating
         self._tables = {**tables, "known": known, "feature_mean": mean, "feature_deviation": deviation}
         return self
+
+    def grown(self, items: Items, changed: IntArray) -> Self:
+        """Return a scorer over a longer catalogue; new items have no embedding before a fit, so scores are NaN."""
+        tables = self._fitted()
+        codes_to_read(len(tables["known"]), items, changed)
+        longer_tables = {
+            "item_table": longer(tables["item_table"], len(items), np.nan),
+            "history_table": longer(tables["history_table"], len(items), 0.0),
+            "known": longer(tables["known"], len(items), fill=False),
+        }
+        grown = copy.copy(self)
+        grown._tables = {**tables, **longer_tables}
+        return grown
 
     def score_catalogue(self, cases: Cases) -> FloatArray:
         """Scores: float32, shape (n_cases, n_items). Ratings in the explicit form, log-odds in the implicit."""

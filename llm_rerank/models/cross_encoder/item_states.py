@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from llm_rerank.models.cross_encoder.discarding import STATES_PREFIX, state_key
 from llm_rerank.models.cross_encoder.history_encoder import HistoryNetwork, NetworkShape, TransformerLayer
 from llm_rerank.models.cross_encoder.packing import Packing, pack
 from llm_rerank.models.cross_encoder.state_cache import StateCache, StateType, bytes_needed, fingerprint_of
@@ -97,7 +98,7 @@ class ItemReader:
         self._cache_type: StateType = cache_type
         self.cache = None
         if cache_folder is not None:
-            folder = Path(cache_folder) / f"states-{self.fingerprint[:16]}"
+            folder = Path(cache_folder) / f"{STATES_PREFIX}{self.fingerprint[:16]}"
             self.cache = StateCache(
                 folder, fingerprint=self.fingerprint, state_size=self.shape.hidden_size, dtype=cache_type
             )
@@ -161,7 +162,7 @@ class ItemReader:
         """States of packed texts, from the cache where it has all of them."""
         if self.cache is None:
             return self._read(tokens, packing)
-        keys = [hashlib.sha256(text.encode("utf-8", "replace")).hexdigest() for text in texts]
+        keys = [state_key(text) for text in texts]
         if len(self.cache.missing(keys)):
             states = self._read(tokens, packing)
             fresh = self.cache.missing(keys)

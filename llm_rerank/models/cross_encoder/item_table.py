@@ -60,6 +60,15 @@ class ItemTable:
         columns = {name: getattr(self, name)[index] for name in COLUMNS if name != "states"}
         return ItemTable(**columns, states=states, offsets=offsets)
 
+    def with_rows(self, codes: IntArray, rows: ItemTable) -> ItemTable:
+        """Copy the table with ``rows`` at ``codes`` (int64, rising), which are rows it has or the next ones after."""
+        joined = ItemTable.joined([self, rows])
+        if not len(codes) or codes[0] >= len(self):  # nothing but new rows: they are in place
+            return joined
+        places = np.arange(max(len(self), int(codes[-1]) + 1))
+        places[codes] = len(self) + np.arange(len(codes))
+        return joined.take(places)
+
     @classmethod
     def joined(cls, tables: Sequence[Self]) -> ItemTable:
         """Rows of the tables, one table after the other."""

@@ -6,12 +6,14 @@ history cross-encoder is tuned on. Nothing is shared between pairs, and that is 
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
 
+from llm_rerank.models.changes import codes_to_read, longer
 from llm_rerank.models.cross_encoder.lists import TrainingLists
 from llm_rerank.models.cross_encoder.pairwise_network import bfloat16_copy, load_pair_network
 from llm_rerank.models.cross_encoder.pairwise_texts import PairTexts, history_texts
@@ -30,6 +32,7 @@ from llm_rerank.types import (
     Cases,
     DataError,
     FloatArray,
+    IntArray,
     Interactions,
     Items,
     NotFittedError,
@@ -210,6 +213,16 @@ class PairwiseCrossEncoder:
         self._texts = np.empty(len(items), dtype=object)
         self._texts[:] = self._pair_texts.items(items.texts)
         return self
+
+    def grown(self, items: Items, changed: IntArray) -> Self:
+        """Return a scorer over a longer catalogue with the changed texts; both share one network."""
+        if self._texts is None:
+            raise NotFittedError("PairwiseCrossEncoder has no item texts; call fit or load first")
+        codes = codes_to_read(len(self._texts), items, changed)
+        grown = copy.copy(self)
+        grown._texts = longer(self._texts, len(items), "")
+        grown._texts[codes] = self._pair_texts.items(items.texts[codes])
+        return grown
 
     def score(self, cases: Cases) -> FloatArray:
         """Scores: float32, shape (n_candidates,); NaN: no text, or unknown to the catalogue."""

@@ -5,6 +5,7 @@ The network is in ``history_encoder.py``, its fine-tuning in ``training.py``.
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -14,6 +15,7 @@ from typing import Any, Literal, Self
 import numpy as np
 import torch
 
+from llm_rerank.models.changes import codes_to_read, texts_of, with_rows
 from llm_rerank.models.cross_encoder.history_encoder import HistoryNetwork, NetworkShape, scoring_copy
 from llm_rerank.models.cross_encoder.item_states import ItemReader, fresh_network
 from llm_rerank.models.cross_encoder.item_table import ItemTable, build_table, read_table, write_table
@@ -29,6 +31,7 @@ from llm_rerank.types import (
     DataError,
     Encoder,
     FloatArray,
+    IntArray,
     Interactions,
     Items,
     NotFittedError,
@@ -235,6 +238,19 @@ class HistoryCrossEncoder:
         self._table = build_table(self._for_scoring(), self.reader, texts, vectors, progress=True)
         self._has_text = np.array([bool(text.strip()) for text in texts], dtype=np.bool_)
         return self
+
+    def grown(self, items: Items, changed: IntArray) -> Self:
+        """Return a scorer over a longer catalogue, whose changed texts are read by the network as it is."""
+        table = self._fitted()
+        codes = codes_to_read(len(table), items, changed)
+        texts = texts_of(items, codes)
+        if len(codes):
+            fresh = build_table(self._for_scoring(), self.reader, texts, self.encoder.encode(texts))
+            table = table.with_rows(codes, fresh)
+        grown = copy.copy(self)
+        grown._table, grown._texts, grown._text_table = table, {}, None  # ``predict`` writes into the latter two
+        grown._has_text = with_rows(self._has_text, len(items), codes, [bool(text.strip()) for text in texts])
+        return grown
 
     def score(self, cases: Cases) -> FloatArray:
         """Scores: float32, shape (n_candidates,); NaN: no text, no history with text, or unknown to the catalogue."""

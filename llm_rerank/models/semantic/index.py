@@ -68,6 +68,14 @@ class ItemIndex:
         self._index.add(new)
         return self
 
+    def extended(self, vectors: FloatArray) -> ItemIndex:
+        """Return a copy to which vectors were added as ``add`` does; this one may be searched meanwhile."""
+        import faiss
+
+        copied = ItemIndex(self.embedding_size, flat_limit=self.flat_limit)
+        copied._index = faiss.clone_index(self._index)
+        return copied.add(vectors)
+
     def search(self, vectors: FloatArray, k: int) -> tuple[FloatArray, IntArray]:
         """Find the k rows with the greatest inner product, best first.
 

@@ -5,6 +5,8 @@ The encoder and the index live next door; how an item becomes text is said in ``
 
 from __future__ import annotations
 
+import copy
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -13,6 +15,7 @@ import numpy as np
 from scipy.sparse import csr_matrix
 
 from llm_rerank.data.cases import QUERY_SEPARATOR
+from llm_rerank.models.changes import codes_to_read, texts_of, with_rows
 from llm_rerank.models.scoring import history_matrix, require_texts
 from llm_rerank.models.semantic.index import ItemIndex
 from llm_rerank.models.semantic.whitening import Whitening
@@ -35,6 +38,9 @@ BLOCK_SIZE = 256
 
 COLUMN_CELLS = 2**24
 """Cells of the table of similarities (history items × candidates) held at once: 64 MB."""
+
+MOST_SEARCHES_KEPT = 4_096
+"""Vectors of searches that are kept: 6 MB of 384 numbers each. Then they are found anew."""
 
 
 class SemanticScorer:
@@ -81,6 +87,7 @@ class SemanticScorer:
         self._vectors: FloatArray | None = None
         self._has_text: BoolArray = np.empty(0, dtype=np.bool_)
         self._index: ItemIndex | None = None
+        self._searched: dict[bytes, FloatArray] = {}
 
     def fit(self, past: Interactions, items: Items, *, seed: int) -> Self:
         """Encode the items' texts; the events are not read, nothing is drawn at random.
@@ -96,7 +103,24 @@ class SemanticScorer:
         self._whitening = Whitening.fit(vectors) if self.whiten else Whitening.identity(self.encoder.embedding_size)
         self._keep(self._whitening.apply(vectors))
         self._index = None
+        self._searched = {}
         return self
+
+    def grown(self, items: Items, changed: IntArray) -> Self:
+        """Return a scorer over a longer catalogue, whose changed texts are encoded anew; the whitening stays.
+
+        New items are added to a copy of the index; where older texts change too, the next search builds it anew.
+        Raises StorageError where the encoder of the fit cannot be loaded.
+        """
+        vectors = self._fitted()
+        codes = codes_to_read(len(vectors), items, changed)
+        fresh = self._encode(texts_of(items, codes)) if len(codes) else vectors[:0]
+        grown = copy.copy(self)
+        grown._keep(with_rows(vectors, len(items), codes, fresh))
+        grown._index = None
+        if self._index is not None and not (codes < len(vectors)).any():
+            grown._index = self._index.extended(fresh[np.any(fresh != 0, axis=1)])
+        return grown
 
     def score(self, cases: Cases) -> FloatArray:
         """Scores: float32, shape (n_candidates,); NaN: no text, no history, or unknown to the catalogue."""
@@ -232,11 +256,26 @@ class SemanticScorer:
         """Vector of each string of searches (newest last): float32, shape (n_queries, size), unit length."""
         searches = [query.split(QUERY_SEPARATOR) for query in queries]
         lengths = np.array([len(words) for words in searches], dtype=np.int64)
-        vectors = self._encode([text for words in searches for text in words])
+        vectors = self._search_vectors([text for words in searches for text in words])
         rows = np.repeat(np.arange(len(searches)), lengths)
         age = np.repeat(np.cumsum(lengths), lengths) - 1 - np.arange(len(vectors))
         weights = np.exp(-self.decay * age).astype(np.float32)
         return unit_rows(csr_matrix((weights, (rows, np.arange(len(vectors))))) @ vectors)
+
+    def _search_vectors(self, texts: list[str]) -> FloatArray:
+        """Vectors of searches as ``_encode`` gives them; what was searched before is not encoded again.
+
+        They are kept under digests, so that no user's words are.
+        """
+        kept, digests = self._searched, [hashlib.blake2b(text.encode(), digest_size=16).digest() for text in texts]
+        found = {digest: kept[digest] for digest in digests if digest in kept}
+        fresh = {digest: text for digest, text in zip(digests, texts, strict=True) if digest not in found}
+        if fresh:
+            found.update(zip(fresh, self._encode(list(fresh.values())), strict=True))
+            if len(kept) + len(fresh) > MOST_SEARCHES_KEPT:
+                self._searched = kept = {}  # a new one: another thread may be reading the old
+            kept.update({digest: found[digest] for digest in fresh})
+        return np.stack([found[digest] for digest in digests])
 
     def _encode(self, texts: list[str]) -> FloatArray:
         """Vectors of texts, whitened as the items': float32, shape (n_texts, size)."""
