@@ -15,6 +15,7 @@ import typer
 from typer.core import TyperGroup
 
 from llm_rerank.fit_commands import finetune, fit
+from llm_rerank.live_commands import export, forget, refit, update
 from llm_rerank.options import (
     At,
     CacheFolder,
@@ -44,6 +45,7 @@ from llm_rerank.options import (
     threshold_rule,
     write_result,
 )
+from llm_rerank.serve_command import serve
 from llm_rerank.types import DataError, DriftWarning, RerankError
 
 
@@ -80,6 +82,8 @@ app = typer.Typer(
     Look at your files    llm-rerank check orders.csv items.csv
     Fit                   llm-rerank fit orders.csv items.csv --out shop
     Rerank                llm-rerank rerank shop candidates.csv --out ranked.csv
+    Take in fresh data    llm-rerank update shop --interactions today.csv
+    Forget a user         llm-rerank forget shop 4711
     Fine-tune alone       llm-rerank finetune --interactions orders.csv --items items.csv --out tuned
 
     Tables are CSV, TSV, JSON lines or Parquet, gzipped or not. Events need user_id, item_id and timestamp; items need
@@ -146,6 +150,11 @@ def check(
 
 app.command()(fit)
 app.command()(finetune)
+app.command()(update)
+app.command()(refit)
+app.command()(forget)
+app.command()(export)
+app.command()(serve)
 
 
 @app.command()

@@ -10,6 +10,7 @@ from llm_rerank.types import DataError
 
 THRESHOLD_RULES = ("probability", "f_beta", "recall", "precision", "expected_value", "risk")
 RISKS = ("missed_target", "false_positives", "false_discovery")
+MOST_RETENTION_DAYS = 100_000  # longer than there are dates
 CROSS_ENCODER_CHOICES = ("auto", "always", "off")
 
 
@@ -141,6 +142,8 @@ class RerankerConfig:
     diversity: 0…1, variety against relevance in the order of a list (MMR alone), or a ``DiversityConfig`` with caps and
     random slots; 0 changes nothing. What is kept does not depend on it.
     refit: after the report, fit the components again on all rows.
+    retention_days: events older than this are dropped from everything whenever the reranker is saved, and within a day
+    by ``update``; None: all are kept.
     device: "auto", "cpu", "cuda", "cuda:1", "mps".
     seed: seed of everything that is drawn at random.
     """
@@ -159,6 +162,7 @@ class RerankerConfig:
     max_items: int | None = None
     diversity: float | DiversityConfig = 0.0
     refit: bool = True
+    retention_days: float | None = None
     device: str = "auto"
     seed: int = 0
 
@@ -179,6 +183,13 @@ class RerankerConfig:
         if self.max_items is not None and self.max_items < max(1, self.min_items):
             raise DataError(
                 f"max_items is {self.max_items}; it must be at least 1 and at least min_items ({self.min_items})"
+            )
+        days = self.retention_days
+        if days is not None and not (
+            isinstance(days, int | float) and not isinstance(days, bool) and 0 < days < MOST_RETENTION_DAYS
+        ):
+            raise DataError(
+                f"retention_days is {days!r}; it must be a number above 0 and below {MOST_RETENTION_DAYS:,}, or None"
             )
         if not isinstance(self.diversity, DiversityConfig):
             _check_strength(self.diversity, "diversity")

@@ -54,6 +54,10 @@ def fit(
     history_length: HistoryLength = 20,
     fine_tune_steps: FineTuneSteps = 300,
     refit: Annotated[bool, typer.Option("--refit/--no-refit", help="Fit again on all rows after the report.")] = True,
+    retention_days: Annotated[
+        float | None,
+        typer.Option("--retention-days", help="Drop events older than this, now and whenever it is saved."),
+    ] = None,
     device: Device = "auto",
     seed: Seed = 0,
     quiet: Quiet = False,
@@ -84,6 +88,7 @@ def fit(
         history_length=history_length,
         fine_tune_steps=fine_tune_steps,
         refit=refit,
+        retention_days=retention_days,
         device=device,
         seed=seed,
     )

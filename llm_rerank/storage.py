@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from llm_rerank.types import ObjectArray, StorageError
+from llm_rerank.types import ObjectArray, ReplacedError, StorageError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -172,16 +172,20 @@ def sparse_from(arrays: Mapping[str, np.ndarray], prefix: str) -> csr_matrix:
     return csr_matrix((data, indices, indptr), shape=tuple(shape.tolist()))
 
 
-def save_folder(target: Path, write: Callable[[Path], None]) -> None:
-    """Save what ``write`` puts into the empty folder it is given as the new content of ``target``.
+def save_folder(target: Path, write: Callable[[Path], None], *, expected: str | None = None) -> str:
+    """Save what ``write`` puts into the empty folder it is given as the new content of ``target``; returns its name.
 
+    expected: name of the content that is to be replaced; None: whatever is there.
     A crash at any moment leaves ``target`` with the old content or the new. Where ``write`` raises, the old stays. Two
     processes that save at once take turns; who *opens* while another saves may be told that a file went: open again.
-    Raises StorageError where ``target`` is a file or holds a file CURRENT that no save wrote.
+    Raises StorageError where ``target`` is a file or holds a file CURRENT that no save wrote, ReplacedError where its
+    content is not the expected one.
     """
     check_target(target)
     target.mkdir(parents=True, exist_ok=True)
     with exclusive(target / _LOCK):
+        if expected is not None and current_name(target) != expected:
+            raise ReplacedError(f"{target} was given another content meanwhile; load it again and repeat the change")
         unfinished = target / f"{_UNFINISHED}{uuid.uuid4().hex}"
         unfinished.mkdir()
         try:
@@ -198,6 +202,7 @@ def save_folder(target: Path, write: Callable[[Path], None]) -> None:
         finally:
             shutil.rmtree(unfinished, ignore_errors=True)
         _prune(target, keep=name)
+    return name
 
 
 def check_target(target: Path) -> None:
@@ -205,7 +210,7 @@ def check_target(target: Path) -> None:
     if target.exists() and not target.is_dir():
         raise StorageError(f"{target} is a file; a model is saved as a folder: give another name")
     if (target / CURRENT).exists():
-        _current_name(target)
+        current_name(target)
 
 
 def open_folder(target: Path) -> Path:
@@ -213,12 +218,16 @@ def open_folder(target: Path) -> Path:
 
     Raises StorageError, naming the file, where something is missing, foreign, damaged or of another format version.
     """
-    content = target / _current_name(target)
+    content = target / current_name(target)
     _verify(content)
     return content
 
 
-def _current_name(target: Path) -> str:
+def current_name(target: Path) -> str:
+    """Return the name of ``target``'s current content, which changes with every bit of it.
+
+    Raises StorageError where no content was saved there.
+    """
     if not target.is_dir():
         raise StorageError(f"{target} is not a folder; give the folder that a model was saved to")
     try:

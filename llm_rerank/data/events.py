@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from llm_rerank.types import BoolArray, DataError, DataReport, FloatArray
+from llm_rerank.types import BoolArray, DataError, DataReport, FloatArray, IntArray
 
 EVENT_WEIGHTS = {
     "search": 0.1,
@@ -52,6 +52,7 @@ class EventValues:
     ratings: FloatArray
     quantities: FloatArray
     returned: BoolArray  # a purchase of nothing or less: no evidence of a liking
+    targets: tuple[str, ...]  # kinds that count as positive
 
 
 def read_events(
@@ -74,22 +75,24 @@ def read_events(
     """
     ratings = _numbers(frame, "rating", report)
     kinds, names = _kinds(frame, ratings, has_item, report)
-    weights = np.array([EVENT_WEIGHTS.get(name, 1.0) for name in names], dtype=np.float32)[kinds]
-    if "weight" in frame.columns:
-        given = _numbers(frame, "weight", report)
-        weights = np.where(np.isnan(given), weights, given).astype(np.float32)
-    weights[~has_item] = np.minimum(weights[~has_item], EVENT_WEIGHTS["search"])
-
     targets = _target_names(names, target_events, require_targets)
-    positive = np.isin(names, targets)[kinds] & has_item & (weights > 0)
+    values = judge_events(
+        names,
+        kinds,
+        has_item=has_item,
+        ratings=ratings,
+        weights_given=_numbers(frame, "weight", report),
+        quantities=_numbers(frame, "quantity", report),
+        targets=targets,
+        min_rating=min_rating,
+    )
+    positive = values.positive
     if min_rating is not None:
         rated = ~np.isnan(ratings)
         if require_targets and not rated.any():
             raise DataError(f"min_rating is {min_rating:g}, but no event has a rating; leave it out or map a column")
-        disliked = rated & (ratings < min_rating)
-        weights[disliked] = -np.abs(weights[disliked])
-        positive &= ~disliked
-        report.notes.append(f"{disliked.sum():,} of {rated.sum():,} rated events are dislikes, below {min_rating:g}")
+        n_disliked = int((rated & (ratings < min_rating)).sum())
+        report.notes.append(f"{n_disliked:,} of {rated.sum():,} rated events are dislikes, below {min_rating:g}")
     if require_targets and not positive.any():
         raise DataError(
             f"no event is a target: target_events are {', '.join(targets) or 'none'}, min_rating is {min_rating}; "
@@ -99,12 +102,36 @@ def read_events(
     report.notes.append(
         f"targets are events of kind {', '.join(targets) or '(none)'}: {positive.sum():,} of {len(frame):,}"
     )
+    return values
 
-    quantities = _numbers(frame, "quantity", report)
-    bought = np.isin(names, ("purchase", "interaction"))[kinds]
-    returned = bought & (quantities <= 0)
+
+def judge_events(
+    names: Sequence[str],
+    kinds: IntArray,
+    *,
+    has_item: BoolArray,
+    ratings: FloatArray,
+    weights_given: FloatArray,
+    quantities: FloatArray,
+    targets: Sequence[str],
+    min_rating: float | None,
+) -> EventValues:
+    """Say what events mean. names: kinds of event. kinds: of each event, a position in the names.
+
+    has_item: bool; ratings, weights_given, quantities: float32, NaN where unknown; all shape (n_events,). targets:
+    names of the kinds that are targets.
+    """
+    weights = np.array([EVENT_WEIGHTS.get(name, 1.0) for name in names], dtype=np.float32)[kinds]
+    weights = np.where(np.isnan(weights_given), weights, weights_given).astype(np.float32)
+    weights[~has_item] = np.minimum(weights[~has_item], EVENT_WEIGHTS["search"])
+    positive = np.isin(names, targets)[kinds] & has_item & (weights > 0)
+    if min_rating is not None:
+        disliked = ~np.isnan(ratings) & (ratings < min_rating)
+        weights[disliked] = -np.abs(weights[disliked])
+        positive &= ~disliked
+    returned = np.isin(names, ("purchase", "interaction"))[kinds] & (quantities <= 0)
     quantities = np.where(np.isnan(quantities) | (quantities <= 0), np.float32(1), quantities)
-    return EventValues(weights, positive, ratings, quantities, returned)
+    return EventValues(weights, positive, ratings, quantities, returned, tuple(targets))
 
 
 def _kinds(

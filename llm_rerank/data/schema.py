@@ -144,6 +144,7 @@ def validate_interactions(
         require_targets=require_targets,
         report=report,
     )
+    report.target_events = values.targets
     user_codes, distinct_users = pd.factorize(user_ids.iloc[rows])
     distinct = as_objects(pd.Series(distinct_users))
     user_rows = np.full(len(distinct), UNKNOWN, dtype=np.int64)

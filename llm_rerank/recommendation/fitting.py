@@ -28,7 +28,7 @@ from llm_rerank.recommendation.log import FitLog
 from llm_rerank.recommendation.refit import refit_components
 from llm_rerank.recommendation.stage import Stage, Start, fit_stage
 from llm_rerank.recommendation.upstream import fit_upstream_stage
-from llm_rerank.types import Cases, CatalogueScorer, IntArray, Interactions, Items, Ragged, Scorer
+from llm_rerank.types import BoolArray, Cases, CatalogueScorer, IntArray, Interactions, Items, Ragged, Scorer
 
 MOST_CASES_FOR_TUNING = 1_000
 BY_POSITION = (
@@ -49,8 +49,12 @@ class Fitted:
     report: Mapping[str, Any]
 
 
-def fit_reranker(data: FitData, tools: FitTools, log: FitLog, start: Start | None = None) -> Fitted:
-    """Run the whole protocol (module docstring) and return the fitted parts."""
+def fit_reranker(data: FitData, tools: FitTools, log: FitLog, start: Start | None = None) -> tuple[Fitted, BoolArray]:
+    """Run the whole protocol (module docstring).
+
+    Returns the fitted parts, and which events the components have learned from: bool, shape (n_events,). That is all of
+    them after a refit that was kept, else those before the hold-out.
+    """
     config, n_items = tools.config, len(data.items)
     reference = reference_items(n_items, config.seed)
     holdout = plan_holdout(data.events, config.seed, log)
@@ -71,6 +75,8 @@ def fit_reranker(data: FitData, tools: FitTools, log: FitLog, start: Start | Non
     stage, report = report_and_cut(stage, fold_g, config, n_items, log)
     upstream_stage, upstream_report = fit_upstream_stage(data, tools, holdout, items, components, reference, log, start)
 
+    in_fit = np.zeros(len(data.events), dtype=np.bool_)
+    in_fit[holdout.past_rows] = True
     broken = BY_POSITION if holdout.protocol != "time" and data.events.time_kind == "time" else ""
     if config.refit:
         log.step("refit on all rows")
@@ -79,6 +85,7 @@ def fit_reranker(data: FitData, tools: FitTools, log: FitLog, start: Start | Non
         components = refit_components(components, specs, data.events, items, fold_g, stage, reference, config.seed, log)
         if any(after.scorer is not before.scorer for after, before in zip(components, judged, strict=True)):
             broken = REFITTED
+            in_fit[:] = True
     else:
         log.say("refit=False: the components keep what they learned before the hold-out")
     stage = _settle_guarantee(stage, broken, log)
@@ -91,7 +98,7 @@ def fit_reranker(data: FitData, tools: FitTools, log: FitLog, start: Start | Non
         summary["upstream"] = {**upstream_report, "cut": None if cut is None else cut.to_dict()}
     if reading is not None:
         summary["fine_tuning"] = {"log": list(reading.tuning.log), "best_step": reading.tuning.best_step}
-    return Fitted(items, tuple(components), reference, stage, upstream_stage, summary)
+    return Fitted(items, tuple(components), reference, stage, upstream_stage, summary), in_fit
 
 
 def _settle_guarantee(stage: Stage, broken: str, log: FitLog) -> Stage:

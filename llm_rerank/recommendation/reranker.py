@@ -13,24 +13,22 @@ from typing import Any, Literal, Self
 import numpy as np
 import pandas as pd
 
-from llm_rerank.config import RerankerConfig
 from llm_rerank.data.candidates import validate_candidates
-from llm_rerank.data.features import PAIR_FEATURES, ItemStatistics
 from llm_rerank.data.frames import applicable, like_input, to_pandas
-from llm_rerank.data.rendering import Renderer
 from llm_rerank.data.times import TimeUnit
+from llm_rerank.recommendation.changing import ChangingReranker, Frame, as_seconds
 from llm_rerank.recommendation.comparing import Comparison, compare_results
-from llm_rerank.recommendation.components import Component, ComponentSpec, default_specs
+from llm_rerank.recommendation.components import Component
 from llm_rerank.recommendation.deciding import Decided, decide, result_frame
 from llm_rerank.recommendation.decision_facts import DECISION, OTHER_LISTS, decision_facts, retrieved_otherwise
 from llm_rerank.recommendation.explanation import Explanation, codes_to_explain, explain_item
-from llm_rerank.recommendation.fitting import Fitted, fit_reranker
+from llm_rerank.recommendation.fitting import Fitted
 from llm_rerank.recommendation.histories import cases_of_users, history_frame, read_histories
-from llm_rerank.recommendation.inputs import FitData, FitTools
+from llm_rerank.recommendation.learning import Learner, fit_shop
 from llm_rerank.recommendation.log import FitLog, FitReport
 from llm_rerank.recommendation.phrases import phrase_effects
-from llm_rerank.recommendation.planning import make_encoder, read_shop, say_plan, sentiment_of
-from llm_rerank.recommendation.saving import Saved, read_reranker, read_start, statistics_of, write_reranker
+from llm_rerank.recommendation.privacy import expired
+from llm_rerank.recommendation.saving import read_reranker, write_reranker
 from llm_rerank.storage import check_target, open_folder, save_folder
 from llm_rerank.types import (
     Cases,
@@ -38,38 +36,17 @@ from llm_rerank.types import (
     DataReport,
     FloatArray,
     Interactions,
-    NotFittedError,
     ObjectArray,
     Ragged,
 )
 
-Frame = Any  # a path, or a pandas, polars or Arrow frame
 
-
-class Reranker:
+class Reranker(ChangingReranker):
     """Reads what items say and what users did, and reorders candidates; see ``fit``, ``rerank``, ``recommend``.
 
     config: settings. components: specs to use instead of ``default_specs`` (for benchmarks and ablations). features:
     the pair features allowed, a part of ``PAIR_FEATURES``. verbose: print what ``fit`` plans and decides.
     """
-
-    def __init__(
-        self,
-        config: RerankerConfig | None = None,
-        *,
-        components: Sequence[ComponentSpec] | None = None,
-        features: Sequence[str] = PAIR_FEATURES,
-        verbose: bool = True,
-    ) -> None:
-        unknown = [name for name in features if name not in PAIR_FEATURES]
-        if unknown:
-            raise DataError(f"features names {unknown}; known pair features: {', '.join(PAIR_FEATURES)}")
-        self.config = config or RerankerConfig()
-        self.verbose = verbose
-        self._specs = components
-        self._features = tuple(features)
-        self._saved: Saved | None = None
-        self._statistics: ItemStatistics | None = None
 
     # ------------------------------------------------------------------ fit
 
@@ -93,29 +70,9 @@ class Reranker:
 
         Raises DataError where the data break a rule, StorageError where ``start_from`` cannot be read.
         """
-        log = FitLog(verbose=self.verbose)
-        log.step("read")
-        start = None if start_from is None else read_start(open_folder(Path(start_from)))
-        report = DataReport()
-        events, valid_items, valid_users, shown = read_shop(
-            self.config, interactions, items, users, impressions, columns, time_unit, report
-        )
-        log.say_report(report)
-        encoder = make_encoder(self.config)
-        specs = self._specs or default_specs(len(valid_items), encoder=encoder)
-        steps = 0 if self.config.cross_encoder == "off" else self.config.fine_tune_steps
-        say_plan(log, events, valid_items, specs, encoder, refit=self.config.refit, fine_tune_steps=steps)
-        log.step("review sentiment")
-        sentiment = sentiment_of(events, encoder)
-        tools = FitTools(self.config, encoder, specs, self._features, Renderer())
-        data = FitData(events, valid_items, valid_users, shown, sentiment)
-        fitted = fit_reranker(data, tools, log, start)
-        if encoder is not None:
-            encoder.flush()
-        log.finish()
-        summary = {**fitted.report, "lines": log.lines, "seconds": log.seconds, "dropped": report.dropped}
-        fitted = replace(fitted, report=summary)
-        self._adopt(Saved(self.config, fitted, events, sentiment, valid_users, tools.renderer, has_histories=True))
+        tables = {"interactions": interactions, "items": items, "users": users, "impressions": impressions}
+        learner = Learner(self.config, self._specs, self._features, FitLog(verbose=self.verbose))
+        self._adopt(fit_shop(learner, tables, columns=columns, time_unit=time_unit, start_from=start_from))
         return self
 
     @property
@@ -241,7 +198,7 @@ class Reranker:
         explanation = explain_item(user_id, fitted, cases, seen, self._decide, other=other[0] if other else None)
         if not phrases:
             return explanation
-        return replace(explanation, phrases=phrase_effects(fitted, cases, self._item_statistics()))
+        return replace(explanation, phrases=phrase_effects(fitted, cases, self._data().item_statistics))
 
     def compare(self, before: Frame, after: Frame) -> Comparison:
         """Say what a rerank moved, how far and why.
@@ -259,11 +216,11 @@ class Reranker:
 
         histories: False leaves every user's events out; what is kept of them is each item's sales, ratings and
         sentiment by date. The loaded reranker then needs ``histories`` with each question, or treats the user as new.
-        Raises StorageError where the folder cannot be one of ours.
+        Events beyond ``retention_days`` are dropped first. Raises StorageError where the folder cannot be one of ours.
         """
-        saved = self._data()
+        self._saved = saved = expired(self._data())[0]
         if not histories and saved.has_histories:
-            saved = replace(saved, has_histories=False, statistics=self._item_statistics(), users=None)
+            saved = saved.without_histories()
         target = Path(folder)
         check_target(target)
         save_folder(target, lambda place: write_reranker(place, saved))
@@ -277,15 +234,6 @@ class Reranker:
         return reranker
 
     # ------------------------------------------------------------ inside
-
-    def _adopt(self, saved: Saved) -> None:
-        self._saved = saved
-        self._statistics = None if saved.has_histories else saved.statistics
-
-    def _data(self) -> Saved:
-        if self._saved is None:
-            raise NotFittedError("this reranker is not fitted; call fit(interactions, items) or Reranker.load(folder)")
-        return self._saved
 
     def _fit_result(self) -> Fitted:
         return self._data().fitted
@@ -304,7 +252,7 @@ class Reranker:
         """Time of the decision: as asked, or just after the last event that is known."""
         events = self._data().events
         if at is not None:
-            return int(at) if isinstance(at, int | float | np.number) else int(pd.Timestamp(at).timestamp())
+            return as_seconds(at)
         last = [int(source.times.max()) for source in (events, given) if source is not None and len(source)]
         return max(last, default=0) + 1
 
@@ -322,17 +270,11 @@ class Reranker:
             self.config,
             cases,
             seen,
-            self._item_statistics(),
+            self._data().item_statistics,
             upstream=upstream,
             candidates_per_source=candidates_per_source,
             exclude=exclude,
         )
-
-    def _item_statistics(self) -> ItemStatistics:
-        """Statistics over all known events; ``pair_features`` reads them as of each case's time."""
-        if self._statistics is None:
-            self._statistics = statistics_of(self._data())
-        return self._statistics
 
 
 def _check_k(k: int | None) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,8 @@ from llm_rerank.data.rendering import Renderer
 from llm_rerank.recommendation.components import Component
 from llm_rerank.recommendation.fitting import Fitted
 from llm_rerank.recommendation.stage import Stage, Start
+from llm_rerank.recommendation.state import MARKS
+from llm_rerank.recommendation.state import Saved as Saved
 from llm_rerank.storage import (
     read_arrays,
     read_frame,
@@ -27,9 +29,16 @@ from llm_rerank.storage import (
     write_json,
     write_strings,
 )
-from llm_rerank.types import EVENT_ARRAYS, FloatArray, Interactions, Items, ObjectArray, Scorer, StorageError, Users
+from llm_rerank.types import (
+    EVENT_ARRAYS,
+    Interactions,
+    Items,
+    ObjectArray,
+    Scorer,
+    StorageError,
+    Users,
+)
 
-END_OF_TIME = np.iinfo(np.int64).max
 TEXT_ARRAYS = ("reviews", "queries")
 
 SCORERS = {
@@ -48,29 +57,13 @@ SCORERS = {
 """Where the class of each component lives: a fixed table, so that a saved folder can name no code of its own."""
 
 
-@dataclass(frozen=True)
-class Saved:
-    """Everything that a saved folder holds.
-
-    sentiment: of each event's review, as ``FitData.sentiment``. statistics: what stays of the events where they are
-    left out (``has_histories`` False); it holds no users.
-    """
-
-    config: RerankerConfig
-    fitted: Fitted
-    events: Interactions
-    sentiment: FloatArray
-    users: Users | None
-    renderer: Renderer
-    has_histories: bool
-    statistics: ItemStatistics | None = None
-
-
 def write_reranker(folder: Path, saved: Saved) -> None:
     """Write into an existing empty folder; without histories neither events nor user ids are written.
 
     Raises StorageError for a component that is not in ``SCORERS`` or an id that JSON cannot keep.
     """
+    if not saved.has_histories:
+        saved = saved.without_histories()
     fitted = saved.fitted
     described = []
     for component in fitted.components:
@@ -99,6 +92,9 @@ def write_reranker(folder: Path, saved: Saved) -> None:
             "report": fitted.report,
             "has_histories": saved.has_histories,
             "has_users": saved.users is not None,
+            "target_events": list(saved.target_events),
+            "log_name": saved.log_name,
+            "log_position": saved.log_position,
         },
     )
     write_arrays(folder / "reference.safetensors", {"items": fitted.reference})
@@ -108,14 +104,9 @@ def write_reranker(folder: Path, saved: Saved) -> None:
     if saved.users is not None:
         _write_ids(folder / "attribute_ids.parquet", saved.users.ids)
         write_frame(folder / "users.parquet", _storable(saved.users.frame))
-    events, sentiment = saved.events, saved.sentiment
-    if not saved.has_histories:
-        nobody = np.empty(0, dtype=np.int64)
-        events, sentiment = events.take(nobody), sentiment[nobody]
-        events = replace(events, user_ids=events.user_ids[nobody], user_rows=events.user_rows[nobody])
-    _write_events(folder, events, sentiment)
-    if not saved.has_histories:
-        write_arrays(folder / "statistics.safetensors", statistics_of(saved).to_arrays())
+    _write_events(folder, saved)
+    if saved.statistics is not None:
+        write_arrays(folder / "statistics.safetensors", saved.statistics.to_arrays())
     saved.renderer.save(folder / "templates")
 
 
@@ -134,7 +125,7 @@ def read_reranker(folder: Path) -> Saved:
     if values["has_users"]:
         attribute_ids = _read_ids(folder / "attribute_ids.parquet")
         users = Users(attribute_ids, read_frame(folder / "users.parquet").assign(user_id=attribute_ids))
-    events, sentiment = _read_events(folder)
+    events, marks = _read_events(folder)
     upstream = values["upstream_stage"]
     fitted = Fitted(
         items=items,
@@ -151,19 +142,15 @@ def read_reranker(folder: Path) -> Saved:
         config=RerankerConfig.from_dict(values["config"]),
         fitted=fitted,
         events=events,
-        sentiment=sentiment,
         users=users,
         renderer=Renderer(folder / "templates"),
         has_histories=values["has_histories"],
+        target_events=tuple(values["target_events"]),
         statistics=statistics,
+        log_name=values["log_name"],
+        log_position=values["log_position"],
+        **marks,
     )
-
-
-def statistics_of(saved: Saved) -> ItemStatistics:
-    """Item statistics over all events; those that were saved where the events were not."""
-    if saved.statistics is not None:
-        return saved.statistics
-    return ItemStatistics.from_events(saved.events, saved.fitted.items, END_OF_TIME, sentiment=saved.sentiment)
 
 
 def read_start(folder: Path) -> Start:
@@ -212,21 +199,22 @@ def _read_ids(path: Path) -> ObjectArray:
     return ids
 
 
-def _write_events(folder: Path, events: Interactions, sentiment: FloatArray) -> None:
+def _write_events(folder: Path, saved: Saved) -> None:
+    events = saved.events
     numbers = {name: getattr(events, name) for name in EVENT_ARRAYS if name not in TEXT_ARRAYS}
+    numbers |= {"user_rows": events.user_rows, **{name: getattr(saved, name) for name in MARKS}}
     metadata: Mapping[str, Any] = {"n_items": events.n_items, "time_kind": events.time_kind}
-    write_arrays(
-        folder / "events.safetensors", {**numbers, "user_rows": events.user_rows, "sentiment": sentiment}, metadata
-    )
+    write_arrays(folder / "events.safetensors", numbers, metadata)
     for name in TEXT_ARRAYS:
         write_strings(folder / f"event_{name}.parquet", getattr(events, name))
     _write_ids(folder / "user_ids.parquet", events.user_ids)
 
 
-def _read_events(folder: Path) -> tuple[Interactions, FloatArray]:
+def _read_events(folder: Path) -> tuple[Interactions, dict[str, Any]]:
+    """Events, and what is kept beside each."""
     arrays, metadata = read_arrays(folder / "events.safetensors")
     texts: dict[str, Any] = {name: read_strings(folder / f"event_{name}.parquet") for name in TEXT_ARRAYS}
-    sentiment: FloatArray = arrays.pop("sentiment")
+    marks = {name: arrays.pop(name) for name in MARKS}
     events = Interactions(
         user_ids=_read_ids(folder / "user_ids.parquet"),
         n_items=metadata["n_items"],
@@ -234,4 +222,4 @@ def _read_events(folder: Path) -> tuple[Interactions, FloatArray]:
         **arrays,
         **texts,
     )
-    return events, sentiment
+    return events, marks

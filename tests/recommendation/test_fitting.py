@@ -217,7 +217,7 @@ def test_a_shop_too_small_to_judge_still_fits(shop):
     read = read_shop(CONFIG, tiny, items, None, None, None, "auto", DataReport())
     log = FitLog(verbose=False)
     data = FitData(read[0], read[1], None, None, np.full(len(read[0]), np.nan, np.float32))
-    fitted = fit_reranker(data, tools(len(read[1])), log)
+    fitted, _ = fit_reranker(data, tools(len(read[1])), log)
     assert fitted.stage.calibrator is None
     assert "too few" in fitted.stage.verdict.sentence()
     assert np.count_nonzero(fitted.stage.blend.weights) == 1
@@ -314,7 +314,8 @@ def test_the_refit_reads_every_event_and_every_review(data, holdout):
     fits = {}
     for refit in (False, True):
         one = replace(tools(len(data.items)), specs=[knn(decays=())], config=replace(CONFIG, refit=refit))
-        fits[refit] = fit_reranker(late, one, FitLog(verbose=False))
+        fits[refit], in_fit = fit_reranker(late, one, FitLog(verbose=False))
+        assert in_fit.all() if refit else np.array_equal(np.flatnonzero(in_fit), holdout.past_rows)
     assert not any("zebra" in text for text in fits[False].items.texts)
     assert any("zebra" in text for text in fits[True].items.texts)
     cases = cases_of([[code] for code in range(30)], [[]] * 30)
@@ -325,9 +326,18 @@ def test_the_refit_reads_every_event_and_every_review(data, holdout):
         )
 
 
+def test_a_refused_refit_leaves_the_rows_that_were_learned_from(data, holdout, monkeypatch):
+    monkeypatch.setattr("llm_rerank.recommendation.refit.LEAST_SPEARMAN", 1.01)
+    one = replace(tools(len(data.items)), specs=[knn(decays=())], config=replace(CONFIG, refit=True))
+    log = FitLog(verbose=False)
+    _, in_fit = fit_reranker(data, one, log)
+    assert any("the components that were judged stay in use" in line for line in log.lines)
+    np.testing.assert_array_equal(np.flatnonzero(in_fit), holdout.past_rows)
+
+
 def test_the_seed_of_the_settings_draws_the_folds_of_the_blend(data):
     seeded = replace(tools(len(data.items)), specs=[knn(decays=())], config=replace(CONFIG, seed=5))
-    fitted = fit_reranker(data, seeded, FitLog(verbose=False))
+    fitted, _ = fit_reranker(data, seeded, FitLog(verbose=False))
     holdout = plan_holdout(data.events, 5, FitLog(verbose=False))
     fold_f = fit_and_score_holdout(data, seeded, holdout, FitLog(verbose=False))[2]
     stages = [

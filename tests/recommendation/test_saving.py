@@ -12,7 +12,7 @@ import pytest
 from llm_rerank.data.cases import build_cases
 from llm_rerank.data.features import PAIR_FEATURES, pair_features
 from llm_rerank.recommendation.components import Component
-from llm_rerank.recommendation.saving import SCORERS, read_reranker, read_start, statistics_of, write_reranker
+from llm_rerank.recommendation.saving import SCORERS, read_reranker, read_start, write_reranker
 from llm_rerank.types import EVENT_ARRAYS, Ragged, StorageError, Users
 
 
@@ -44,6 +44,11 @@ def saved(fitted):
         events=replace(events, user_ids=user_ids, queries=queries, user_rows=user_rows),
         sentiment=sentiment,
         users=users,
+        in_fit=rng.random(len(events)) < 0.5,
+        counted=rng.random(len(events)) < 0.5,
+        torn=rng.random(len(events)) < 0.5,
+        log_name="log of a shop",
+        log_position=2**40,
         fitted=replace(whole.fitted, items=replace(items, ids=item_ids, frame=frame)),
     )
 
@@ -74,6 +79,10 @@ def test_events_come_back_whole(saved, again):
         assert getattr(again.events, name).dtype == getattr(saved.events, name).dtype
     np.testing.assert_array_equal(again.events.user_rows, saved.events.user_rows)
     np.testing.assert_array_equal(again.sentiment, saved.sentiment)
+    for mark in ("in_fit", "counted", "torn"):
+        np.testing.assert_array_equal(getattr(again, mark), getattr(saved, mark))
+        assert getattr(again, mark).dtype == np.bool_
+    assert (again.log_name, again.log_position) == (saved.log_name, saved.log_position)
     assert (again.events.n_items, again.events.time_kind) == (saved.events.n_items, saved.events.time_kind)
     assert np.isfinite(saved.sentiment).any()
 
@@ -114,15 +123,15 @@ def test_statistics_count_every_event_and_outlive_the_histories(saved, tmp_path)
     events, items = saved.events, saved.fitted.items
     every_item = Ragged.from_lists([np.arange(len(items))])
     cases = build_cases(events, np.array([5]), np.array([events.times.max() + 1]), candidates=every_item)
-    known = pair_features(cases, statistics_of(saved), items)
+    known = pair_features(cases, saved.item_statistics, items)
     bought = pd.DataFrame({"user": events.users, "item": events.items})[events.positive & (events.items >= 0)]
     buyers = bought.drop_duplicates()["item"].value_counts().reindex(range(len(items)), fill_value=0)
     np.testing.assert_allclose(known[:, PAIR_FEATURES.index("item_support")], np.log1p(buyers), rtol=1e-5)
     assert np.isfinite(known[:, PAIR_FEATURES.index("sentiment")]).sum() > 100
-    write_reranker(tmp_path, replace(saved, has_histories=False, statistics=statistics_of(saved)))
+    write_reranker(tmp_path, saved.without_histories())
     again = read_reranker(tmp_path)
     assert (len(again.events), len(again.events.user_ids), len(again.sentiment)) == (0, 0, 0)
-    np.testing.assert_array_equal(pair_features(cases, statistics_of(again), again.fitted.items), known)
+    np.testing.assert_array_equal(pair_features(cases, again.item_statistics, again.fitted.items), known)
 
 
 def test_an_id_that_json_cannot_keep_is_refused(saved, tmp_path):

@@ -1,0 +1,194 @@
+"""Commands of the command line that change a fitted model: fresh data, a user forgotten or shown, a new fit."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from llm_rerank.options import (
+    CacheFolder,
+    Columns,
+    Device,
+    ImpressionsFile,
+    ModelFolder,
+    Quiet,
+    TimeUnitOption,
+    column_mapping,
+    note,
+)
+from llm_rerank.types import DataError
+
+if TYPE_CHECKING:
+    from llm_rerank.recommendation.reranker import Reranker
+
+
+def update(
+    model: ModelFolder,
+    interactions: Annotated[
+        Path | None, typer.Option("--interactions", help="New events: user_id, item_id, timestamp, …; not those known.")
+    ] = None,
+    items: Annotated[
+        Path | None, typer.Option("--items", help="New items, or known ones with new columns: item_id, title, …")
+    ] = None,
+    column: Columns = None,
+    time_unit: TimeUnitOption = "auto",
+    device: Device = "auto",
+    quiet: Quiet = False,
+) -> None:
+    r"""Take in new events and items, without training.
+
+    Histories, sales and co-occurrence know them at once, and new items can be recommended; what waits for a refit is
+    said. The folder is written back in one step. A service that runs on the folder takes it over.
+
+    \b
+    llm-rerank update shop --interactions today.csv
+    llm-rerank update shop --items catalogue.csv --column sku=item_id
+    """
+    from llm_rerank.recommendation.reranker import Reranker
+    from llm_rerank.storage import current_name
+
+    version = current_name(model)
+    reranker = Reranker.load(model, device=device, verbose=False)
+    report = reranker.update(
+        interactions,
+        items,
+        columns=column_mapping(column),
+        time_unit=time_unit,  # type: ignore[arg-type]  # the library checks it and names the choices
+    )
+    _write_back(reranker, model, version)
+    note(str(report), quiet)
+
+
+def forget(
+    model: ModelFolder,
+    user: Annotated[list[str], typer.Argument(help="User ids.")],
+    cache_folder: CacheFolder = None,
+    device: Device = "auto",
+) -> None:
+    r"""Forget users: their events, attributes, and what was counted or quoted of them.
+
+    Says what was rewritten at once, and what still carries influence until `llm-rerank refit`. Other copies of the
+    model, and your own tables, are yours to clean. With --cache-folder, the one of the fit, that is emptied where the
+    users wrote reviews.
+
+    \b
+    llm-rerank forget shop 4711
+    """
+    from llm_rerank.recommendation.reranker import Reranker
+    from llm_rerank.storage import current_name
+
+    if _has_log(model):
+        from llm_rerank.recommendation.live import LiveShop
+
+        with LiveShop(model, device=device) as shop:
+            report = shop.forget(user, cache_folder=cache_folder)
+    else:
+        version = current_name(model)
+        reranker = Reranker.load(model, device=device, verbose=False)
+        report = reranker.forget(user, cache_folder=cache_folder)
+        if report.forgotten:
+            _write_back(reranker, model, version)
+    typer.echo(str(report))
+
+
+def export(
+    model: ModelFolder,
+    user: Annotated[str, typer.Argument(help="User id.")],
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="JSON file to write; without it to the terminal.")
+    ] = None,
+    device: Device = "auto",
+) -> None:
+    """Give all that is held of a user, as JSON: events, attributes, and the lists that a service has shown.
+
+    Nothing of other users is in it.
+    """
+    from llm_rerank.recommendation.reranker import Reranker
+    from llm_rerank.storage import atomic_path
+
+    if _has_log(model):
+        from llm_rerank.recommendation.live import LiveShop
+
+        with LiveShop(model, device=device) as shop:
+            held = shop.export(user)
+        if held is None:
+            raise DataError(f"nothing is held of user {user!r}; check the id and its type")
+    else:
+        held = Reranker.load(model, device=device, verbose=False).export(user)
+    text = json.dumps(held, indent=1, ensure_ascii=False)
+    if out is None:
+        typer.echo(text)
+        return
+    with atomic_path(out) as unfinished:
+        unfinished.write_text(text + "\n", encoding="utf-8", errors="surrogatepass")
+    note(f"written to {out}")
+
+
+def refit(
+    model: ModelFolder,
+    impressions: ImpressionsFile = None,
+    column: Columns = None,
+    time_unit: TimeUnitOption = "auto",
+    cache_folder: CacheFolder = None,
+    retention_days: Annotated[
+        float | None, typer.Option("--retention-days", help="Drop events older than this; default: as before.")
+    ] = None,
+    device: Device = "auto",
+    quiet: Quiet = False,
+) -> None:
+    r"""Fit everything again on the events and items of now, with the settings of the fit.
+
+    Removes what forgotten users still shaped, and lets every part learn from what came since. The folder keeps the
+    earlier fit until the new one is whole.
+
+    \b
+    llm-rerank refit shop
+    """
+    from llm_rerank.recommendation.reranker import Reranker
+    from llm_rerank.storage import current_name
+
+    if _has_log(model):
+        if impressions is not None or cache_folder is not None or retention_days is not None:
+            raise DataError(
+                f"{model} has a log of events, as a service keeps it; its refit takes no impressions, cache folder or "
+                "retention"
+            )
+        from llm_rerank.recommendation.live import LiveShop
+
+        with LiveShop(model, device=device) as shop:
+            report = shop.refit().report()
+        note(str(report), quiet)
+    else:
+        version = current_name(model)
+        loaded = Reranker.load(model, device=device, verbose=False)
+        config = replace(loaded.config, cache_folder=None if cache_folder is None else str(cache_folder))
+        if retention_days is not None:
+            config = replace(config, retention_days=retention_days)
+        reranker = Reranker.from_saved(replace(loaded.saved, config=config), verbose=not quiet)
+        reranker.refit(
+            impressions,
+            columns=column_mapping(column),
+            time_unit=time_unit,  # type: ignore[arg-type]  # the library checks it and names the choices
+        )
+        _write_back(reranker, model, version)
+    note(f"saved to {model}", quiet)
+
+
+def _write_back(reranker: Reranker, folder: Path, version: str) -> None:
+    """Write the state back as the folder's content, unless that is another one by now."""
+    from llm_rerank.recommendation.saving import write_reranker
+    from llm_rerank.storage import save_folder
+
+    reranker.expire()
+    save_folder(folder, lambda place: write_reranker(place, reranker.saved), expected=version)
+
+
+def _has_log(folder: Path) -> bool:
+    """Tell whether a service has kept events beside the model."""
+    from llm_rerank.recommendation.event_log import LOG_FILE
+
+    return (folder / LOG_FILE).exists()

@@ -1,0 +1,164 @@
+"""From tables to a reranker's whole state: read, fit, and fit again later on what is known by then."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from llm_rerank.config import RerankerConfig
+from llm_rerank.data.frames import to_pandas
+from llm_rerank.data.merging import without_events
+from llm_rerank.data.rendering import Renderer
+from llm_rerank.data.schema import validate_impressions
+from llm_rerank.data.times import TimeUnit
+from llm_rerank.recommendation.components import ComponentSpec, default_specs
+from llm_rerank.recommendation.fitting import fit_reranker
+from llm_rerank.recommendation.inputs import FitData, FitTools
+from llm_rerank.recommendation.log import FitLog
+from llm_rerank.recommendation.planning import make_encoder, read_shop, say_plan, sentiment_of
+from llm_rerank.recommendation.saving import Saved, read_start
+from llm_rerank.recommendation.stage import Start
+from llm_rerank.recommendation.state import expiry, settled_targets
+from llm_rerank.storage import open_folder
+from llm_rerank.types import DataError, DataReport
+
+LENT_UPSTREAM = (
+    "warning: no impressions were given, so the stage for upstream lists stays as it was fitted, without its cut"
+)
+
+
+@dataclass(frozen=True)
+class Learner:
+    """What a fit works with besides the data; arguments as for ``Reranker``."""
+
+    config: RerankerConfig
+    specs: Sequence[ComponentSpec] | None
+    features: Sequence[str]
+    log: FitLog
+
+
+def fit_shop(
+    learner: Learner,
+    tables: Mapping[str, Any],
+    *,
+    columns: Mapping[str, str] | None,
+    time_unit: TimeUnit,
+    start_from: str | Path | None,
+) -> Saved:
+    """Read a shop's tables and fit everything on them.
+
+    tables: interactions, items, users and impressions, each a frame, a path or None. Other arguments as for
+    ``Reranker.fit``. Raises DataError where the data break a rule, StorageError where ``start_from`` cannot be read.
+    """
+    config, log = learner.config, learner.log
+    log.step("read")
+    start = None if start_from is None else read_start(open_folder(Path(start_from)))
+    report = DataReport()
+    events, items, users, shown = read_shop(
+        config,
+        tables["interactions"],
+        tables["items"],
+        tables["users"],
+        tables["impressions"],
+        columns,
+        time_unit,
+        report,
+    )
+    targets = settled_targets(config.target_events, report.target_events)
+    return _learned(learner, FitData(events, items, users, shown, _UNREAD), Renderer(), targets, report, start)
+
+
+def refit_shop(
+    learner: Learner,
+    saved: Saved,
+    impressions: Any | None,
+    *,
+    columns: Mapping[str, str] | None,
+    time_unit: TimeUnit,
+) -> Saved:
+    """Run the whole protocol again on the events and items of a state, with its templates.
+
+    impressions: upstream lists, which a saved state does not keep; None: its stage for them stays, without a cut.
+    Raises DataError where the state has no histories, or has no events any more.
+    """
+    if not saved.has_histories:
+        raise DataError(
+            "this reranker was saved without histories, so there is nothing to fit on; fit it on your tables"
+        )
+    log, report, items = learner.log, DataReport(), saved.fitted.items
+    log.step("read")
+    log.say(f"refit: the whole fit again on the {len(saved.events):,} events and {len(items):,} items of now")
+    shown = None
+    if impressions is not None:
+        shown = validate_impressions(
+            to_pandas(impressions, report=report), items, columns=columns, time_unit=time_unit, report=report
+        )
+    data = FitData(saved.events, items, saved.users, shown, _UNREAD)
+    again = _learned(learner, data, saved.renderer, saved.target_events, report, None)
+    lent = saved.fitted.upstream_stage
+    if again.fitted.upstream_stage is None and lent is not None:
+        log.say(LENT_UPSTREAM)
+        # neither its cut nor the population that it was judged on belong to these components
+        stage = replace(lent, cut=None, profile=None)
+        summary = {**again.fitted.report, "lines": log.lines}
+        again = replace(again, fitted=replace(again.fitted, upstream_stage=stage, report=summary))
+    return replace(again, log_name=saved.log_name, log_position=saved.log_position)
+
+
+_UNREAD = np.empty(0, dtype=np.float32)  # stands for the sentiment, which is read once the plan is said
+
+
+def _learned(
+    learner: Learner,
+    data: FitData,
+    renderer: Renderer,
+    targets: tuple[str, ...],
+    report: DataReport,
+    start: Start | None,
+) -> Saved:
+    config, log = learner.config, learner.log
+    data = _within_retention(data, config, report)
+    log.say_report(report)
+    encoder = make_encoder(config)
+    specs = learner.specs or default_specs(len(data.items), encoder=encoder)
+    steps = 0 if config.cross_encoder == "off" else config.fine_tune_steps
+    say_plan(log, data.events, data.items, specs, encoder, refit=config.refit, fine_tune_steps=steps)
+    log.step("review sentiment")
+    data = replace(data, sentiment=sentiment_of(data.events, encoder))
+    fitted, in_fit = fit_reranker(data, FitTools(config, encoder, specs, learner.features, renderer), log, start)
+    if encoder is not None:
+        encoder.flush()
+    log.finish()
+    summary = {**fitted.report, "lines": log.lines, "seconds": log.seconds, "dropped": report.dropped}
+    return Saved(
+        config,
+        replace(fitted, report=summary),
+        data.events,
+        data.sentiment,
+        data.users,
+        renderer,
+        has_histories=True,
+        in_fit=in_fit,
+        counted=in_fit,
+        torn=np.zeros(len(in_fit), dtype=np.bool_),
+        target_events=targets,
+    )
+
+
+def _within_retention(data: FitData, config: RerankerConfig, report: DataReport) -> FitData:
+    """Leave out events that are too old to be kept, before anything is learned from them."""
+    if config.retention_days is not None:
+        old = data.events.times < expiry(config, data.events.time_kind, time.time())
+        report.drop(f"interactions: older than retention_days ({config.retention_days:g})", int(old.sum()))
+        data = replace(data, events=without_events(data.events, old)[0])
+    if not (data.events.positive & (data.events.items >= 0)).any():
+        raise DataError(
+            f"there is nothing to learn from: none of {len(data.events):,} events is a target; give newer events, or "
+            "lengthen retention_days where it is set"
+        )
+    return data
