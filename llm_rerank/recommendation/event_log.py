@@ -1,0 +1,223 @@
+"""The log of a live shop: accepted events, new items and erasures in one order, in SQLite, so that a kill loses none.
+
+What an entry means is the business of ``live.py``; this file only keeps entries, in order, once each, and erases them.
+The model folder holds everything up to a position of the log; whoever loads it plays the later entries on top.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import secrets
+import sqlite3
+import threading
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from llm_rerank.types import StorageError
+
+LOG_FILE = "live.sqlite"
+DAYS_KEPT = 7
+"""Days that entries stay after the model folder holds them: a refit that began before then still finds them."""
+
+DAYS_OF_IDS = 30
+"""Days within which an event id that comes again is known as a duplicate."""
+
+MOST_ANSWERS = 200_000
+"""Answers that are remembered for feedback; older ones go first."""
+
+WAIT_S = 10.0
+_DAY_S = 86_400
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS meta (name TEXT PRIMARY KEY, value TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS entries (
+  position INTEGER PRIMARY KEY AUTOINCREMENT, kind TEXT NOT NULL, user TEXT, recorded REAL NOT NULL,
+  body TEXT NOT NULL);
+CREATE INDEX IF NOT EXISTS entries_of_user ON entries (user);
+CREATE TABLE IF NOT EXISTS event_ids (digest BLOB PRIMARY KEY, recorded REAL NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS answers (
+  number INTEGER PRIMARY KEY AUTOINCREMENT, request_id TEXT UNIQUE NOT NULL, user TEXT, recorded REAL NOT NULL,
+  body TEXT NOT NULL);
+CREATE INDEX IF NOT EXISTS answers_of_user ON answers (user);
+"""
+
+Kind = Literal["event", "items", "forget"]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One row of the log. position: rises, never used twice. body: JSON values; of a "forget", the user's digest."""
+
+    position: int
+    kind: Kind
+    body: Any
+
+
+class EventLog:
+    """A durable, ordered log that several processes may write and read.
+
+    A write is on disk when the method returns (write-ahead log, flushed at each commit). Answers, which only serve
+    feedback, are not flushed: a power failure may lose the last of them, a killed process none.
+    May be used from several threads. Raises StorageError where the file cannot be opened, read or written.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._lock = threading.RLock()
+        self._reading = threading.Lock()
+        with self._guarded():
+            self._connection = self._connect()
+            with self.writing():
+                for statement in filter(str.strip, _SCHEMA.split(";")):
+                    self._connection.execute(statement)
+                fresh = (("name", secrets.token_hex(16)), ("key", secrets.token_hex(16)))
+                self._connection.executemany("INSERT OR IGNORE INTO meta VALUES (?, ?)", fresh)
+            kept = dict(self._connection.execute("SELECT name, value FROM meta"))
+            self._reader = self._connect()  # of its own: whoever asks does not wait for who writes
+        self.name: str = kept["name"]
+        self._key = bytes.fromhex(kept["key"])
+
+    def _connect(self) -> sqlite3.Connection:
+        connection = sqlite3.connect(self.path, timeout=WAIT_S, check_same_thread=False, isolation_level=None)
+        connection.execute("PRAGMA journal_mode=WAL")
+        connection.execute("PRAGMA synchronous=FULL")
+        connection.execute("PRAGMA secure_delete=ON")  # what is erased is overwritten with zeros
+        return connection
+
+    def close(self) -> None:
+        """Close the file; the log stays."""
+        with self._lock, self._reading:
+            self._reader.close()
+            self._connection.close()
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Hold the one right to write, in a transaction that is undone where the body raises."""
+        with self._guarded():
+            self._connection.execute("BEGIN IMMEDIATE")
+            try:
+                yield
+            except BaseException:
+                self._connection.execute("ROLLBACK")
+                raise
+            self._connection.execute("COMMIT")
+
+    # ------------------------------------------------------------- entries
+
+    def last_position(self) -> int:
+        """Position of the newest entry that was ever committed; 0 without any."""
+        rows = self._read("SELECT seq FROM sqlite_sequence WHERE name = 'entries'")
+        return int(rows[0][0]) if rows else 0
+
+    def after(self, position: int) -> list[Entry]:
+        """Entries after a position, oldest first."""
+        query = "SELECT position, kind, body FROM entries WHERE position > ? ORDER BY position"
+        return [Entry(row[0], row[1], json.loads(row[2])) for row in self._read(query, (position,))]
+
+    def append(self, kind: Kind, bodies: Sequence[Any], users: Sequence[Any], now: float) -> int:
+        """Write entries (inside ``writing``); returns the position of the last. users: of each entry, None: of none."""
+        position = 0
+        for body, user in zip(bodies, users, strict=True):
+            row = (kind, None if user is None else user_key(user), now, json.dumps(body))
+            query = "INSERT INTO entries (kind, user, recorded, body) VALUES (?, ?, ?, ?)"
+            position = int(self._connection.execute(query, row).lastrowid or 0)
+        return position
+
+    def known_ids(self, event_ids: Iterable[str]) -> set[str]:
+        """Tell which of these event ids were written before."""
+        return {name for name in event_ids if self._read("SELECT 1 FROM event_ids WHERE digest = ?", (_digest(name),))}
+
+    def remember_ids(self, event_ids: Sequence[str], now: float) -> None:
+        """Know these event ids from now on (inside ``writing``); only their hashes are kept."""
+        rows = [(_digest(name), now) for name in event_ids]
+        self._connection.executemany("INSERT INTO event_ids VALUES (?, ?)", rows)
+
+    def prune(self, position: int, now: float) -> None:
+        """Drop what the model folder holds (up to ``position``) and nobody needs any more, and old ids and answers."""
+        with self.writing():
+            before = now - DAYS_KEPT * _DAY_S
+            self._connection.execute("DELETE FROM entries WHERE position <= ? AND recorded < ?", (position, before))
+            self._connection.execute("DELETE FROM event_ids WHERE recorded < ?", (now - DAYS_OF_IDS * _DAY_S,))
+            newest = self._connection.execute("SELECT max(number) FROM answers").fetchone()[0] or 0
+            self._connection.execute(
+                "DELETE FROM answers WHERE recorded < ? OR number <= ?", (before, newest - MOST_ANSWERS)
+            )
+        with self._guarded(), self._reading:  # the write-ahead file held the rows too
+            self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+
+    # ------------------------------------------------------------- answers
+
+    def remember_answer(self, request_id: str, user: Any, body: Mapping[str, Any], now: float) -> None:
+        """Keep what was shown under a request id, for feedback."""
+        row = (request_id, None if user is None else user_key(user), now, json.dumps(body))
+        with self._guarded():
+            self._connection.execute("PRAGMA synchronous=NORMAL")
+            try:
+                self._connection.execute(
+                    "INSERT OR REPLACE INTO answers (request_id, user, recorded, body) VALUES (?, ?, ?, ?)", row
+                )
+            finally:
+                self._connection.execute("PRAGMA synchronous=FULL")
+
+    def answer(self, request_id: str) -> dict[str, Any] | None:
+        """Return what was kept under a request id; None where nothing is."""
+        rows = self._read("SELECT body FROM answers WHERE request_id = ?", (request_id,))
+        return json.loads(rows[0][0]) if rows else None
+
+    def answers(self, user: Any = None) -> list[dict[str, Any]]:
+        """All answers kept, oldest first, of one user where one is given; each with ``request_id`` and ``recorded``."""
+        columns = "SELECT request_id, recorded, body FROM answers"
+        if user is None:
+            rows = self._read(f"{columns} ORDER BY number")
+        else:
+            rows = self._read(f"{columns} WHERE user = ? ORDER BY number", (user_key(user),))
+        return [{"request_id": row[0], "recorded": row[1], **json.loads(row[2])} for row in rows]
+
+    # ------------------------------------------------------------- erasure
+
+    def user_digest(self, user: Any) -> str:
+        """Keyed hash that stands for a user in an erasure, which must itself not name the user."""
+        return hashlib.blake2b(
+            user_key(user).encode("utf-8", "surrogatepass"), key=self._key, digest_size=16
+        ).hexdigest()
+
+    def erase(self, users: Sequence[Any], now: float) -> int:
+        """Delete the users' entries and answers and write their erasure (inside ``writing``); returns its position.
+
+        Until ``prune``, or the next checkpoint, the write-ahead file may still hold the deleted rows.
+        """
+        for user in users:
+            self._connection.execute("DELETE FROM entries WHERE user = ?", (user_key(user),))
+            self._connection.execute("DELETE FROM answers WHERE user = ?", (user_key(user),))
+        return self.append("forget", [[self.user_digest(user) for user in users]], [None], now)
+
+    def _read(self, query: str, given: tuple[Any, ...] = ()) -> list[Any]:
+        with self._reading, self._explained():
+            return self._reader.execute(query, given).fetchall()
+
+    @contextmanager
+    def _guarded(self) -> Iterator[None]:
+        with self._lock, self._explained():
+            yield
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.Error as error:
+            raise StorageError(
+                f"{self.path} cannot be used ({error}); free disk space or check the rights, and if it is damaged, "
+                "move it away: the model folder holds all but the newest events"
+            ) from error
+
+
+def user_key(user: Any) -> str:
+    """Text under which a user's rows are found: JSON, so that 7 and "7" stay two users."""
+    return json.dumps(user)
+
+
+def _digest(event_id: str) -> bytes:
+    return hashlib.blake2b(event_id.encode("utf-8", "surrogatepass"), digest_size=16).digest()

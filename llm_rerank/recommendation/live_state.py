@@ -1,0 +1,114 @@
+"""What a live shop knows at one position of its log, never changed in place, and how the log's entries change it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from llm_rerank.data.id_index import codes_by_id
+from llm_rerank.recommendation.event_log import Entry, EventLog
+from llm_rerank.recommendation.privacy import forgotten
+from llm_rerank.recommendation.reranker import Reranker
+from llm_rerank.recommendation.state import Saved
+from llm_rerank.recommendation.updating import updated
+from llm_rerank.storage import current_name
+from llm_rerank.types import DataError, StorageError
+
+_TRIES = 5
+_NOTES = ("event_id", "request_id", "shown_rank")  # kept beside an event, nothing that a model reads
+
+
+@dataclass(frozen=True)
+class LiveState:
+    """A reranker's whole state after the log up to ``position``; version: name of the content that it started from."""
+
+    saved: Saved
+    version: str
+    position: int
+
+    @property
+    def items(self) -> Mapping[Any, int]:
+        """Code of each item id."""
+        return codes_by_id(self.saved.fitted.items.ids)
+
+    @property
+    def users(self) -> Mapping[Any, int]:
+        """Code of each user id."""
+        return codes_by_id(self.saved.events.user_ids)
+
+    @property
+    def next_time(self) -> int:
+        """Just after the newest event."""
+        events = self.saved.events
+        return int(events.times[-1]) + 1 if len(events) else 0
+
+
+def loaded_state(folder: Path, log: EventLog, device: str) -> LiveState:
+    """Load the folder's current content, at its position of the log.
+
+    Raises StorageError where it cannot be read, DataError where it was saved without histories.
+    """
+    for attempt in range(_TRIES):
+        version = current_name(folder)
+        try:
+            saved = Reranker.load(folder, device=device, verbose=False).saved
+        except StorageError:
+            # another process may have replaced the content while it was being read
+            if attempt == _TRIES - 1 or current_name(folder) == version:
+                raise
+            continue
+        if current_name(folder) == version:
+            break
+    if not saved.has_histories:
+        raise DataError(f"{folder} was saved without histories, so no event can be added; save it with histories=True")
+    _ = saved.item_statistics  # made now, before the state is in use and somebody waits for them
+    return LiveState(saved, version, saved.log_position if saved.log_name == log.name else 0)
+
+
+def caught_up(state: LiveState, log: EventLog) -> LiveState:
+    """Play the entries that the state does not have, in their order. Call it inside ``log.writing()``."""
+    entries = log.after(state.position)
+    if state.saved.log_name != log.name:
+        # a model fitted from files may have been given what the log has as well: nothing counts twice
+        entries = _without_known(entries, state.saved)
+        state = replace(state, saved=replace(state.saved, log_name=log.name))
+    for kind, group in groupby(entries, key=lambda entry: entry.kind):
+        run = list(group)
+        if kind == "forget":
+            digests = {digest for entry in run for digest in entry.body}
+            users = [user for user in state.users if log.user_digest(user) in digests]
+            saved = forgotten(state.saved, users)[0] if users else state.saved
+            state = replace(state, saved=saved)
+        elif kind == "items":
+            for entry in run:
+                state = replace(state, saved=updated(state.saved, None, entry.body)[0])
+        else:
+            state = replace(state, saved=with_events(state.saved, [entry.body for entry in run]))
+    return replace(state, position=max(state.position, log.last_position()))
+
+
+def with_events(saved: Saved, bodies: Sequence[Mapping[str, Any]]) -> Saved:
+    """Return the state with events as ``live_events.checked_events`` gives them."""
+    events = [{name: value for name, value in body.items() if name not in _NOTES} for body in bodies]
+    return updated(saved, events, None, time_unit="s")[0]  # whatever their size, they are seconds by now
+
+
+def _without_known(entries: Sequence[Entry], saved: Saved) -> list[Entry]:
+    """Leave out events that the state has: same user, item, time and search."""
+    if not entries:
+        return []
+    events, item_ids = saved.events, saved.fitted.items.ids
+    held = {
+        (events.user_ids[user], item_ids[item] if item >= 0 else None, time, query)
+        for user, item, time, query in zip(
+            events.users.tolist(), events.items.tolist(), events.times.tolist(), events.queries, strict=True
+        )
+    }
+
+    def is_new(body: Mapping[str, Any]) -> bool:
+        return (body["user_id"], body.get("item_id"), body["timestamp"], body.get("query", "")) not in held
+
+    return [entry for entry in entries if entry.kind != "event" or is_new(entry.body)]

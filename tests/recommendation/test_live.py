@@ -1,0 +1,312 @@
+"""A shop in use: acknowledged events are in the next answer, on disk, once; erasure, compaction and replacement."""
+
+import json
+import shutil
+import subprocess
+import sys
+import threading
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow.parquet as parquet
+import pytest
+
+from llm_rerank.recommendation.event_log import EventLog
+from llm_rerank.recommendation.live import LiveShop, UnknownRequest
+from llm_rerank.recommendation.live_events import EventError
+from llm_rerank.recommendation.reranker import Reranker
+from llm_rerank.storage import save_folder
+from llm_rerank.types import DataError, StorageError
+
+
+@pytest.fixture
+def folder(fitted, tmp_path):
+    fitted.save(tmp_path / "shop")
+    return tmp_path / "shop"
+
+
+@pytest.fixture
+def now(fitted):
+    return float(fitted.saved.events.times.max() + 3600)
+
+
+@pytest.fixture
+def live(folder, now):
+    with LiveShop(folder, clock=lambda: now) as live:
+        yield live
+
+
+def history_of(reranker, user):
+    events = reranker.saved.events
+    code = list(events.user_ids).index(user)
+    return [reranker.saved.fitted.items.ids[item] for item in events.items[events.users == code]]
+
+
+def seen_event(live, user, item, **more):
+    return live.record([{"user_id": user, "item_id": item, **more}])
+
+
+def same_state(one, other):
+    a, b = one.saved, other.saved
+    for name in ("users", "items", "times", "weights", "positive", "ratings", "quantities", "reviews", "queries"):
+        np.testing.assert_array_equal(getattr(a.events, name), getattr(b.events, name))
+    assert list(a.events.user_ids) == list(b.events.user_ids)
+    assert list(a.fitted.items.ids) == list(b.fitted.items.ids)
+    users = list(a.events.user_ids[:5])
+    np.testing.assert_allclose(
+        one.recommend(users, k=20)["score"].to_numpy(float), other.recommend(users, k=20)["score"].to_numpy(float)
+    )
+
+
+def test_an_event_is_in_the_next_answer_and_not_in_an_earlier_snapshot(live):
+    before = live.reranker()
+    user = before.saved.events.user_ids[0]
+    best = before.recommend([user], k=1)["item_id"].iloc[0]
+    recorded = seen_event(live, user, best, event="purchase", event_id="e1")
+    assert (recorded.accepted, recorded.duplicates) == (["e1"], [])
+    assert best not in set(live.reranker().recommend([user], k=10)["item_id"])
+    assert history_of(live.reranker(), user)[-1] == best
+    assert before.recommend([user], k=1)["item_id"].iloc[0] == best
+
+
+def test_an_event_id_counts_once_in_a_call_in_two_and_after_a_restart(live, folder, now):
+    user, item = live.reranker().saved.events.user_ids[0], live.reranker().saved.fitted.items.ids[3]
+    event = {"user_id": user, "item_id": item, "event_id": "e1"}
+    n = len(live.reranker().saved.events)
+    assert live.record([event, event]).duplicates == ["e1"]
+    assert live.record([event, {**event, "event_id": "e2"}]).accepted == ["e2"]
+    live.compact()
+    with LiveShop(folder, clock=lambda: now) as again:
+        assert again.record([event]) == again.record([event]) != live.record([{**event, "event_id": "e3"}])
+        assert len(again.reranker().saved.events) == n + 3
+
+
+def test_a_bad_event_takes_none_of_its_neighbours_in(live):
+    user, item = live.reranker().saved.events.user_ids[0], live.reranker().saved.fitted.items.ids[3]
+    n = len(live.reranker().saved.events)
+    with pytest.raises(EventError, match=r"events\[1\]\.item_id 'no such' is absent"):
+        live.record([{"user_id": user, "item_id": item, "event_id": "e1"}, {"user_id": user, "item_id": "no such"}])
+    assert len(live.reranker().saved.events) == n and live.log.last_position() == 0
+    assert live.record([{"user_id": user, "item_id": item, "event_id": "e1"}]).accepted == ["e1"]
+
+
+def test_a_time_long_ago_is_seconds_too(live):
+    user, item = live.reranker().saved.events.user_ids[0], live.reranker().saved.fitted.items.ids[3]
+    seen_event(live, user, item, timestamp=86_400 * 366)
+    assert live.reranker().saved.events.times[0] == 86_400 * 366
+
+
+def test_what_is_played_again_is_what_was_live(live, folder, now):
+    users, items = live.reranker().saved.events.user_ids, live.reranker().saved.fitted.items.ids
+    rng = np.random.default_rng(0)
+    for number in range(30):
+        seen_event(live, users[rng.integers(len(users))], items[rng.integers(len(items))], timestamp=now - number % 7)
+    live.add_items([{"item_id": "brand-new", "title": "a brand new thing"}])
+    seen_event(live, "a newcomer", "brand-new", event="purchase", review="just right")
+    with LiveShop(folder, clock=lambda: now) as again:
+        same_state(live.reranker(), again.reranker())
+        again.compact()
+        assert again.log.last_position() == live.log.last_position()
+        same_state(live.reranker(), again.reranker())
+    loaded = Reranker.load(folder, verbose=False)
+    same_state(loaded, live.reranker())
+    assert loaded.saved.log_position == live.log.last_position()
+    assert live.reload_if_replaced() and not live.reload_if_replaced()
+    same_state(loaded, live.reranker())
+
+
+def test_another_process_reads_what_this_one_wrote(live, folder):
+    user, item = live.reranker().saved.events.user_ids[0], live.reranker().saved.fitted.items.ids[3]
+    script = (
+        "import sys, json; from llm_rerank.recommendation.live import LiveShop\n"
+        "live = LiveShop(sys.argv[1])\n"
+        "def n(): return len(live.reranker().saved.events)\n"
+        "print(n(), flush=True)\n"
+        "sys.stdin.readline(); print(n(), flush=True)\n"
+        "live.record([json.loads(sys.stdin.readline())]); print(n(), flush=True)\n"
+    )
+    other = subprocess.Popen(
+        [sys.executable, "-c", script, folder], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
+    )
+    n = int(other.stdout.readline())
+    seen_event(live, user, item)
+    other.stdin.write("go\n")
+    assert int(other.stdout.readline()) == n + 1
+    old = int(live.reranker().saved.events.times.max()) - 5
+    other.stdin.write(json.dumps({"user_id": user, "item_id": item, "timestamp": old}) + "\n")
+    assert int(other.stdout.readline()) == n + 2
+    assert len(live.reranker().saved.events) == n + 2
+    other.stdin.close()
+    assert other.wait(timeout=30) == 0
+
+
+def test_many_threads_write_and_read(live):
+    users, items = live.reranker().saved.events.user_ids, live.reranker().saved.fitted.items.ids
+    n, missing = len(live.reranker().saved.events), []
+
+    def work(number):
+        for turn in range(10):
+            item = items[(number * 10 + turn) % len(items)]
+            seen_event(live, users[number], item, event_id=f"{number}-{turn}")
+            if history_of(live.reranker(), users[number])[-1] != item:
+                missing.append((number, turn))
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(4)]
+    [thread.start() for thread in threads], [thread.join() for thread in threads]
+    assert missing == [] and len(live.reranker().saved.events) == n + 40
+
+
+def traces(folder: Path, words: list[bytes]) -> list[tuple[str, bytes]]:
+    found = []
+    for path in (path for path in folder.rglob("*") if path.is_file()):
+        content = path.read_bytes()
+        if path.suffix == ".parquet":
+            values = [column.to_pylist() for column in parquet.read_table(path).columns]
+            content += b"\n".join(v if isinstance(v, bytes) else str(v).encode() for column in values for v in column)
+        found += [(path.name, word) for word in words if word in content]
+    return found
+
+
+def test_a_forgotten_user_is_in_no_file_and_stays_forgotten(live, folder, now):
+    item, other = live.reranker().saved.fitted.items.ids[:2]
+    words = [b"zelda-of-the-lake", b"hums like a kettle"]
+    seen_event(live, "zelda-of-the-lake", item, event="purchase", review="it hums like a kettle at night")
+    live.remember_answer("r1", "zelda-of-the-lake", [item])
+    live.compact()
+    seen_event(live, "zelda-of-the-lake", other, event_id="order of zelda-of-the-lake")
+    assert {word for _, word in traces(folder, words)} == set(words)
+    assert live.export("zelda-of-the-lake")["lists_shown"][0]["item_ids"] == [item]
+    report = live.forget(["zelda-of-the-lake", "nobody"])
+    assert (report.forgotten, report.unknown) == (["zelda-of-the-lake"], ["nobody"])
+    assert traces(folder, words) == []
+    assert live.export("zelda-of-the-lake") is None
+    assert "zelda-of-the-lake" not in set(live.reranker().saved.events.user_ids)
+    with LiveShop(folder, clock=lambda: now) as again:
+        assert "zelda-of-the-lake" not in set(again.reranker().saved.events.user_ids)
+        seen_event(again, "zelda-of-the-lake", other)
+        assert history_of(again.reranker(), "zelda-of-the-lake") == [other]
+    assert history_of(live.reranker(), "zelda-of-the-lake") == [other]
+
+
+def test_an_erasure_reaches_a_process_that_holds_the_user_and_a_model_fitted_before(live, folder, now, tmp_path):
+    user = live.reranker().saved.events.user_ids[5]
+    shutil.copytree(folder, tmp_path / "earlier")
+    with LiveShop(folder, clock=lambda: now) as other:
+        assert user in set(other.reranker().saved.events.user_ids)
+        live.forget([user])
+        assert user not in set(other.reranker().saved.events.user_ids)
+        # a refit that began before comes back with the user in it
+        Reranker.load(tmp_path / "earlier", verbose=False).save(folder)
+        assert live.reload_if_replaced()
+        assert user not in set(live.reranker().saved.events.user_ids)
+        live.compact()
+    assert user not in set(Reranker.load(folder, verbose=False).saved.events.user_ids)
+
+
+def test_a_kill_between_erasure_and_the_new_folder_is_made_good_at_the_next_start(live, folder, now):
+    user = live.reranker().saved.events.user_ids[5]
+    with live.log.writing():  # the first half of forget, then the process dies
+        live.log.erase([user], now)
+    with LiveShop(folder, clock=lambda: now) as again:
+        assert user not in set(again.reranker().saved.events.user_ids)
+        again.compact()
+    assert user not in set(Reranker.load(folder, verbose=False).saved.events.user_ids)
+
+
+def test_a_model_fitted_from_files_is_not_told_twice_what_the_files_held(live, folder, now, shop):
+    user, items = live.reranker().saved.events.user_ids[0], live.reranker().saved.fitted.items.ids
+    seen_event(live, user, items[2], timestamp=now - 50)
+    seen_event(live, user, items[3], timestamp=now - 40)
+    without_log = Reranker.load(folder, verbose=False)
+    without_log.update([{"user_id": user, "item_id": items[2], "timestamp": int(now) - 50}])
+    without_log.save(folder)  # as a nightly fit from an export that ends between the two
+    assert live.reload_if_replaced()
+    assert history_of(live.reranker(), user)[-2:] == [items[2], items[3]]
+    assert len(live.reranker().saved.events) == len(without_log.saved.events) + 1
+
+
+def test_compaction_does_not_undo_a_new_model(live, folder, fitted, now):
+    user, item = live.reranker().saved.events.user_ids[0], live.reranker().saved.fitted.items.ids[3]
+    seen_event(live, user, item, timestamp=now)
+    saved = Reranker.load(folder, verbose=False).saved
+    Reranker.from_saved(replace(saved, config=replace(saved.config, min_items=3))).save(folder)
+    live.compact()
+    loaded = Reranker.load(folder, verbose=False)
+    assert loaded.saved.config.min_items == 3 and history_of(loaded, user)[-1] == item
+
+
+def test_a_model_that_comes_in_while_the_log_is_folded_stays(live, folder, now, monkeypatch):
+    user, item = live.reranker().saved.events.user_ids[0], live.reranker().saved.fitted.items.ids[3]
+    seen_event(live, user, item, timestamp=now)
+    saved = Reranker.load(folder, verbose=False).saved
+    newer = Reranker.from_saved(replace(saved, config=replace(saved.config, min_items=3)))
+    folders = []
+
+    def after_another(target, write, **more):  # a fit that ends between our look at the folder and our save
+        if not folders:
+            newer.save(folder)
+        folders.append(target)
+        return save_folder(target, write, **more)
+
+    monkeypatch.setattr("llm_rerank.recommendation.live.save_folder", after_another)
+    live.compact()
+    loaded = Reranker.load(folder, verbose=False)
+    assert loaded.saved.config.min_items == 3 and history_of(loaded, user)[-1] == item
+    assert len(folders) == 2
+
+
+def test_feedback_is_an_event_of_the_request_with_the_rank_that_was_shown(live):
+    user, items = live.reranker().saved.events.user_ids[0], live.reranker().saved.fitted.items.ids
+    live.remember_answer("r1", user, [items[4], items[7]], {"propensities": [0.5, 0.5], "k": 2})
+    first = live.feedback("r1", [{"item_id": items[7], "event": "click"}])
+    again = live.feedback("r1", [{"item_id": items[7], "event": "click"}])
+    assert again.duplicates == first.accepted and history_of(live.reranker(), user)[-1] == items[7]
+    (entry,) = live.log.after(0)
+    assert (entry.body["request_id"], entry.body["shown_rank"], entry.body["event"]) == ("r1", 2, "click")
+    assert live.shown_lists()[0]["propensities"] == [0.5, 0.5]
+    with pytest.raises(UnknownRequest, match="not, or no longer, remembered"):
+        live.feedback("r2", [{"item_id": items[7]}])
+    with pytest.raises(EventError, match=r"events\[0\]\.item_id"):
+        live.feedback("r1", [{"event": "click"}])
+    with pytest.raises(EventError, match=r"events\[0\]\.user_id"):
+        live.feedback("r1", [{"item_id": items[7], "user_id": user}])
+    live.remember_answer("r3", None, [items[4]])
+    with pytest.raises(UnknownRequest, match="nobody"):
+        live.feedback("r3", [{"item_id": items[4]}])
+
+
+def test_a_new_item_can_be_recommended_at_once(live):
+    report = live.add_items([{"item_id": "new", "title": "something new", "price": 3.0}])
+    assert report.new_items == ["new"]
+    user = live.reranker().saved.events.user_ids[0]
+    result = live.reranker().rerank(pd.DataFrame({"user_id": [user], "item_id": ["new"]}))
+    assert np.isfinite(result["score"]).all()
+    with pytest.raises(DataError):
+        live.add_items([{"title": "no id"}])
+    assert live.log.last_position() == 1
+
+
+def test_a_folder_without_histories_or_without_a_model_is_refused(fitted, tmp_path):
+    fitted.save(tmp_path / "bare", histories=False)
+    with pytest.raises(DataError, match="without histories"):
+        LiveShop(tmp_path / "bare")
+    with pytest.raises(StorageError):
+        LiveShop(tmp_path / "nothing")
+    assert not (tmp_path / "nothing").exists()
+
+
+def test_the_log_of_one_shop_is_not_played_on_another_by_position(live, folder, fitted, tmp_path, now):
+    user, item = live.reranker().saved.events.user_ids[0], live.reranker().saved.fitted.items.ids[3]
+    seen_event(live, user, item)
+    live.compact()
+    position = live.log.last_position()
+    shutil.copytree(folder, tmp_path / "moved", ignore=shutil.ignore_patterns("live.sqlite*"))
+    other = EventLog(tmp_path / "moved" / "live.sqlite")  # another log: its first rows are not the ones the model has
+    with other.writing():
+        body = {"event_id": "x", "user_id": user, "item_id": item, "timestamp": int(now) + 9}
+        other.append("event", [body], [user], now)
+    other.close()
+    with LiveShop(tmp_path / "moved", clock=lambda: now) as moved:
+        assert position >= 1 and len(moved.reranker().saved.events) == len(live.reranker().saved.events) + 1
