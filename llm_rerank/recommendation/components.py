@@ -9,11 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeGuard
 
 import numpy as np
 
 from llm_rerank.recommendation.candidates import union
+from llm_rerank.recommendation.failures import Failures, attempt
 from llm_rerank.types import Cases, CatalogueScorer, DataError, Encoder, FloatArray, IntArray, Ragged, Scorer
 
 if TYPE_CHECKING:
@@ -123,12 +124,14 @@ def retrieve_and_score(
     candidates_per_source: int | None = None,
     seen: Ragged | None = None,
     progress: Callable[[int], None] | None = None,
+    failures: Failures | None = None,
 ) -> ScoredCases:
     """Score every candidate of every case with every blended component, in blocks of cases.
 
     With ``candidates_per_source`` the candidates are first found: the union of that many best items of each
     component that retrieves, without the ``seen`` items. Without it ``cases.candidates`` are scored as they are.
-    progress: called with the number of cases done after each block.
+    progress: called with the number of cases done after each block. failures: takes note of components that raise an
+    error, which then have no opinion and retrieve nothing; None: the error is raised.
     """
     block_size = int(np.clip(BLOCK_CELLS // max(n_items, 1), 1, 1024))
     blended = [component for component in components if component.blends]
@@ -139,14 +142,16 @@ def retrieve_and_score(
         rows = np.arange(start, min(start + block_size, len(cases)), dtype=np.int64)
         block = cases.take(rows)
         catalogue = {
-            c.name: c.scorer.score_catalogue(block) for c in components if isinstance(c.scorer, CatalogueScorer)
+            c.name: attempt(c.name, c.scorer.score_catalogue, block, rows, failures, n_columns=n_items)
+            for c in components
+            if scores_catalogue(c.scorer) and (c.blends or candidates_per_source is not None)
         }
         if candidates_per_source is not None:
             block_seen = None if seen is None else seen.take(rows)
             block = block.with_candidates(
                 _union_of_sources(components, block, catalogue, candidates_per_source, block_seen, n_items)
             )
-        raw, scores = _gather(blended, block, catalogue, reference, n_items)
+        raw, scores = _gather(blended, block, catalogue, reference, rows, failures)
         parts_candidates.append(block.candidates)
         parts_raw.append(raw)
         parts_scores.append(scores)
@@ -162,6 +167,11 @@ def retrieve_and_score(
         np.concatenate([*parts_scores, empty]),
         np.concatenate([*parts_raw, empty]),
     )
+
+
+def scores_catalogue(scorer: Scorer) -> TypeGuard[CatalogueScorer]:
+    """Tell a ``CatalogueScorer``; asking the protocol itself takes as long as some scorers."""
+    return callable(getattr(scorer, "score_catalogue", None))
 
 
 def _union_of_sources(
@@ -188,22 +198,23 @@ def _gather(
     block: Cases,
     catalogue: Mapping[str, FloatArray],
     reference: IntArray,
-    n_items: int,
+    case_rows: IntArray,
+    failures: Failures | None,
 ) -> tuple[FloatArray, FloatArray]:
     """Raw and standardised scores of the block's candidates: two float32 arrays, (n_candidates, n_blended)."""
     codes, rows = block.candidates.values, block.candidates.row_of_value
-    known: BoolArray = (codes >= 0) & (codes < n_items)
     raw = np.full((len(codes), len(blended)), np.nan, dtype=np.float32)
     scores = raw.copy()
     for column, component in enumerate(blended):
         if component.name in catalogue:
             table = catalogue[component.name]
+            known: BoolArray = (codes >= 0) & (codes < table.shape[1])
             mean, deviation = standardize_rows(table, reference)
             raw[known, column] = table[rows[known], codes[known]]
             scores[:, column] = (raw[:, column] - mean[rows, 0]) / deviation[rows, 0]
         else:
             # a scorer that cannot score the whole catalogue (a cross-encoder) brings its own global scale
-            raw[:, column] = component.scorer.score(block)
+            raw[:, column] = attempt(component.name, component.scorer.score, block, case_rows, failures)
             scores[:, column] = raw[:, column]
     return raw, scores
 

@@ -14,6 +14,7 @@ from llm_rerank.data.features import ItemStatistics, pair_features
 from llm_rerank.recommendation.candidates import positions_in_row, ranks_in_row
 from llm_rerank.recommendation.components import ScoredCases, retrieve_and_score
 from llm_rerank.recommendation.diversity import diversify_cases
+from llm_rerank.recommendation.failures import Failures, attempt
 from llm_rerank.recommendation.fitting import Fitted
 from llm_rerank.recommendation.inputs import Fold
 from llm_rerank.recommendation.residual import CROSS_ENCODER
@@ -29,8 +30,41 @@ CONTEXT = "context"
 
 
 @dataclass(frozen=True)
+class ScoredBatch:
+    """A batch that is scored and not yet cut or diversified; arrays have shape (n_candidates,), laid out as candidates.
+
+    scored: the cases with their candidates and what each component said. contributions, scores: as in ``Decided``.
+    ranks: from 1 in each row, by score alone.
+    """
+
+    scored: ScoredCases
+    stage: Stage
+    contributions: npt.NDArray[np.float64]
+    scores: npt.NDArray[np.float64]
+    probabilities: FloatArray
+    ranks: IntArray
+
+    @property
+    def candidates(self) -> Ragged:
+        """Candidate codes, one row a case."""
+        return self.scored.cases.candidates
+
+    def take(self, rows: IntArray) -> ScoredBatch:
+        """Cases in the order given."""
+        at = self.candidates.value_positions(rows)
+        return ScoredBatch(
+            self.scored.take(rows),
+            self.stage,
+            self.contributions[at],
+            self.scores[at],
+            self.probabilities[at],
+            self.ranks[at],
+        )
+
+
+@dataclass(frozen=True)
 class Decided:
-    """A scored batch; every array has shape (n_candidates,), laid out as ``candidates``.
+    """A decided batch; every array has shape (n_candidates,), laid out as ``candidates``.
 
     contributions: float64, shape (n_candidates, n_columns), rows sum to ``scores``. scores: NaN for an item that the
     catalogue does not have. ranks: from 1 in each row, after diversity. kept: by the cut (``kept_by_cut``) and then by
@@ -59,13 +93,42 @@ def decide(
     candidates_per_source: int | None = None,
     exclude: Ragged | None = None,
 ) -> Decided:
+    """Score the cases' candidates, or retrieve them first where ``candidates_per_source`` is given, and decide.
+
+    Arguments as in ``score_batch``.
+    """
+    batch = score_batch(
+        fitted,
+        config,
+        cases,
+        seen,
+        statistics,
+        upstream=upstream,
+        candidates_per_source=candidates_per_source,
+        exclude=exclude,
+    )
+    return settle(batch, fitted, config)
+
+
+def score_batch(
+    fitted: Fitted,
+    config: RerankerConfig,
+    cases: Cases,
+    seen: Ragged,
+    statistics: ItemStatistics,
+    *,
+    upstream: FloatArray | None = None,
+    candidates_per_source: int | None = None,
+    exclude: Ragged | None = None,
+    failures: Failures | None = None,
+) -> ScoredBatch:
     """Score the cases' candidates, or retrieve them first where ``candidates_per_source`` is given.
 
     upstream: raw upstream scores, shape (n_candidates,), NaN unknown; with them, and impressions at the fit, the
-    upstream stage decides. exclude: items not to retrieve.
+    upstream stage decides. exclude: items not to retrieve. failures: as in ``retrieve_and_score``.
     """
     n_items = len(fitted.items)
-    stage = fitted.stage if upstream is None or fitted.upstream_stage is None else fitted.upstream_stage
+    stage = stage_for(fitted, upstream is not None)
     readers = [c for c in fitted.components if c.name == CROSS_ENCODER]
     depth = config.cross_encoder_depth if readers and stage.residual_verdict is not None else None
     scored = retrieve_and_score(
@@ -75,33 +138,53 @@ def decide(
         n_items,
         candidates_per_source=candidates_per_source,
         seen=exclude,
+        failures=failures,
     )
     pair_values = pair_features(scored.cases, statistics, fitted.items)
     read = np.ones(len(pair_values), dtype=np.bool_)
     blended = [component.name for component in fitted.components if component.blends]
     if depth is not None:
         others = [name for name in blended if name != CROSS_ENCODER]
-        scored, read = _read_to_depth(scored, readers[0].scorer, stage, others, pair_values, upstream, depth)
+        scored, read = _read_to_depth(scored, readers[0].scorer, stage, others, pair_values, upstream, depth, failures)
     scored = replace(scored, scores=scores_for(stage, blended, scored.scores))
     fold = Fold(scored, seen, pair_values, upstream)
     candidates = fold.candidates
     contributions = stage.blend.contributions(stage.design(scored.scores, pair_values, upstream))
-    unknown = (candidates.values < 0) | (candidates.values >= n_items)
-    contributions[unknown] = np.nan
+    contributions[(candidates.values < 0) | (candidates.values >= n_items)] = np.nan
     scores = contributions.sum(axis=1)
-    probabilities = stage.probability(scores, pair_values)
     ranks = _ranks(scores, read, candidates)
+    return ScoredBatch(scored, stage, contributions, scores, stage.probability(scores, pair_values), ranks)
+
+
+def stage_for(fitted: Fitted, has_upstream_scores: bool) -> Stage:
+    """Give the stage that decides: that of the upstream recommender's lists where there are its scores and a fit."""
+    return fitted.upstream_stage if has_upstream_scores and fitted.upstream_stage is not None else fitted.stage
+
+
+def settle(batch: ScoredBatch, fitted: Fitted, config: RerankerConfig) -> Decided:
+    """Cut and diversify what is scored, by the batch's stage and these settings."""
+    stage, candidates = batch.stage, batch.candidates
+    unknown = np.isnan(batch.scores)
     kept = ~unknown
     if stage.cut is not None:
-        kept &= np.nan_to_num(probabilities, nan=-1.0) >= stage.cut.least_probability
+        kept &= np.nan_to_num(batch.probabilities, nan=-1.0) >= stage.cut.least_probability
     settings = config.diversity_settings
-    placed = diversify_cases(fitted.components, fitted.items, fold.scored.cases, scores, ranks, settings, config.seed)
+    placed = diversify_cases(
+        fitted.components, fitted.items, batch.scored.cases, batch.scores, batch.ranks, settings, config.seed
+    )
     kept_by_cut = kept
     # by the ranks that are shown, so that the first min_items of a page are kept ones
     kept = bounded_kept(kept, placed.ranks, min_items=config.min_items, max_items=config.max_items) & ~unknown
-    propensities = placed.propensities if settings.exploration_slots else None
     return Decided(
-        candidates, stage, contributions, scores, probabilities, placed.ranks, kept, kept_by_cut, propensities
+        candidates,
+        stage,
+        batch.contributions,
+        batch.scores,
+        batch.probabilities,
+        placed.ranks,
+        kept,
+        kept_by_cut,
+        placed.propensities if settings.exploration_slots else None,
     )
 
 
@@ -126,6 +209,7 @@ def _read_to_depth(
     pair_values: FloatArray,
     upstream: FloatArray | None,
     depth: int,
+    failures: Failures | None,
 ) -> tuple[ScoredCases, BoolArray]:
     """Let the cross-encoder read each case's best ``depth`` candidates by all else; also which those are.
 
@@ -139,7 +223,9 @@ def _read_to_depth(
     read = ranks_in_row(first, rows) <= depth
     lengths = np.bincount(rows.row_of_value[read], minlength=len(rows)).astype(np.int64)
     values = nothing[:, 0]
-    values[read] = reader.score(scored.cases.with_candidates(Ragged.from_lengths(rows.values[read], lengths)))
+    first_cases = scored.cases.with_candidates(Ragged.from_lengths(rows.values[read], lengths))
+    numbers = np.arange(len(rows), dtype=np.int64)
+    values[read] = attempt(reader.name, reader.score, first_cases, numbers, failures)
     scores, raw = (np.column_stack([table, values]).astype(np.float32) for table in (scored.scores, scored.raw))
     return ScoredCases(scored.cases, scores, raw), read
 
@@ -162,6 +248,12 @@ def groups_of_columns(fitted: Fitted, stage: Stage) -> list[str]:
     return [group_of.get(name.split(" × ")[0], CONTEXT) for name in stage.blend.names]
 
 
+def sums_of_groups(contributions: npt.NDArray[np.float64], groups: Sequence[str]) -> dict[str, npt.NDArray[np.float64]]:
+    """Part of each group in the scores, float64, shape (n_candidates,), in order of the groups' first columns."""
+    member = {group: np.array([name == group for name in groups]) for group in dict.fromkeys(groups)}
+    return {group: contributions[:, columns].sum(axis=1) for group, columns in member.items()}
+
+
 def result_frame(passed: pd.DataFrame, decided: Decided, fitted: Fitted, k: int | None) -> pd.DataFrame:
     """Lay out the result: one row a candidate, users in order, best rank first, at most k a user.
 
@@ -169,7 +261,6 @@ def result_frame(passed: pd.DataFrame, decided: Decided, fitted: Fitted, k: int 
     """
     import pandas as pd
 
-    groups = groups_of_columns(fitted, decided.stage)
     columns: dict[str, object] = {
         "user_id": passed["user_id"],
         "item_id": passed["item_id"],
@@ -180,9 +271,8 @@ def result_frame(passed: pd.DataFrame, decided: Decided, fitted: Fitted, k: int 
     }
     if decided.propensities is not None:
         columns["propensity"] = decided.propensities
-    for group in dict.fromkeys(groups):
-        member = np.array([name == group for name in groups])
-        columns[f"score_{group}"] = decided.contributions[:, member].sum(axis=1)
+    groups = groups_of_columns(fitted, decided.stage)
+    columns.update({f"score_{group}": part for group, part in sums_of_groups(decided.contributions, groups).items()})
     if "upstream_score" in passed:
         columns["upstream_score"] = passed["upstream_score"]
     # our own names win over columns of an earlier result that comes in again

@@ -24,9 +24,15 @@ BOUNDS = (("added", "min_items"), ("removed", "max_items"))
 
 
 def decision_facts(
-    decided: Decided, cases: Cases, config: RerankerConfig, k: int | None, *, other_lists: str = ""
+    decided: Decided,
+    cases: Cases,
+    config: RerankerConfig,
+    k: int | None,
+    *,
+    other_lists: str = "",
+    warn: bool = True,
 ) -> dict[str, Any]:
-    """Describe a decided batch, JSON-ready; warns where it drifted and probabilities or a cut were given.
+    """Describe a decided batch, JSON-ready; warns, if ``warn``, where it drifted and there are probabilities or a cut.
 
     cases: whose candidates were decided. k: rows a user that are returned. other_lists: why these are not lists as the
     cut was chosen on, in words; "" where they are.
@@ -39,7 +45,7 @@ def decision_facts(
     if profile is not None:
         drift = drift_from(profile, decided.scores, decided.candidates, cases.history.lengths)
     reason = _why_no_guarantee(decided, shown, drift, config, k) or other_lists
-    if drift.shifted and (cut is not None or decided.stage.calibrator is not None):
+    if warn and drift.shifted and (cut is not None or decided.stage.calibrator is not None):
         warnings.warn(
             f"{drift.sentence()}: probabilities and cut may not hold for them; fit again on recent events, or fit "
             "with impressions where the lists are another recommender's",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -145,9 +146,14 @@ def chance_limit(n_bins: int, n_expected: int, n_observed: int) -> float:
     Yurdakul and Naranjo, "Statistical properties of the population stability index", 2020. Lists are counted, not
     candidates, which hang together within a list: the limit errs on the quiet side.
     """
+    return float((1.0 / max(n_expected, 1) + 1.0 / max(n_observed, 1)) * _sure_chi2(max(n_bins - 1, 1)))
+
+
+@cache
+def _sure_chi2(degrees: int) -> float:
     from scipy.stats import chi2
 
-    return float((1.0 / max(n_expected, 1) + 1.0 / max(n_observed, 1)) * chi2.ppf(SURE, max(n_bins - 1, 1)))
+    return float(chi2.ppf(SURE, degrees))
 
 
 def _weights(rows: Ragged) -> Float64Array:
