@@ -1,0 +1,214 @@
+"""Micro-batching: rankings that wait are answered by one call on the one scoring thread; the queue has an end.
+
+Nothing waits on purpose: while a batch is scored the next one gathers. What cannot be answered in time is refused at
+once, or at its time limit, and told when to come again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+from llm_rerank.service.failures import ServiceError, describe
+from llm_rerank.service.metrics import Metrics
+
+Q = TypeVar("Q")
+A = TypeVar("A")
+T = TypeVar("T")
+
+LEARNING_RATE = 0.2
+"""Weight of the newest batch in the running mean of seconds a task."""
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class _Waiting:
+    work: Any  # a question, or a function without arguments
+    is_question: bool
+    future: asyncio.Future[Any]
+    deadline: float
+
+
+class ScoringQueue(Generic[Q, A]):
+    """Questions and single jobs for one thread, first come, first served.
+
+    answer: answers a batch; an exception in the place of an answer is raised to whoever asked that question.
+    length: greatest number that may wait. batch_size: most questions of one call. All methods but ``answer`` run on
+    the event loop.
+    """
+
+    def __init__(
+        self, answer: Callable[[list[Q]], Sequence[A | Exception]], *, length: int, batch_size: int, metrics: Metrics
+    ) -> None:
+        self._answer = answer
+        self._length = length
+        self._batch_size = batch_size
+        self._metrics = metrics
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="scoring")
+        self._waiting: deque[_Waiting] = deque()
+        self._wake = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+        self._stopping = False
+        self._running = 0
+        self._running_since: float | None = None
+        self._seconds_each = 0.0
+
+    def start(self) -> None:
+        """Begin to work; needs a running event loop."""
+        self._task = asyncio.create_task(self._work())
+
+    async def stop(self) -> None:
+        """Finish what is being scored; refuse what waits."""
+        self._stopping = True
+        while self._waiting:
+            waiting = self._waiting.popleft()
+            if not waiting.future.done():
+                waiting.future.set_exception(_stopping())
+        self._wake.set()
+        if self._task is not None:
+            await self._task
+        await asyncio.to_thread(self._thread.shutdown)
+
+    def stuck_for_s(self) -> float:
+        """Seconds that the present call has taken; 0 where there is none."""
+        return 0.0 if self._running_since is None else time.monotonic() - self._running_since
+
+    def expected_wait_s(self) -> float:
+        """Seconds until something that comes now would be answered, as far as the last batches tell."""
+        return (len(self._waiting) + self._running + 1) * self._seconds_each
+
+    async def ask(self, question: Q, time_limit_s: float) -> A:
+        """Answer a question, together with others that wait. Raises what ``answer`` gave, or ServiceError (503)."""
+        answer: A = await self._wait_for(question, True, time_limit_s)
+        return answer
+
+    async def run(self, job: Callable[[], T], time_limit_s: float) -> T:
+        """Run a job of another kind on the scoring thread, in its turn. Raises as ``ask`` does."""
+        result: T = await self._wait_for(job, False, time_limit_s)
+        return result
+
+    async def _wait_for(self, work: Any, is_question: bool, time_limit_s: float) -> Any:
+        if self._stopping:
+            raise _stopping()
+        expected = self.expected_wait_s()
+        # an idle queue tries, however slow the last batch was: else one slow batch would end the service
+        late = expected > time_limit_s and (self._running > 0 or len(self._waiting) > 0)
+        if len(self._waiting) >= self._length or late:
+            self._metrics.refused.labels("queue_full").inc()
+            raise ServiceError(503, "too many requests wait; come again", code="busy", retry_after_s=max(expected, 1))
+        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self._waiting.append(_Waiting(work, is_question, future, time.monotonic() + time_limit_s))
+        self._metrics.queue_depth.set(len(self._waiting))
+        self._wake.set()
+        try:
+            return await asyncio.wait_for(future, time_limit_s)
+        except TimeoutError:
+            self._metrics.refused.labels("late").inc()
+            raise ServiceError(
+                503, "no answer within the time limit; come again", code="late", retry_after_s=max(expected, 1)
+            ) from None
+
+    async def _work(self) -> None:
+        loop = asyncio.get_running_loop()
+        while not self._stopping:
+            batch = self._take()
+            if not batch:
+                self._wake.clear()
+                await self._wake.wait()
+                continue
+            started = time.monotonic()
+            self._running, self._running_since = len(batch), started
+            try:
+                results = await loop.run_in_executor(self._thread, self._results, batch)
+                for waiting, result in zip(batch, results, strict=True):
+                    if waiting.future.done():  # late, and told so
+                        continue
+                    if isinstance(result, Exception):
+                        waiting.future.set_exception(result)
+                    else:
+                        waiting.future.set_result(result)
+            finally:
+                self._running, self._running_since = 0, None
+            each = (time.monotonic() - started) / len(batch)
+            rate = LEARNING_RATE if self._seconds_each else 1.0
+            self._seconds_each += rate * (each - self._seconds_each)
+
+    def _take(self) -> list[_Waiting]:
+        """Take the first that still has time, and questions that follow it."""
+        batch: list[_Waiting] = []
+        now = time.monotonic()
+        while self._waiting and len(batch) < self._batch_size:
+            if batch and not (batch[0].is_question and self._waiting[0].is_question):
+                break
+            waiting = self._waiting.popleft()
+            if not waiting.future.done() and waiting.deadline > now:
+                batch.append(waiting)
+        self._metrics.queue_depth.set(len(self._waiting))
+        return batch
+
+    def _results(self, batch: list[_Waiting]) -> Sequence[Any]:
+        """Do the work of a batch, on the scoring thread; never raises."""
+        try:
+            if not batch[0].is_question:
+                return [batch[0].work()]
+            with self._metrics.batch_seconds.time():
+                results = self._answer([waiting.work for waiting in batch])
+            self._metrics.batch_questions.observe(len(batch))
+            assert len(results) == len(batch), f"{len(results)} answers to {len(batch)} questions"
+            return results
+        except Exception as error:
+            if len(batch) == 1:
+                return [error]
+            logger.error("a batch of %d failed: %s; each is asked alone", len(batch), describe(error))
+            return [self._results([waiting])[0] for waiting in batch]
+
+
+def _stopping() -> ServiceError:
+    return ServiceError(503, "the service is stopping", code="stopping", retry_after_s=5)
+
+
+class Workers:
+    """A few threads for what is not scoring: the event log, exports, searches; with an end to what may wait."""
+
+    def __init__(self, n_threads: int, *, length: int, metrics: Metrics) -> None:
+        self._threads = ThreadPoolExecutor(n_threads, thread_name_prefix="work")
+        self._most = n_threads + length
+        self._metrics = metrics
+        self._n = 0
+
+    async def run(self, job: Callable[[], T], time_limit_s: float) -> T:
+        """Run a job; its result, or ServiceError (503) where too many wait or it takes too long.
+
+        A job that is late goes on to its end: what it writes is written whole, and asking again finds it so.
+        """
+        if self._n >= self._most:
+            self._metrics.refused.labels("queue_full").inc()
+            raise ServiceError(503, "too many requests wait; come again", code="busy", retry_after_s=1)
+        self._n += 1
+        future = asyncio.get_running_loop().run_in_executor(self._threads, job)
+        future.add_done_callback(self._done)
+        try:
+            return await asyncio.wait_for(asyncio.shield(future), time_limit_s)
+        except TimeoutError:
+            if future.done() and not future.cancelled():  # the job's own TimeoutError
+                raise
+            self._metrics.refused.labels("late").inc()
+            raise ServiceError(
+                503, "no answer within the time limit; come again", code="late", retry_after_s=1
+            ) from None
+
+    async def stop(self) -> None:
+        """Finish what was begun."""
+        await asyncio.to_thread(self._threads.shutdown)
+
+    def _done(self, future: asyncio.Future[Any]) -> None:
+        self._n -= 1
+        if not future.cancelled():
+            future.exception()  # looked at: nobody may be waiting for it any more, and asyncio would log its message

@@ -1,0 +1,306 @@
+"""What may be asked: the bodies of requests, strict, with every size bounded. What is answered is in ``answers.py``."""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, GetJsonSchemaHandler, PlainValidator, WithJsonSchema, model_validator
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema, PydanticCustomError
+
+from llm_rerank.data.events import EVENT_ALIASES, EVENT_WEIGHTS
+from llm_rerank.recommendation.live_events import LONGEST_ID, LONGEST_TEXT
+
+KINDS = (*EVENT_WEIGHTS, *EVENT_ALIASES)
+GREATEST_WHOLE = 2**53
+"""Beyond it JSON's numbers are not whole any more in most languages."""
+
+LONGEST_WORDS = 1_000
+LONGEST_TITLE = 2_000
+MOST_FRESH_EVENTS = 200
+MOST_EVENTS = 1_000
+MOST_ITEMS = 1_000
+MOST_CANDIDATES = 10_000
+MOST_SHOWN = 1_000
+GREATEST_NUMBER = 1e9
+FURTHER_TIME = 2**53
+
+
+def _id(value: Any) -> str | int:
+    if isinstance(value, str):
+        if value.strip() and len(value) <= LONGEST_ID and _encodable(value):
+            return value
+    elif isinstance(value, int) and not isinstance(value, bool) and abs(value) <= GREATEST_WHOLE:
+        return value
+    raise PydanticCustomError("id", f"must be a text of 1 to {LONGEST_ID} characters or a whole number up to 2^53")
+
+
+def _moment(value: Any) -> str | int | float:
+    if isinstance(value, str):
+        if 0 < len(value) <= 64 and _encodable(value):
+            return value
+    elif isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= FURTHER_TIME:
+        return value
+    raise PydanticCustomError("moment", "must be seconds since 1970, or a date such as 2026-01-31T12:00:00Z")
+
+
+def _scalar(value: Any) -> Any:
+    """Take a text, a number, a truth value or null: what a column of a table can hold."""
+    if value is None or isinstance(value, bool):
+        return value
+    if isinstance(value, str) and len(value) <= LONGEST_TEXT and _encodable(value):
+        return value
+    if isinstance(value, int | float) and math.isfinite(value) and abs(value) <= 1e15:
+        return value
+    raise PydanticCustomError("scalar", f"must be a text of at most {LONGEST_TEXT} characters, a number or null")
+
+
+def _kind(value: Any) -> str:
+    if isinstance(value, str) and value.strip().lower() in KINDS:
+        return value
+    raise PydanticCustomError("kind", f"must be one of {', '.join(EVENT_WEIGHTS)}")
+
+
+def _encodable(text: str) -> bool:
+    """Tell whether a text is whole: half an emoji (a lone surrogate) can be stored nowhere."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+_WHOLE = {"type": "integer", "minimum": -GREATEST_WHOLE, "maximum": GREATEST_WHOLE}
+_ID_SCHEMA = {"anyOf": [{"type": "string", "minLength": 1, "maxLength": LONGEST_ID}, _WHOLE], "examples": ["u1"]}
+_MOMENT_SCHEMA = {
+    "anyOf": [
+        {"type": "string", "minLength": 1, "maxLength": 64},
+        {"type": "number", "minimum": 0, "maximum": FURTHER_TIME},
+    ],
+    "description": "Seconds since 1970, a date with or without time (UTC where no zone is given), or, in a shop whose "
+    "times are positions, a position.",
+    "examples": ["2026-01-31T12:00:00Z", 1_769_860_800],
+}
+_SCALAR_SCHEMA = {
+    "anyOf": [
+        {"type": "string", "maxLength": LONGEST_TEXT},
+        {"type": "number", "minimum": -1e15, "maximum": 1e15},
+        {"type": "boolean"},
+        {"type": "null"},
+    ]
+}
+
+Id = Annotated[Any, PlainValidator(_id), WithJsonSchema(_ID_SCHEMA)]
+Moment = Annotated[Any, PlainValidator(_moment), WithJsonSchema(_MOMENT_SCHEMA)]
+Scalar = Annotated[Any, PlainValidator(_scalar), WithJsonSchema(_SCALAR_SCHEMA)]
+Kind = Annotated[Any, PlainValidator(_kind), WithJsonSchema({"type": "string", "enum": list(KINDS)})]
+RequestId = Annotated[str, Field(min_length=1, max_length=64)]
+Number = Annotated[float, Field(gt=-GREATEST_NUMBER, lt=GREATEST_NUMBER, allow_inf_nan=False)]
+Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+ShortText = Annotated[str, Field(max_length=LONGEST_TITLE)]
+Depth = Annotated[int, Field(ge=1, le=MOST_SHOWN)]
+
+
+class Body(BaseModel):
+    """Strict: a number is not taken for a text, and a field nobody knows is told, not passed over."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class FreshEvent(Body):
+    """Something the user did. Without item_id it is a search, and then query says what for."""
+
+    item_id: Id | None = None
+    timestamp: Moment | None = Field(None, description="Default: now.")
+    event: Kind | None = None
+    rating: Number | None = None
+    quantity: Number | None = None
+    weight: Number | None = Field(None, description="Replaces the weight of the kind of event; below 0: a dislike.")
+    review: str | None = Field(None, max_length=LONGEST_TEXT)
+    query: str | None = Field(None, max_length=LONGEST_WORDS)
+
+    def mapping(self) -> dict[str, Any]:
+        """Give the fields that were set."""
+        return {name: value for name, value in self.__dict__.items() if value is not None}
+
+
+class ShopEvent(FreshEvent):
+    """Something a user did, to be kept. An event_id that comes again changes nothing."""
+
+    user_id: Id
+    event_id: str | None = Field(None, min_length=1, max_length=LONGEST_ID, description="Made here if absent.")
+
+
+class EventsBody(Body):
+    """One event, or ``{"events": [...]}``."""
+
+    events: list[ShopEvent] = Field(min_length=1, max_length=MOST_EVENTS)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_is_many(cls, given: Any) -> Any:
+        return {"events": [given]} if isinstance(given, dict) and "events" not in given else given
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        """Say that one event may stand alone."""
+        many = handler.resolve_ref_schema(handler(core))
+        return {"title": "EventsBody", "anyOf": [many["properties"]["events"]["items"], dict(many)]}
+
+
+class Candidate(Body):
+    """An item to rank: its id alone, or with the score that the recommender before us gave it."""
+
+    item_id: Id
+    upstream_score: Number | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _id_alone(cls, given: Any) -> Any:
+        return given if isinstance(given, dict) else {"item_id": _id(given)}
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        """Say that an id may stand alone."""
+        return {"title": "Candidate", "anyOf": [_ID_SCHEMA, dict(handler.resolve_ref_schema(handler(core)))]}
+
+
+class Decision(Body):
+    """How a list is decided."""
+
+    user_id: Id | None = Field(None, description="Null: a newcomer.")
+    events: list[FreshEvent] = Field(
+        default_factory=list,
+        max_length=MOST_FRESH_EVENTS,
+        description="Fresh events, read with what is known of the user, and not kept.",
+    )
+    as_of: Moment | None = Field(None, description="Moment of the decision; default: just after the last known event.")
+    diversity: Share | None = Field(None, description="Variety against relevance; default: as the model was fitted.")
+    least_probability: Share | None = Field(None, description="What is kept; default: the model's cut.")
+
+
+class RerankBody(Decision):
+    """Candidates of another recommender, best first, to be put in order."""
+
+    candidates: list[Candidate] = Field(max_length=MOST_CANDIDATES)
+    k: Depth | None = Field(None, description="Items to return; default: all.")
+
+
+class RecommendBody(Decision):
+    """A list without candidates of one's own."""
+
+    k: Depth | None = Field(10, description="Items to return; null: every retrieved candidate.")
+    exclude_seen: bool = Field(True, description="Leave out what the user has had.")
+
+
+class RecutBody(Body):
+    """An earlier answer, cut or spread anew without scoring again."""
+
+    request_id: RequestId
+    least_probability: Share | None = None
+    diversity: Share | None = None
+    k: Depth | None = None
+
+
+class ExplainBody(Body):
+    """A user and an item; with ``versus`` also why the item stands above or below another."""
+
+    user_id: Id | None = Field(None, description="Null: a newcomer.")
+    item_id: Id
+    versus: Id | None = None
+    events: list[FreshEvent] = Field(default_factory=list, max_length=MOST_FRESH_EVENTS)
+    as_of: Moment | None = None
+
+
+class ShownEvent(Body):
+    """What a user did with an item that an answer of ours held."""
+
+    item_id: Id
+    event: Kind
+    event_id: str | None = Field(None, min_length=1, max_length=LONGEST_ID)
+    timestamp: Moment | None = None
+    rating: Number | None = None
+    quantity: Number | None = None
+    review: str | None = Field(None, max_length=LONGEST_TEXT)
+
+    def mapping(self) -> dict[str, Any]:
+        """Give the fields that were set."""
+        return {name: value for name, value in self.__dict__.items() if value is not None}
+
+
+class FeedbackBody(Body):
+    """Events on an answer, named by its request_id: one event beside it, or a list ``events``."""
+
+    request_id: RequestId
+    events: list[ShownEvent] = Field(min_length=1, max_length=MOST_EVENTS)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_is_many(cls, given: Any) -> Any:
+        if not isinstance(given, dict) or "events" in given or "request_id" not in given:
+            return given
+        one = {name: value for name, value in given.items() if name != "request_id"}
+        return {"request_id": given["request_id"], "events": [one]}
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        """Say that one event may stand beside the request_id."""
+        many = handler.resolve_ref_schema(handler(core))
+        one = handler.resolve_ref_schema(many["properties"]["events"]["items"])
+        alone = {
+            "type": "object",
+            "properties": {"request_id": many["properties"]["request_id"], **one["properties"]},
+            "required": ["request_id", *one["required"]],
+            "additionalProperties": False,
+        }
+        return {"title": "FeedbackBody", "anyOf": [alone, dict(many)]}
+
+
+class NewItem(BaseModel):
+    """An item of the catalogue, new or changed; further fields are attributes of it."""
+
+    model_config = ConfigDict(extra="allow", strict=True, allow_inf_nan=False)
+    __pydantic_extra__: dict[str, Scalar]
+
+    item_id: Id
+    title: str = Field(min_length=1, max_length=LONGEST_TITLE)
+    description: str | None = Field(None, max_length=LONGEST_TEXT)
+    brand: str | None = Field(None, max_length=LONGEST_TITLE)
+    categories: str | list[ShortText] | None = Field(None, max_length=LONGEST_TITLE)
+    price: Annotated[float, Field(gt=0, le=GREATEST_NUMBER)] | None = None
+    specs: dict[str, Scalar] | None = Field(None, max_length=100)
+
+    @model_validator(mode="after")
+    def _few_attributes(self) -> NewItem:
+        extra = self.model_extra or {}
+        if len(extra) > 100 or any(not 0 < len(name) <= 100 or not _encodable(name) for name in extra):
+            raise PydanticCustomError("attributes", "has more than 100 attributes, or one with a name of over 100")
+        return self
+
+    def mapping(self) -> dict[str, Any]:
+        """Give the fields that were set, attributes included."""
+        given = {**self.__dict__, **(self.model_extra or {})}
+        return {name: value for name, value in given.items() if value is not None}
+
+
+class ItemsBody(Body):
+    """Items to add to the catalogue, or to read again."""
+
+    items: list[NewItem] = Field(min_length=1, max_length=MOST_ITEMS)
+
+
+class CohereBody(BaseModel):
+    """What Cohere's clients send; fields that are not listed are passed over, as Cohere does."""
+
+    model_config = ConfigDict(extra="ignore", strict=True, allow_inf_nan=False)
+
+    model: str | None = Field(None, max_length=LONGEST_TITLE, description="Passed over: there is one model.")
+    query: str = Field(
+        min_length=1, max_length=100_000, description="The user's history, one item a line, oldest first."
+    )
+    documents: list[str | dict[str, Scalar]] = Field(
+        min_length=1, max_length=MOST_CANDIDATES, description="Texts, or objects, read as lines of key: value."
+    )
+    top_n: int | None = Field(None, ge=1, le=GREATEST_WHOLE)
+    return_documents: bool | None = Field(None, description="As in Cohere's first version.")

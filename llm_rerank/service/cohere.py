@@ -1,0 +1,174 @@
+"""Cohere's rerank, so that what speaks to Cohere can speak to us: a query that is a history, documents, relevance.
+
+The query is what the user did, one item a line, oldest first. Where the model has a fine-tuned cross-encoder it reads
+history and documents; else the sentence encoder does, and the score is the recency-weighted cosine.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import threading
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from fastapi import FastAPI, Request
+
+from llm_rerank.models.cross_encoder.scorer import HistoryCrossEncoder
+from llm_rerank.models.semantic.encoder import SentenceEncoder
+from llm_rerank.models.semantic.weights import DEFAULT_MODEL
+from llm_rerank.recommendation.reranker import Reranker
+from llm_rerank.service.answers import CohereAnswer, CohereFailure, refusals
+from llm_rerank.service.bodies import CohereBody
+from llm_rerank.service.context import Context
+from llm_rerank.service.failures import JsonResponse, ServiceError, describe
+from llm_rerank.service.values import plain
+from llm_rerank.types import DataError, Encoder, FloatArray
+
+LONGEST_HISTORY = 50
+"""Newest lines of a query that are read."""
+
+DECAY = 0.2
+"""What a line counts less for each line after it, as exp(-decay × age)."""
+
+MOST_TEXTS_KEPT = 5_000
+"""Texts whose reading is remembered between requests; beyond, all is forgotten and read again."""
+
+Relevance = npt.NDArray[np.float64]
+
+logger = logging.getLogger(__name__)
+
+
+class TextRelevance:
+    """Scores documents for a history of texts, on the scoring thread alone; built anew for another fit.
+
+    Its cross-encoder is a copy that shares the weights: what it remembers of texts is bounded and its own.
+    """
+
+    def __init__(self, reranker: Reranker) -> None:
+        scorers = [component.scorer for component in reranker.components]
+        self._cross_encoder: HistoryCrossEncoder | None = None
+        self._encoder: Encoder | None = None
+        self._n_texts = 0
+        for scorer in scorers:
+            if isinstance(scorer, HistoryCrossEncoder):
+                self._cross_encoder = copy.copy(scorer)
+                self._forget_texts()
+                return
+        self._encoder = next((e for s in scorers if (e := getattr(s, "encoder", None)) is not None), None)
+        if self._encoder is None:
+            self._encoder = SentenceEncoder(reranker.config.encoder or DEFAULT_MODEL, device=reranker.config.device)
+
+    def scores(self, history: list[str], documents: list[str]) -> Relevance:
+        """Relevance of each document: float64, shape (n_documents,), in [0, 1], rising with the model's score."""
+        if self._cross_encoder is not None:
+            self._n_texts += len(history) + len(documents)
+            if self._n_texts > MOST_TEXTS_KEPT:
+                self._forget_texts()
+            newest = history[-self._cross_encoder.history_length :]
+            return relevance_of_logits(self._cross_encoder.predict([newest], [documents])[0])
+        assert self._encoder is not None
+        vectors = self._encoder.encode([*history, *documents])
+        return (1 + recency_cosine(vectors[: len(history)], vectors[len(history) :])) / 2
+
+    def _forget_texts(self) -> None:
+        assert self._cross_encoder is not None
+        self._cross_encoder.network = self._cross_encoder.network  # the setter drops what was read with the old one
+        self._n_texts = 0
+
+
+def recency_cosine(history: FloatArray, documents: FloatArray) -> Relevance:
+    """Cosine of each document and the recency-weighted mean of the history: float64, shape (n_documents,), in [-1, 1].
+
+    history: vectors of unit length or zero, oldest first, shape (n_texts, size). documents: (n_documents, size).
+    0 where a side says nothing.
+    """
+    weights = np.exp(-DECAY * np.arange(len(history) - 1, -1, -1, dtype=np.float64))
+    user = weights @ history
+    norms = np.linalg.norm(documents, axis=1) * np.linalg.norm(user)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        cosines = np.where(norms > 1e-9, documents @ user / norms, 0.0)
+    return np.clip(cosines, -1.0, 1.0)
+
+
+def relevance_of_logits(scores: FloatArray) -> Relevance:
+    """Bring scores into [0, 1] by the logistic function, in float64 so that near scores stay apart."""
+    relevance: Relevance = 1 / (1 + np.exp(-np.clip(scores.astype(np.float64), -500, 500)))
+    return relevance
+
+
+def document_text(document: str | dict[str, Any]) -> str:
+    """Give a document as text; an object as lines of key: value in their order, what is empty left out."""
+    if isinstance(document, str):
+        return document
+    if set(document) == {"text"}:
+        return str(document["text"] or "")
+    return "\n".join(f"{name}: {value}" for name, value in document.items() if value not in (None, ""))
+
+
+def history_of(query: str) -> list[str]:
+    """Give the lines of a query that say something, oldest first, the newest 50."""
+    return [line.strip() for line in query.splitlines() if line.strip()][-LONGEST_HISTORY:]
+
+
+def add_routes(app: FastAPI, context: Context) -> None:
+    """Add /v2/rerank, and the same as /v1/rerank and /rerank."""
+    built: list[tuple[Any, TextRelevance]] = []  # of the fit in use
+    building = threading.Lock()
+
+    def relevance() -> TextRelevance:
+        """Load what reads texts; may take seconds, in which rankings go on, for it is not done on their thread."""
+        reranker = context.snapshot().reranker
+        stage = reranker.saved.fitted.stage
+        with building:
+            if not built or built[0][0] is not stage:
+                built[:] = [(stage, TextRelevance(reranker))]
+            return built[0][1]
+
+    async def rerank(body: CohereBody, request: Request) -> JsonResponse:
+        """Rerank documents for a history of texts, as Cohere's endpoint of this name does.
+
+        query: the user's history, one item a line, oldest first. Where scoring fails, the documents come back in the
+        order given with a relevance of 0, and meta.warnings says so.
+        """
+        settings = context.settings
+        most = settings.most_candidates
+        if len(body.documents) > most:
+            raise ServiceError(422, f"has {len(body.documents):,} entries; at most {most:,}", field="documents")
+        history, documents = history_of(body.query), [document_text(document) for document in body.documents]
+        if not history:
+            raise ServiceError(422, "has no words", field="query")
+        warnings: list[str] = []
+        try:
+            reader = await context.workers.run(relevance, settings.long_time_limit_s)
+            scores = await context.queue.run(lambda: reader.scores(history, documents), settings.long_time_limit_s)
+        except (ServiceError, DataError):
+            raise
+        except Exception as error:
+            context.metrics.unexpected.labels("cohere").inc()
+            context.metrics.count_answer((), "order_given")
+            logger.error("request %s: texts cannot be scored: %s", request.scope["request_id"], describe(error))
+            scores = np.zeros(len(documents))
+            warnings.append("scoring failed; the documents are in the order given")
+        return JsonResponse(_content(request.scope["request_id"], body, documents, scores, warnings))
+
+    for path in ("/v2/rerank", "/v1/rerank", "/rerank"):
+        app.post(
+            path,
+            response_model=CohereAnswer,
+            responses=refusals(model=CohereFailure),
+            tags=["cohere"],
+            operation_id=f"cohere{path.replace('/', '_')}",
+        )(rerank)
+
+
+def _content(
+    request_id: str, body: CohereBody, documents: list[str], scores: Relevance, warnings: list[str]
+) -> dict[str, Any]:
+    order = np.argsort(-scores, kind="stable")[: body.top_n].tolist()
+    results = [{"index": place, "relevance_score": plain(scores[place])} for place in order]
+    if body.return_documents:
+        results = [{**result, "document": {"text": documents[result["index"]]}} for result in results]
+    meta: dict[str, Any] = {"api_version": {"version": "2"}, "billed_units": {"search_units": 0}}
+    return {"id": request_id, "results": results, "meta": {**meta, "warnings": warnings} if warnings else meta}

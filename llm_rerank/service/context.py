@@ -1,0 +1,129 @@
+"""What all routes share: the shop, the settings, the queue, the counts, and the answers that can be cut anew."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Any
+
+from llm_rerank.recommendation.answering import Answer, Question, answer_each
+from llm_rerank.recommendation.live import LiveShop
+from llm_rerank.recommendation.reranker import Reranker
+from llm_rerank.service.batching import ScoringQueue, Workers
+from llm_rerank.service.catalogue import Catalogue
+from llm_rerank.service.failures import describe
+from llm_rerank.service.metrics import Metrics
+from llm_rerank.service.settings import ServiceSettings
+
+EVENT_LOG = "event_log"
+"""Named in ``degraded`` where the log could not be read and the newest events may be missing from an answer."""
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A model as of now, for one piece of work. degraded: what is missing from it."""
+
+    version: str
+    reranker: Reranker
+    catalogue: Catalogue
+    degraded: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class KeptAnswer:
+    """An answer that can be cut anew, with the version of the model that scored it."""
+
+    answer: Answer
+    version: str
+    user_id: Any
+    until: float
+
+
+class Context:
+    """Built once by ``create_app``. ``queue`` is set by it too, for its work is that of ``ranking.py``."""
+
+    queue: ScoringQueue[Any, Any]
+
+    def __init__(self, shop: LiveShop, settings: ServiceSettings, metrics: Metrics) -> None:
+        self.shop = shop
+        self.settings = settings
+        self.metrics = metrics
+        self.workers = Workers(4, length=settings.queue_length, metrics=metrics)
+        self._catalogue: Catalogue | None = None
+        self._last: Snapshot | None = None
+        self._answers: OrderedDict[str, KeptAnswer] = OrderedDict()
+        self._lock = threading.Lock()
+        self.n_recorded = 0
+        """Events that were taken since the start: whether there is anything to fold into the model folder."""
+
+    # ------------------------------------------------------------- the model
+
+    def snapshot(self) -> Snapshot:
+        """Return the model with every acknowledged event.
+
+        Where the log cannot be read, the last snapshot is returned, and says so; raises what went wrong only where
+        there is none yet.
+        """
+        try:
+            version = self.shop.version
+            reranker = self.shop.reranker()
+            if self.shop.version != version:  # replaced in between: the second look is of the new one
+                version, reranker = self.shop.version, self.shop.reranker()
+            snapshot = Snapshot(version, reranker, self._catalogue_of(reranker))
+        except Exception as error:
+            if self._last is None:
+                raise
+            logger.error("the model's newest state cannot be read: %s; the last one is used", describe(error))
+            last = self._last
+            return Snapshot(last.version, last.reranker, last.catalogue, (EVENT_LOG,))
+        self._last = snapshot
+        return snapshot
+
+    def warm_up(self) -> None:
+        """Answer a newcomer and a known user, so that what is made at the first use is made before anybody waits."""
+        reranker = self.snapshot().reranker
+        items, users = reranker.saved.fitted.items.ids, reranker.saved.events.user_ids
+        questions = [Question(None, None, k=1), Question(users[0], list(items[:10]))] if len(users) else []
+        failed = [answer for answer in answer_each(reranker, questions) if isinstance(answer, Exception)]
+        if failed:
+            logger.error("a first question was not answered: %s", describe(failed[0]))
+
+    def last_snapshot(self) -> Snapshot | None:
+        """Return the last snapshot without a look at the log; None where there was none."""
+        return self._last
+
+    def _catalogue_of(self, reranker: Reranker) -> Catalogue:
+        items = reranker.saved.fitted.items
+        with self._lock:
+            if self._catalogue is None or self._catalogue.items.frame is not items.frame:
+                self._catalogue = Catalogue(items)
+            return self._catalogue
+
+    # ------------------------------------------------------------- kept answers
+
+    def keep(self, request_id: str, answer: Answer, version: str, user_id: Any) -> None:
+        """Keep an answer for a while, so that it can be cut anew."""
+        with self._lock:
+            now = time.monotonic()
+            self._answers[request_id] = KeptAnswer(answer, version, user_id, now + self.settings.answer_lifetime_s)
+            self._answers.move_to_end(request_id)
+            while len(self._answers) > self.settings.most_answers or next(iter(self._answers.values())).until < now:
+                self._answers.popitem(last=False)
+
+    def kept(self, request_id: str) -> KeptAnswer | None:
+        """Return an answer that is still kept."""
+        with self._lock:
+            kept = self._answers.get(request_id)
+        return kept if kept is not None and kept.until >= time.monotonic() else None
+
+    def forget_answers(self, user_ids: Collection[Any]) -> None:
+        """Drop the answers of users."""
+        with self._lock:
+            for request_id in [name for name, kept in self._answers.items() if kept.user_id in user_ids]:
+                del self._answers[request_id]

@@ -1,0 +1,107 @@
+"""Why an item has its score for a user, over HTTP; with the user's fresh events, which are not kept."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from fastapi import FastAPI
+
+from llm_rerank.data.id_index import code_of, codes_by_id
+from llm_rerank.recommendation.deciding import Decided, decide
+from llm_rerank.recommendation.explanation import Contribution, Explanation, HistoryEffect, Versus, explain_item
+from llm_rerank.recommendation.questions import Question, cases_of_questions, prepare
+from llm_rerank.recommendation.reranker import Reranker
+from llm_rerank.service.answers import ExplainedScore, refusals
+from llm_rerank.service.bodies import ExplainBody
+from llm_rerank.service.context import Context
+from llm_rerank.service.failures import JsonResponse, ServiceError
+from llm_rerank.service.ranking import in_the_body
+from llm_rerank.service.values import plain
+from llm_rerank.types import UNKNOWN, Cases, DataError, Ragged
+
+NEWCOMER = "a newcomer"
+
+
+def add_routes(app: FastAPI, context: Context) -> None:
+    """Add /explain."""
+
+    @app.post("/explain", response_model=ExplainedScore, responses=refusals(), tags=["lists"])
+    async def explain(body: ExplainBody) -> JsonResponse:
+        """Give the parts that add up to the score, and what each item of the history did to it, by leaving it out."""
+
+        def work() -> dict[str, Any]:
+            reranker = context.snapshot().reranker
+            try:
+                explanation = explained(reranker, _question(body), body.item_id, body.versus)
+            except DataError as error:
+                raise in_the_body(error) from None
+            return explanation_content(explanation, body.user_id)
+
+        return JsonResponse(await context.queue.run(work, context.settings.long_time_limit_s))
+
+
+def _question(body: ExplainBody) -> Question:
+    return Question(user_id=body.user_id, events=[event.mapping() for event in body.events], at=body.as_of)
+
+
+def explained(reranker: Reranker, question: Question, item_id: Any, versus: Any = None) -> Explanation:
+    """Explain an item for a question's user; as ``Reranker.explain`` where the question has no events.
+
+    Raises QuestionError or EventError for a bad question, ServiceError (422) for an item that is not in the catalogue.
+    """
+    saved = reranker.saved
+    prepared = prepare(question, saved.events, saved.fitted.items)
+    codes = codes_by_id(saved.fitted.items.ids)
+    asked = {"item_id": item_id} if versus is None else {"item_id": item_id, "versus": versus}
+    found = {name: code_of(value, codes) for name, value in asked.items()}
+    for name, code in found.items():
+        if code == UNKNOWN:
+            raise ServiceError(422, "is not in the catalogue; ask for another item, or add it", field=name)
+    if len(set(found.values())) < len(found):
+        raise ServiceError(422, "is the item itself; name another to compare with", field="versus")
+    cases, seen = cases_of_questions([prepared], saved)
+    cases = cases.with_candidates(Ragged.from_lists([np.array([found["item_id"]], dtype=np.int64)]))
+
+    def decide_cases(cases: Cases, seen: Ragged) -> Decided:
+        return decide(saved.fitted, reranker.config, cases, seen, saved.item_statistics)
+
+    user = NEWCOMER if question.user_id is None else question.user_id
+    return explain_item(user, saved.fitted, cases, seen, decide_cases, other=found.get("versus"))
+
+
+def explanation_content(explanation: Explanation, user_id: Any) -> dict[str, Any]:
+    """Lay out an explanation as ``ExplainedScore``."""
+    return {
+        "user_id": user_id,
+        "item_id": plain(explanation.item_id),
+        "title": explanation.title,
+        "score": plain(explanation.score),
+        "probability": plain(explanation.probability),
+        "groups": plain(explanation.by_group()),
+        "contributions": [_part(part) for part in explanation.contributions if part.value],
+        "history": [_effect(effect) for effect in explanation.history],
+        "versus": None if explanation.versus is None else _versus(explanation.versus),
+        "text": str(explanation),
+    }
+
+
+def _versus(versus: Versus) -> dict[str, Any]:
+    return {
+        "item_id": plain(versus.other_id),
+        "title": versus.other_title,
+        "score": plain(versus.other_score),
+        "difference": plain(versus.difference),
+        "groups": plain(versus.by_group()),
+        "contributions": [_part(part) for part in versus.contributions if part.value],
+        "history": [_effect(effect) for effect in versus.history],
+        "sentence": versus.sentence(),
+    }
+
+
+def _part(part: Contribution) -> dict[str, Any]:
+    return {"name": part.name, "group": part.group, "value": plain(part.value)}
+
+
+def _effect(effect: HistoryEffect) -> dict[str, Any]:
+    return {"item_id": plain(effect.item_id), "title": effect.title, "effect": plain(effect.effect)}

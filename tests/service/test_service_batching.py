@@ -1,0 +1,217 @@
+"""The queue before the scoring thread: batches, an end to what waits, a limit to the time, and failures alone."""
+
+import asyncio
+import threading
+import time
+
+import pytest
+
+from llm_rerank.service.batching import ScoringQueue, Workers
+from llm_rerank.service.failures import ServiceError
+from llm_rerank.service.metrics import Metrics
+
+
+class Doubler:
+    """Work that takes a while, one call at a time; knows the batches that it was given."""
+
+    def __init__(self, seconds: float = 0.0) -> None:
+        self.seconds = seconds
+        self.batches: list[list] = []
+        self.threads: set[str] = set()
+        self.busy = threading.Lock()
+
+    def __call__(self, batch: list) -> list:
+        assert self.busy.acquire(blocking=False), "two calls at once"
+        self.batches.append(batch)
+        self.threads.add(threading.current_thread().name)
+        time.sleep(self.seconds)
+        self.busy.release()
+        if "bad" in batch:
+            raise RuntimeError("one spoils all")
+        return [ValueError(question) if question == "wrong" else 2 * question for question in batch]
+
+
+def metric(metrics: Metrics, name: str, **labels) -> float:
+    return metrics.registry.get_sample_value(name, labels) or 0.0
+
+
+def with_queue(work, test, *, length=100, batch_size=8):
+    """Run a coroutine function beside a queue."""
+    metrics = Metrics()
+
+    async def run():
+        queue = ScoringQueue(work, length=length, batch_size=batch_size, metrics=metrics)
+        queue.start()
+        try:
+            return await asyncio.wait_for(test(queue), 20)
+        finally:
+            await queue.stop()
+
+    return asyncio.run(run()), metrics
+
+
+def test_what_waits_is_answered_by_one_call_each_with_its_own_answer():
+    work = Doubler(0.02)
+
+    async def test(queue):
+        return await asyncio.gather(*(queue.ask(number, 5) for number in range(21)))
+
+    answers, metrics = with_queue(work, test)
+    assert answers == [2 * number for number in range(21)]
+    # the first goes at once, alone or with those of the same turn; the others gather meanwhile
+    assert [number for batch in work.batches for number in batch] == list(range(21))
+    assert max(map(len, work.batches)) == 8
+    assert len(work.batches) <= 4
+    assert len(work.threads) == 1
+    assert metric(metrics, "llm_rerank_batch_questions_sum") == 21
+    assert metric(metrics, "llm_rerank_queue_depth") == 0
+
+
+def test_a_lone_question_does_not_wait_for_company():
+    async def test(queue):
+        started = time.monotonic()
+        await queue.ask(1, 5)
+        return time.monotonic() - started
+
+    seconds, _ = with_queue(Doubler(), test)
+    assert seconds < 0.2
+
+
+def test_one_wrong_question_fails_alone_and_one_that_spoils_the_call_too():
+    work = Doubler(0.01)
+
+    async def test(queue):
+        return await asyncio.gather(*(queue.ask(q, 5) for q in (1, "wrong", 2, "bad", 3)), return_exceptions=True)
+
+    (one, wrong, two, bad, three), _ = with_queue(work, test)
+    assert (one, two, three) == (2, 4, 6)
+    assert isinstance(wrong, ValueError)
+    assert isinstance(bad, RuntimeError)
+
+
+def test_when_the_queue_is_full_the_next_is_refused_at_once_and_the_others_are_answered():
+    work = Doubler(0.2)
+
+    async def test(queue):
+        first = asyncio.create_task(queue.ask(0, 5))
+        await asyncio.sleep(0.05)  # it is being scored
+        others = [asyncio.create_task(queue.ask(number, 5)) for number in range(1, 4)]
+        await asyncio.sleep(0)
+        started = time.monotonic()
+        with pytest.raises(ServiceError) as caught:
+            await queue.ask(4, 5)
+        refused_after = time.monotonic() - started
+        return caught.value, refused_after, await asyncio.gather(first, *others)
+
+    (error, refused_after, answers), metrics = with_queue(work, test, length=3)
+    assert (error.status_code, error.code) == (503, "busy")
+    assert int(error.headers["Retry-After"]) >= 1
+    assert refused_after < 0.05
+    assert answers == [0, 2, 4, 6]
+    assert metric(metrics, "llm_rerank_refused_total", reason="queue_full") == 1
+
+
+def test_what_is_late_is_refused_and_not_scored_any_more():
+    work = Doubler(0.3)
+
+    async def test(queue):
+        first = asyncio.create_task(queue.ask(0, 5))
+        await asyncio.sleep(0.05)
+        started = time.monotonic()
+        with pytest.raises(ServiceError) as caught:
+            await queue.ask(1, 0.1)
+        late_after = time.monotonic() - started
+        return caught.value, late_after, await first, await queue.ask(2, 5)
+
+    (error, late_after, first, last), metrics = with_queue(work, test)
+    assert (error.status_code, error.code, error.headers["Retry-After"]) == (503, "late", "1")
+    assert 0.09 < late_after < 0.25
+    assert (first, last) == (0, 4)
+    assert work.batches == [[0], [2]]
+    assert metric(metrics, "llm_rerank_refused_total", reason="late") == 1
+
+
+def test_what_cannot_be_in_time_is_refused_before_it_waits():
+    work = Doubler(0.2)
+
+    async def test(queue):
+        await queue.ask(0, 5)  # 0.2 s each, it has learned
+        waiting = [asyncio.create_task(queue.ask(number, 5)) for number in range(1, 4)]
+        await asyncio.sleep(0.01)
+        with pytest.raises(ServiceError) as caught:
+            await queue.ask(9, 0.5)  # three and itself would take 0.8 s
+        await asyncio.gather(*waiting)
+        return caught.value
+
+    error, _ = with_queue(work, test, batch_size=1)
+    assert error.code == "busy"
+
+
+def test_after_a_slow_call_an_idle_queue_tries_again():
+    work = Doubler(0.3)
+
+    async def test(queue):
+        await queue.ask(0, 5)
+        work.seconds = 0.0
+        return await queue.ask(1, 0.2)  # less than the last one took
+
+    answer, _ = with_queue(work, test)
+    assert answer == 2
+
+
+def test_jobs_of_another_kind_run_in_their_turn_on_the_same_thread():
+    work = Doubler(0.05)
+    names = []
+
+    def job():
+        assert work.busy.acquire(blocking=False)
+        names.append(threading.current_thread().name)
+        work.busy.release()
+        return "done"
+
+    async def test(queue):
+        return await asyncio.gather(queue.ask(1, 5), queue.ask(2, 5), queue.run(job, 5), queue.ask(3, 5))
+
+    answers, _ = with_queue(work, test)
+    assert answers == [2, 4, "done", 6]
+    assert set(names) == work.threads
+    assert work.batches[-1] == [3]
+
+
+def test_a_queue_that_stops_answers_what_is_scored_and_refuses_what_waits():
+    work = Doubler(0.2)
+
+    async def run():
+        queue = ScoringQueue(work, length=10, batch_size=1, metrics=Metrics())
+        queue.start()
+        asked = [asyncio.create_task(queue.ask(number, 5)) for number in range(3)]
+        await asyncio.sleep(0.05)
+        await queue.stop()
+        return await asyncio.gather(*asked, return_exceptions=True)
+
+    answers = asyncio.run(run())
+    assert answers[0] == 0
+    assert all(isinstance(answer, ServiceError) and answer.status_code == 503 for answer in answers[1:])
+
+
+def test_workers_have_an_end_and_a_limit_and_pass_errors_on():
+    metrics = Metrics()
+
+    async def run():
+        workers = Workers(1, length=1, metrics=metrics)
+        slow = [asyncio.create_task(workers.run(lambda: time.sleep(0.2) or "slow", 5)) for _ in range(2)]
+        await asyncio.sleep(0.05)
+        with pytest.raises(ServiceError) as full:
+            await workers.run(lambda: None, 5)
+        answers = await asyncio.gather(*slow)
+        with pytest.raises(ServiceError) as late:
+            await workers.run(lambda: time.sleep(0.2), 0.05)
+        with pytest.raises(KeyError):
+            await workers.run(lambda: {}["absent"], 5)
+        await workers.stop()
+        return full.value, late.value, answers
+
+    full, late, answers = asyncio.run(run())
+    assert (full.status_code, full.code) == (503, "busy")
+    assert (late.status_code, late.code) == (503, "late")
+    assert answers == ["slow", "slow"]

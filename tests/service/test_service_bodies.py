@@ -1,0 +1,143 @@
+"""Bodies at the door: what is taken, and the field that a refusal names."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+from fastapi.exceptions import RequestValidationError
+from pydantic import ValidationError
+
+from llm_rerank.service.bodies import (
+    CohereBody,
+    EventsBody,
+    ExplainBody,
+    FeedbackBody,
+    ItemsBody,
+    RecommendBody,
+    RerankBody,
+)
+from llm_rerank.service.failures import ServiceError, as_service_error, to_json
+from llm_rerank.service.values import parse_json, plain
+
+
+def refusal(model, body) -> ServiceError:
+    with pytest.raises(ValidationError) as caught:
+        model.model_validate(body)
+    errors = [{**error, "loc": ("body", *error["loc"])} for error in caught.value.errors()]
+    return as_service_error(RequestValidationError(errors))
+
+
+def test_candidates_are_ids_or_objects():
+    body = RerankBody.model_validate({"user_id": 7, "candidates": ["a", 3, {"item_id": "b", "upstream_score": 1}]})
+    assert [candidate.item_id for candidate in body.candidates] == ["a", 3, "b"]
+    assert [candidate.upstream_score for candidate in body.candidates] == [None, None, 1.0]
+    assert body.user_id == 7
+    assert body.k is None
+    assert RecommendBody.model_validate({}).k == 10
+
+
+@pytest.mark.parametrize(
+    ("model", "body", "field"),
+    [
+        (RerankBody, {"user_id": "u"}, "candidates"),
+        (RerankBody, {"candidates": ["a", None]}, "candidates[1]"),
+        (RerankBody, {"candidates": ["a", True]}, "candidates[1]"),
+        (RerankBody, {"candidates": ["a", 1.5]}, "candidates[1]"),
+        (RerankBody, {"candidates": ["a", [1]]}, "candidates[1]"),
+        (RerankBody, {"candidates": ["a", "   "]}, "candidates[1]"),
+        (RerankBody, {"candidates": ["a", "x" * 513]}, "candidates[1]"),
+        (RerankBody, {"candidates": ["a", "half \ud83d"]}, "candidates[1]"),
+        (RerankBody, {"candidates": [{"item_id": "a"}, {"upstream_score": 1.0}]}, "candidates[1].item_id"),
+        (RerankBody, {"candidates": [{"item_id": "a", "upstream_score": "1"}]}, "candidates[0].upstream_score"),
+        (RerankBody, {"candidates": [{"item_id": "a", "score": 1}]}, "candidates[0].score"),
+        (RerankBody, {"candidates": ["a"] * 10_001}, "candidates"),
+        (RerankBody, {"candidates": [], "user_id": 2**53 + 1}, "user_id"),
+        (RerankBody, {"candidates": [], "user": "u"}, "user"),
+        (RerankBody, {"candidates": [], "k": 0}, "k"),
+        (RerankBody, {"candidates": [], "k": "3"}, "k"),
+        (RerankBody, {"candidates": [], "diversity": 1.01}, "diversity"),
+        (RerankBody, {"candidates": [], "diversity": True}, "diversity"),
+        (RerankBody, {"candidates": [], "as_of": -1}, "as_of"),
+        (RerankBody, {"candidates": [], "as_of": {}}, "as_of"),
+        (RerankBody, {"candidates": [], "events": [{"item_id": "a", "rating": 1e10}]}, "events[0].rating"),
+        (RerankBody, {"candidates": [], "events": [{"item_id": "a", "event_id": "e"}]}, "events[0].event_id"),
+        (RerankBody, {"candidates": [], "events": [{"item_id": "a"}] * 201}, "events"),
+        (RerankBody, [], "body"),
+        (RerankBody, "u", "body"),
+        (RecommendBody, {"exclude_seen": 1}, "exclude_seen"),
+        (EventsBody, {"item_id": "a"}, "events[0].user_id"),
+        (EventsBody, {"events": []}, "events"),
+        (EventsBody, {"events": [{"user_id": "u"}] * 1_001}, "events"),
+        (EventsBody, {"events": [{"user_id": "u", "item_id": "a", "review": "x" * 10_001}]}, "events[0].review"),
+        (EventsBody, {"events": [{"user_id": "u", "item_id": "a", "event_id": ""}]}, "events[0].event_id"),
+        (EventsBody, {"events": [{"user_id": "u", "item_id": "a"}], "more": 1}, "more"),
+        (FeedbackBody, {"item_id": "a", "event": "click"}, "request_id"),
+        (FeedbackBody, {"request_id": "r", "item_id": "a"}, "events[0].event"),
+        (FeedbackBody, {"request_id": "r", "events": [{"item_id": "a", "event": "click", "user_id": "u"}]},
+         "events[0].user_id"),
+        (ExplainBody, {"user_id": "u"}, "item_id"),
+        (ItemsBody, {"items": [{"item_id": "a"}]}, "items[0].title"),
+        (ItemsBody, {"items": [{"item_id": "a", "title": "t", "price": 0}]}, "items[0].price"),
+        (ItemsBody, {"items": [{"item_id": "a", "title": "t", "colour": {"deep": 1}}]}, "items[0].colour"),
+        (ItemsBody, {"items": [{"item_id": "a", "title": "t", "specs": {"deep": [1]}}]}, "items[0].specs.deep"),
+        (CohereBody, {"documents": ["a"]}, "query"),
+        (CohereBody, {"query": "a", "documents": []}, "documents"),
+        (CohereBody, {"query": "a", "documents": ["a"], "top_n": 0}, "top_n"),
+    ],
+)  # fmt: skip
+def test_a_refusal_names_the_field(model, body, field):
+    error = refusal(model, body)
+    assert (error.status_code, error.field) == (422, field)
+    assert error.message
+
+
+def test_a_refusal_repeats_nothing_that_was_sent():
+    for body in (
+        {"user_id": ["secret-user"], "candidates": []},
+        {"user_id": "secret-user", "candidates": [{"item_id": "a", "upstream_score": "secret-user"}]},
+        {"candidates": [], "events": [{"item_id": "a", "event": "secret-user" * 10}]},
+        {"candidates": [], "as_of": "secret-user" * 10},
+    ):
+        error = refusal(RerankBody, body)
+        assert "secret" not in error.message
+        assert "secret" not in error.field
+
+
+def test_one_event_stands_for_a_list_of_one():
+    one = {"user_id": "u", "item_id": "a", "event": "view"}
+    assert EventsBody.model_validate(one) == EventsBody.model_validate({"events": [one]})
+    body = FeedbackBody.model_validate({"request_id": "r", "item_id": "a", "event": "click"})
+    assert body == FeedbackBody.model_validate({"request_id": "r", "events": [{"item_id": "a", "event": "click"}]})
+    assert body.events[0].mapping() == {"item_id": "a", "event": "click"}
+
+
+def test_an_item_brings_attributes_of_its_own():
+    item = {"item_id": 5, "title": "Tea", "colour": "green", "grams": 100, "specs": {"leaf": "whole"}}
+    (given,) = ItemsBody.model_validate({"items": [{**item, "brand": None}]}).items
+    assert given.mapping() == item
+
+
+@pytest.mark.parametrize("body", [
+    b"", b"{", b"[1,", b'{"a": NaN}', b'{"a": Infinity}', b'{"a": -Infinity}', b'{"a": 1e400}', b'"\xff"', b"nul",
+    b"[" * 100_000, b'{"a": ' + b"9" * 5_000 + b"}", b"\xef\xbb\xbf{}", b"{'a': 1}",
+])  # fmt: skip
+def test_what_is_no_json_is_refused(body):
+    with pytest.raises(ServiceError) as caught:
+        parse_json(body)
+    assert (caught.value.status_code, caught.value.code) == (400, "malformed_json")
+
+
+def test_json_is_read_as_python_reads_it():
+    body = {"a": [1, -2.5, 1e300, None, True, "é\u0000\U0001f600"], "b": {"c": 2**60}}
+    assert parse_json(json.dumps(body).encode()) == body
+
+
+def test_plain_values_are_json():
+    values = {
+        "nan": math.nan, "inf": -math.inf, 3: np.float32(0.5), "array": np.array([1.0, np.nan]),
+        "ids": (np.int64(3), "x"), "half": "\ud83d",
+    }  # fmt: skip
+    assert json.loads(to_json(plain(values))) == {
+        "nan": None, "inf": None, "3": 0.5, "array": [1.0, None], "ids": [3, "x"], "half": "\ud83d",
+    }  # fmt: skip

@@ -1,0 +1,302 @@
+"""The service as it is run: a real server, Cohere's own client, the command, signals, and a model that is replaced."""
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from contextlib import contextmanager
+
+import cohere
+import httpx
+import numpy as np
+import pytest
+from cohere.errors import UnauthorizedError, UnprocessableEntityError
+from typer.testing import CliRunner
+
+from llm_rerank.cli import app
+from llm_rerank.config import RerankerConfig
+from llm_rerank.recommendation.live import LiveShop
+from llm_rerank.recommendation.reranker import Reranker
+from llm_rerank.serve_command import read_key
+from llm_rerank.service.settings import ServiceSettings
+from tests.service.asking import listening
+from tests.tiny_encoder import save_tiny_encoder
+
+KEY = "a-key-of-the-shop-0123456789"
+HISTORY = ["classic bike pump", "premium bike lock"]
+DOCUMENTS = ["premium watering can", "classic bike saddle", "classic tea pot", "premium bike pump"]
+
+
+# ------------------------------------------------------------------ Cohere
+
+
+@pytest.fixture(scope="module")
+def tiny_models(tables, tmp_path_factory):
+    """Folders of a shop with a small encoder: without and with the cross-encoder."""
+    folder = tmp_path_factory.mktemp("tiny")
+    encoder = save_tiny_encoder(folder)
+    events, items = tables
+    events = events[events["user_id"].isin([f"u{number}" for number in range(120)])]
+    for name, choice in (("plain", "off"), ("cross", "always")):
+        config = RerankerConfig(encoder=encoder, candidates_per_source=30, cross_encoder=choice, fine_tune_steps=20)
+        Reranker(config, verbose=False).fit(events, items).save(folder / name)
+    return folder
+
+
+def ask(base: str, documents, *, key: str = KEY, **settings):
+    client = cohere.ClientV2(api_key=key, base_url=base)
+    return client.rerank(model="any", query="\n".join(HISTORY), documents=documents, **settings)
+
+
+@pytest.mark.parametrize("name", ["plain", "cross"])
+def test_coheres_own_client_gets_documents_in_the_order_of_the_models_scores(tiny_models, name):
+    with LiveShop(tiny_models / name, device="cpu") as shop, listening(shop, ServiceSettings(api_key=KEY)) as base:
+        answer = ask(base, DOCUMENTS)
+        scorers = {component.name: component.scorer for component in shop.reranker().components}
+        if name == "cross":
+            (expected,) = scorers["cross_encoder"].predict([HISTORY], [DOCUMENTS])
+            expected = 1 / (1 + np.exp(-expected.astype(np.float64)))
+        else:
+            from llm_rerank.models.semantic.encoder import SentenceEncoder
+
+            vectors = SentenceEncoder(shop.reranker().config.encoder, device="cpu").encode([*HISTORY, *DOCUMENTS])
+            user = np.exp(-0.2) * vectors[0] + vectors[1]
+            expected = (1 + vectors[2:] @ user / np.linalg.norm(user)) / 2
+        assert [result.index for result in answer.results] == np.argsort(-expected, kind="stable").tolist()
+        np.testing.assert_allclose(
+            [result.relevance_score for result in answer.results], np.sort(expected)[::-1], rtol=2e-3, atol=1e-5
+        )
+        assert answer.id
+        assert answer.meta.warnings is None
+        assert [result.index for result in ask(base, DOCUMENTS, top_n=2).results] == [
+            r.index for r in answer.results[:2]
+        ]
+        # objects, as Cohere's first client sends them
+        old = cohere.Client(api_key=KEY, base_url=base)
+        objects = [{"title": text, "stock": 3} for text in DOCUMENTS]
+        answer = old.rerank(model="any", query="\n".join(HISTORY), documents=objects, return_documents=True)
+        assert sorted(result.index for result in answer.results) == [0, 1, 2, 3]
+        for result in answer.results:
+            assert result.document.text == f"title: {DOCUMENTS[result.index]}\nstock: 3"
+
+
+def test_coheres_own_client_understands_our_refusals(tiny_models):
+    with LiveShop(tiny_models / "plain", device="cpu") as shop, listening(shop, ServiceSettings(api_key=KEY)) as base:
+        with pytest.raises(UnauthorizedError) as caught:
+            ask(base, DOCUMENTS, key="another-key-0123456789")
+        assert "API key" in caught.value.body["message"]
+        with pytest.raises(UnprocessableEntityError) as caught:
+            ask(base, [])
+        assert caught.value.body["message"].startswith("documents:")
+        with pytest.raises(UnprocessableEntityError, match="top_n"):
+            ask(base, DOCUMENTS, top_n=0)
+        with pytest.raises(UnprocessableEntityError, match="query"):
+            cohere.ClientV2(api_key=KEY, base_url=base).rerank(model="any", query=" \n ", documents=DOCUMENTS)
+        answer = httpx.post(
+            f"{base}/v2/rerank", content=b"{", headers={"X-API-Key": KEY, "content-type": "application/json"}
+        )
+        assert (answer.status_code, set(answer.json())) == (400, {"id", "message"})
+
+
+def test_where_texts_cannot_be_scored_documents_come_back_as_given_and_it_is_said(tiny_models, tmp_path):
+    folder = shutil.copytree(tiny_models / "plain", tmp_path / "shop")
+    with LiveShop(folder, device="cpu") as shop:
+        shop.reranker().config  # noqa: B018  # loaded; now its encoder goes away
+        encoder = shop.reranker().config.encoder
+        away = f"{encoder}-away"
+        os.rename(encoder, away)
+        try:
+            with listening(shop, ServiceSettings(api_key=KEY)) as base:
+                answer = ask(base, DOCUMENTS)
+                counts = httpx.get(f"{base}/metrics", headers={"X-API-Key": KEY}).text
+        finally:
+            os.rename(away, encoder)
+    assert [(result.index, result.relevance_score) for result in answer.results] == [(n, 0.0) for n in range(4)]
+    assert "order given" in answer.meta.warnings[0]
+    assert 'llm_rerank_fallbacks_total{kind="order_given"} 1.0' in counts
+
+
+# ------------------------------------------------------------------ a model replaced under load
+
+
+class Load:
+    """Clients that ask without a pause, and what they were answered."""
+
+    def __init__(self, base: str, n_threads: int = 4, headers: dict | None = None) -> None:
+        self.base = base
+        self.headers = headers
+        self.stop = threading.Event()
+        self.answers: list[tuple[int, str]] = []
+        self.failures: list[str] = []
+        self.threads = [threading.Thread(target=self.ask, args=(number,)) for number in range(n_threads)]
+
+    def ask(self, number: int) -> None:
+        with httpx.Client(base_url=self.base, headers=self.headers, timeout=60) as client:
+            while not self.stop.is_set():
+                try:
+                    answer = client.post("/recommend", json={"user_id": f"u{number}", "k": 5})
+                    version = answer.json().get("model_version", answer.text)
+                    self.answers.append((answer.status_code, version))
+                except httpx.HTTPError as error:
+                    self.failures.append(repr(error))
+
+    def __enter__(self):
+        for thread in self.threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_):
+        self.stop.set()
+        for thread in self.threads:
+            thread.join()
+
+
+def wait_until(true, seconds: float = 30.0) -> None:
+    ends = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < ends, "it did not come about in time"
+        time.sleep(0.02)
+
+
+def test_a_model_is_replaced_without_a_lost_request_and_events_go_with_it(model, tables, tmp_path):
+    events, items = tables
+    other = Reranker(RerankerConfig(encoder=None, candidates_per_source=20, seed=1), verbose=False).fit(events, items)
+    item = items["item_id"][0]
+    with (
+        LiveShop(model, device="cpu") as shop,
+        listening(shop, ServiceSettings(time_limit_s=30, reload_every_s=0.1)) as base,
+    ):
+        old = shop.version
+        event = {"user_id": "u1", "item_id": item, "event_id": "before the swap"}
+        assert httpx.post(f"{base}/events", json=event).json()["accepted"] == ["before the swap"]
+        with Load(base) as load:
+            wait_until(lambda: len(load.answers) >= 20)
+            other.save(model)
+            wait_until(lambda: any(version != old for _, version in load.answers))
+            n_at_swap = len(load.answers)
+            wait_until(lambda: len(load.answers) >= n_at_swap + 20)
+        assert load.failures == []
+        assert {status for status, _ in load.answers} == {200}
+        assert {version for _, version in load.answers} == {old, shop.version}
+        assert httpx.get(f"{base}/readyz").json()["model_version"] == shop.version != old
+        history = httpx.get(f"{base}/users/u1/history").json()["events"]
+        assert history[0]["item_id"] == item  # the log was played on the new model
+        assert httpx.post(f"{base}/events", json=event).json()["duplicates"] == ["before the swap"]
+        assert "llm_rerank_model_swaps_total 1.0" in httpx.get(f"{base}/metrics").text
+
+
+def test_the_log_is_folded_into_the_model_folder_now_and_then_where_there_is_something_to_fold(model, tables):
+    item = tables[1]["item_id"][0]
+    current = model / "CURRENT"
+    before = current.read_text()
+    settings = ServiceSettings(time_limit_s=30, reload_every_s=0.05, compact_every_s=0.1)
+    with LiveShop(model, device="cpu") as shop, listening(shop, settings) as base:
+        shown = httpx.post(f"{base}/recommend", json={"user_id": "u1"}).json()
+        time.sleep(1.0)
+        assert current.read_text() == before
+        httpx.post(f"{base}/events", json={"user_id": "u1", "item_id": item, "event_id": "folded"})
+        wait_until(lambda: current.read_text() != before)
+        wait_until(lambda: httpx.get(f"{base}/readyz").json()["model_version"] == current.read_text().strip())
+        # folding is no other model: what was asked before can still be cut anew
+        anew = httpx.post(f"{base}/recommend/recut", json={"request_id": shown["request_id"], "k": 3})
+        assert [item["item_id"] for item in anew.json()["items"]] == [item["item_id"] for item in shown["items"][:3]]
+        assert "llm_rerank_model_swaps_total 0.0" in httpx.get(f"{base}/metrics").text
+    assert Reranker.load(model, verbose=False).export("u1")["events"][-1]["item_id"] == item
+
+
+# ------------------------------------------------------------------ the command
+
+
+@contextmanager
+def command(*words, **environment):
+    """Run ``llm-rerank serve`` and give the process, its address and its stderr so far."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "llm_rerank", "serve", *map(str, words)],
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", **environment},
+    )
+    try:
+        line = process.stderr.readline()
+        address = line.rpartition(" at ")[2].strip().rstrip("/") if " is served at " in line else line
+        yield process, address
+    finally:
+        if process.poll() is None:
+            process.kill()
+        process.communicate()
+
+
+def test_the_command_serves_takes_over_a_model_on_a_signal_and_ends_after_the_requests_in_progress(
+    model, tables, tmp_path
+):
+    events, items = tables
+    item = items["item_id"][0]
+    other = Reranker(RerankerConfig(encoder=None, candidates_per_source=20, seed=1), verbose=False).fit(events, items)
+    key = {"X-API-Key": KEY}
+    file = tmp_path / "key"
+    file.write_text(f"{KEY}\n", encoding="utf-8")
+    words = ("--port", 0, "--time-limit", 30, "--api-key-file", file)
+    with command(model, *words, LLM_RERANK_API_KEY="not-this-one-0123456789") as (process, address):
+        assert address.startswith("http://127.0.0.1:"), address
+        old = httpx.get(f"{address}/readyz").json()["model_version"]
+        assert httpx.get(f"{address}/users").status_code == 401
+        event = {"user_id": "u1", "item_id": item, "event_id": "kept"}
+        assert httpx.post(f"{address}/events", json=event, headers=key).json()["accepted"] == ["kept"]
+        with Load(address, headers=key) as load:
+            wait_until(lambda: len(load.answers) >= 20)
+            other.save(model)
+            process.send_signal(signal.SIGHUP)
+            wait_until(lambda: any(version != old for _, version in load.answers))
+            assert load.failures == []
+            assert {status for status, _ in load.answers} == {200}
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(60) == 0
+        assert {status for status, _ in load.answers} <= {200, 503}
+        # connections that were refused, or closed between two requests; none in the middle of an answer
+        assert not [failure for failure in load.failures if "ReadTimeout" in failure or "incomplete" in failure]
+        assert "u1" not in process.stderr.read()
+    with LiveShop(model, device="cpu") as shop:
+        assert shop.export("u1")["events"][-1]["item_id"] == item
+
+
+def test_the_command_says_what_is_wrong_in_a_line(saved_model, tmp_path, monkeypatch):
+    empty = tmp_path / "empty"
+    empty.write_text("\n")
+    taken = socket.create_server(("127.0.0.1", 0))
+    for words, key, said in (
+        (("--host", "0.0.0.0"), None, "no API key"),
+        (("--host", "::"), None, "no API key"),
+        (("--api-key-file", tmp_path / "nokey"), None, "cannot be read"),
+        (("--api-key-file", empty), KEY, "empty first line"),
+        ((), "short", "at least 16"),
+        ((), "", "is empty"),
+        (("--time-limit", 0), None, "time_limit_s"),
+        (("--host", "nowhere.invalid"), KEY, "cannot be bound"),
+        (("--port", taken.getsockname()[1]), None, "cannot be bound"),
+    ):
+        monkeypatch.delenv("LLM_RERANK_API_KEY", raising=False)
+        if key is not None:
+            monkeypatch.setenv("LLM_RERANK_API_KEY", key)
+        result = CliRunner().invoke(app, ["serve", str(saved_model), *map(str, words)])
+        assert (result.exit_code, said in result.stderr) == (2, True), (words, result.output)
+        assert result.stderr.count("\n") == 1
+    taken.close()
+    monkeypatch.delenv("LLM_RERANK_API_KEY", raising=False)
+    result = CliRunner().invoke(app, ["serve", str(tmp_path / "nothing"), "--port", "0"])
+    assert (result.exit_code, "is not a folder" in result.stderr) == (2, True)
+    assert not (tmp_path / "nothing").exists()
+
+
+def test_the_key_comes_from_the_file_else_from_the_environment(tmp_path, monkeypatch):
+    file = tmp_path / "key"
+    file.write_text("of-the-file-0123456789\nmore\n", encoding="utf-8")
+    monkeypatch.delenv("LLM_RERANK_API_KEY", raising=False)
+    assert read_key(None) is None
+    monkeypatch.setenv("LLM_RERANK_API_KEY", KEY)
+    assert read_key(None) == KEY
+    assert read_key(file) == "of-the-file-0123456789"
