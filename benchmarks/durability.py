@@ -34,9 +34,9 @@ PAUSE_S = 0.05
 class Writer(threading.Thread):
     """Posts events of its own until told to stop; knows which were acknowledged."""
 
-    def __init__(self, number: int, url: str, users: Sequence[Any], items: Sequence[Any], newest: int) -> None:
+    def __init__(self, number: int, url: str, users: Sequence[Any], items: Sequence[Any], first_moment: int) -> None:
         super().__init__(daemon=True)
-        self.number, self.url, self.newest = number, url, newest
+        self.number, self.url, self.first_moment = number, url, first_moment
         self.users, self.items = users, items
         self.acknowledged: list[tuple[Any, Any, int]] = []
         self.unanswered = 0
@@ -49,7 +49,7 @@ class Writer(threading.Thread):
             count = 0
             while not self.stopping.is_set():
                 user, item = (list_[int(rng.integers(len(list_)))] for list_ in (self.users, self.items))
-                moment = self.newest - 1_000_000 * (self.number + 1) - count  # a time of its own: no two are alike
+                moment = self.first_moment + WRITERS * count + self.number  # a time of its own: no two are alike
                 event = {"event_id": f"{self.number}-{count}", "user_id": user, "item_id": item, "timestamp": moment}
                 while not self.stopping.is_set():
                     try:
@@ -73,15 +73,16 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     add("--seed", type=int, default=0)
     add("--out", type=Path)
     options = parser.parse_args(arguments)
+    information = run_information(options.seed)
     rng = np.random.default_rng(options.seed)
     with tempfile.TemporaryDirectory() as place:
         model = Path(place) / "shop"
         shutil.copytree(options.model, model)
         saved = Reranker.load(model, verbose=False).saved
         users, items = saved.events.user_ids.tolist(), saved.fitted.items.ids.tolist()
-        n_before, newest = len(saved.events), int(saved.events.times.max())
+        n_before, first_moment = len(saved.events), int(saved.events.times.max()) + 1
         service = RunningService(model, ["--compact-every", str(options.compact_every)])
-        writers = [Writer(number, service.url, users, items, newest) for number in range(WRITERS)]
+        writers = [Writer(number, service.url, users, items, first_moment) for number in range(WRITERS)]
         for writer in writers:
             writer.start()
         for kill in range(options.kills):
@@ -111,6 +112,8 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         if item >= 0
     )
     acknowledged = [event for writer in writers for event in writer.acknowledged]
+    if not acknowledged:
+        raise RuntimeError("no event was acknowledged; the log of the service above says why")
     counts = [held[event] - known[event] for event in acknowledged]
     report = {
         "kills": options.kills,
@@ -119,7 +122,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         "lost": sum(count < 1 for count in counts),
         "doubled": sum(count > 1 for count in counts),
         "beyond_the_acknowledged": len(events) - n_before - len(acknowledged),
-        **run_information(options.seed),
+        **information,
     }
     print(
         f"{report['kills']} kills: {report['acknowledged']:,} events acknowledged, {report['lost']} lost, "

@@ -56,7 +56,8 @@ def serve(
     Everything           GET /openapi.json
 
     Only this machine is answered, unless there is an API key. Ctrl-C or SIGTERM ends it after the requests in progress;
-    a model saved to the folder meanwhile is taken over within a second, at once on SIGHUP, and no request is lost.
+    a model saved to the folder meanwhile is found within a second, at once on SIGHUP, and answers once it is loaded; no
+    request is lost.
     Needs `pip install "llm-rerank[serve]"`.
     """
     try:

@@ -6,7 +6,9 @@ is a snapshot for another thread.
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -75,7 +77,7 @@ class ChangingReranker:
         nothing is changed.
         """
         saved, report = updated(self._data(), interactions, items, columns=columns, time_unit=time_unit)
-        self._saved = expired(saved, slack_s=DAY_S)[0]
+        self._change(expired(saved, slack_s=DAY_S)[0])
         return report
 
     def forget(self, user_ids: Sequence[Any], *, cache_folder: str | Path | None = None) -> ForgetReport:
@@ -84,7 +86,8 @@ class ChangingReranker:
         cache_folder: of the fits, None: the settings'. Earlier saves are files of their own: save over them.
         Unknown ids are reported. ``str()`` of the result says what was rewritten and what waits for ``refit``.
         """
-        self._saved, report = forgotten(self._data(), user_ids, cache_folder or self.config.cache_folder)
+        saved, report = forgotten(self._data(), user_ids, cache_folder or self.config.cache_folder)
+        self._change(saved)
         return report
 
     def expire(self, now: Any = None) -> ForgetReport:
@@ -92,7 +95,8 @@ class ChangingReranker:
 
         now: seconds since 1970 or a date; None: the clock. Raises DataError where times are positions.
         """
-        self._saved, report = expired(self._data(), None if now is None else as_seconds(now))
+        saved, report = expired(self._data(), None if now is None else as_seconds(now))
+        self._change(saved)
         return report
 
     def export(self, user_id: Any) -> dict[str, Any]:
@@ -114,6 +118,10 @@ class ChangingReranker:
         learner = Learner(self.config, self._specs, self._features, FitLog(verbose=self.verbose))
         self._saved = refit_shop(learner, self._data(), impressions, columns=columns, time_unit=time_unit)
         return self
+
+    def _change(self, saved: Saved) -> None:
+        if saved is not self._saved:
+            self._saved = replace(saved, origin=uuid.uuid4().hex)
 
     def _adopt(self, saved: Saved) -> None:
         self._saved = saved

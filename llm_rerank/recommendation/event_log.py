@@ -11,8 +11,9 @@ import json
 import secrets
 import sqlite3
 import threading
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -30,7 +31,14 @@ MOST_ANSWERS = 200_000
 """Answers that are remembered for feedback; older ones go first."""
 
 WAIT_S = 10.0
+SHORT_WAIT_S = 0.02
+"""How long an answer waits for whoever writes, before it is kept in memory until they are done."""
+
+MOST_LATE = 2_000
+"""Answers that are kept in memory so; older ones go first."""
+
 _DAY_S = 86_400
+_GREATEST = 2**63 - 1  # SQLite's greatest whole number
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS meta (name TEXT PRIMARY KEY, value TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS entries (
@@ -45,6 +53,7 @@ CREATE INDEX IF NOT EXISTS answers_of_user ON answers (user);
 """
 
 Kind = Literal["event", "items", "forget"]
+_Row = tuple[str, str | None, float, str, int]  # of the table answers, without its number; position of the log then
 
 
 @dataclass(frozen=True)
@@ -60,7 +69,8 @@ class EventLog:
     """A durable, ordered log that several processes may write and read.
 
     A write is on disk when the method returns (write-ahead log, flushed at each commit). Answers, which only serve
-    feedback, are not flushed: a power failure may lose the last of them, a killed process none.
+    feedback, are not flushed, and do not wait for who writes for long: a power failure may lose the last of them, a
+    killed process those of that time.
     May be used from several threads. Raises StorageError where the file cannot be opened, read or written.
     """
 
@@ -68,6 +78,7 @@ class EventLog:
         self.path = path
         self._lock = threading.RLock()
         self._reading = threading.Lock()
+        self._late: deque[_Row] = deque(maxlen=MOST_LATE)
         with self._guarded():
             self._connection = self._connect()
             with self.writing():
@@ -90,6 +101,9 @@ class EventLog:
     def close(self) -> None:
         """Close the file; the log stays."""
         with self._lock, self._reading:
+            if self._late:
+                with suppress(sqlite3.Error):
+                    self._write_late(SHORT_WAIT_S)
             self._reader.close()
             self._connection.close()
 
@@ -104,6 +118,9 @@ class EventLog:
                 self._connection.execute("ROLLBACK")
                 raise
             self._connection.execute("COMMIT")
+            if self._late:
+                with suppress(sqlite3.Error):  # what the body wrote is written all the same
+                    self._write_late(SHORT_WAIT_S)
 
     # ------------------------------------------------------------- entries
 
@@ -112,10 +129,11 @@ class EventLog:
         rows = self._read("SELECT seq FROM sqlite_sequence WHERE name = 'entries'")
         return int(rows[0][0]) if rows else 0
 
-    def after(self, position: int) -> list[Entry]:
-        """Entries after a position, oldest first."""
-        query = "SELECT position, kind, body FROM entries WHERE position > ? ORDER BY position"
-        return [Entry(row[0], row[1], json.loads(row[2])) for row in self._read(query, (position,))]
+    def after(self, position: int, last: int | None = None) -> list[Entry]:
+        """Entries after a position, and up to ``last`` where it is given, oldest first."""
+        query = "SELECT position, kind, body FROM entries WHERE position > ? AND position <= ? ORDER BY position"
+        given = (position, _GREATEST if last is None else last)
+        return [Entry(row[0], row[1], json.loads(row[2])) for row in self._read(query, given)]
 
     def append(self, kind: Kind, bodies: Sequence[Any], users: Sequence[Any], now: float) -> int:
         """Write entries (inside ``writing``); returns the position of the last. users: of each entry, None: of none."""
@@ -128,15 +146,22 @@ class EventLog:
 
     def known_ids(self, event_ids: Iterable[str]) -> set[str]:
         """Tell which of these event ids were written before."""
-        return {name for name in event_ids if self._read("SELECT 1 FROM event_ids WHERE digest = ?", (_digest(name),))}
+        return {
+            name
+            for name in event_ids
+            if self._read("SELECT 1 FROM event_ids WHERE digest = ?", (self._id_digest(name),))
+        }
 
     def remember_ids(self, event_ids: Sequence[str], now: float) -> None:
-        """Know these event ids from now on (inside ``writing``); only their hashes are kept."""
-        rows = [(_digest(name), now) for name in event_ids]
+        """Know these event ids from now on (inside ``writing``); only keyed hashes are kept."""
+        rows = [(self._id_digest(name), now) for name in event_ids]
         self._connection.executemany("INSERT INTO event_ids VALUES (?, ?)", rows)
 
     def prune(self, position: int, now: float) -> None:
-        """Drop what the model folder holds (up to ``position``) and nobody needs any more, and old ids and answers."""
+        """Drop what the model folder holds (up to ``position``) and nobody needs any more, and old ids and answers.
+
+        Raises StorageError where the write-ahead file cannot be emptied, for it may hold rows of a forgotten user.
+        """
         with self.writing():
             before = now - DAYS_KEPT * _DAY_S
             self._connection.execute("DELETE FROM entries WHERE position <= ? AND recorded < ?", (position, before))
@@ -146,43 +171,106 @@ class EventLog:
                 "DELETE FROM answers WHERE recorded < ? OR number <= ?", (before, newest - MOST_ANSWERS)
             )
         with self._guarded(), self._reading:  # the write-ahead file held the rows too
-            self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            is_busy = self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]
+        if is_busy:
+            raise StorageError(
+                f"the write-ahead file of {self.path} cannot be emptied: another program has been reading or writing "
+                f"it for {WAIT_S:g} s; try again"
+            )
 
     # ------------------------------------------------------------- answers
 
-    def remember_answer(self, request_id: str, user: Any, body: Mapping[str, Any], now: float) -> None:
-        """Keep what was shown under a request id, for feedback."""
-        row = (request_id, None if user is None else user_key(user), now, json.dumps(body))
-        with self._guarded():
-            self._connection.execute("PRAGMA synchronous=NORMAL")
+    def remember_answer(
+        self, request_id: str, user: Any, body: Mapping[str, Any], now: float, *, position: int | None = None
+    ) -> None:
+        """Keep what was shown under a request id, for feedback; whoever asked for a list does not wait for writers.
+
+        position: of the log when the answer was made: where the user was forgotten since, it is not kept. None: now.
+        """
+        position = self.last_position() if position is None else position
+        row = (request_id, None if user is None else user_key(user), now, json.dumps(body), position)
+        self._late.append(row)
+        # where others wait already there is no use in it: of a batch one waits, not each
+        patience_s = SHORT_WAIT_S if len(self._late) == 1 else 0.0
+        if self._lock.acquire(timeout=patience_s):
             try:
-                self._connection.execute(
-                    "INSERT OR REPLACE INTO answers (request_id, user, recorded, body) VALUES (?, ?, ?, ?)", row
-                )
+                with self._explained():
+                    if not self._connection.in_transaction:
+                        self._write_late(patience_s)
+            except StorageError:
+                self._leave(row)
+                raise
             finally:
-                self._connection.execute("PRAGMA synchronous=FULL")
+                self._lock.release()
+
+    def _write_late(self, patience_s: float) -> None:
+        """Write the answers that wait; those that another process keeps us from go on waiting."""
+        self._connection.execute("PRAGMA synchronous=NORMAL")
+        self._connection.execute(f"PRAGMA busy_timeout={patience_s * 1000:.0f}")
+        try:
+            self._connection.execute("BEGIN IMMEDIATE")
+            rows = list(self._late)
+            try:
+                kept = [row[:4] for row in rows if not self._is_erased(row[1], row[4])]
+                query = "INSERT OR REPLACE INTO answers (request_id, user, recorded, body) VALUES (?, ?, ?, ?)"
+                self._connection.executemany(query, kept)
+            except BaseException:
+                self._connection.execute("ROLLBACK")
+                raise
+            self._connection.execute("COMMIT")
+            for row in rows:  # not before: whoever asks for it meanwhile finds it
+                self._leave(row)
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode != sqlite3.SQLITE_BUSY:
+                raise
+        finally:
+            self._connection.execute(f"PRAGMA busy_timeout={WAIT_S * 1000:.0f}")
+            self._connection.execute("PRAGMA synchronous=FULL")
+
+    def _is_erased(self, key: str | None, position: int) -> bool:
+        """Tell whether a user was forgotten after a position: who asked just before may be answered just after."""
+        query = "SELECT body FROM entries WHERE position > ? AND kind = 'forget'"
+        bodies = [] if key is None else self._connection.execute(query, (position,)).fetchall()
+        return any(self._digest_of(key or "") in json.loads(body) for (body,) in bodies)
+
+    def _leave(self, row: _Row) -> None:
+        with suppress(ValueError):  # it fell out of the full queue meanwhile
+            self._late.remove(row)
 
     def answer(self, request_id: str) -> dict[str, Any] | None:
         """Return what was kept under a request id; None where nothing is."""
+        for late in list(self._late):
+            if late[0] == request_id:
+                return json.loads(late[3])
         rows = self._read("SELECT body FROM answers WHERE request_id = ?", (request_id,))
         return json.loads(rows[0][0]) if rows else None
 
     def answers(self, user: Any = None) -> list[dict[str, Any]]:
         """All answers kept, oldest first, of one user where one is given; each with ``request_id`` and ``recorded``."""
+        waiting = list(self._late)
         columns = "SELECT request_id, recorded, body FROM answers"
         if user is None:
             rows = self._read(f"{columns} ORDER BY number")
         else:
             rows = self._read(f"{columns} WHERE user = ? ORDER BY number", (user_key(user),))
+        written = {row[0] for row in rows}
+        wanted = None if user is None else user_key(user)
+        late = [row for row in waiting if row[0] not in written and wanted in (None, row[1])]
+        rows = [*rows, *((request_id, recorded, body) for request_id, _, recorded, body, _ in late)]
         return [{"request_id": row[0], "recorded": row[1], **json.loads(row[2])} for row in rows]
 
     # ------------------------------------------------------------- erasure
 
     def user_digest(self, user: Any) -> str:
         """Keyed hash that stands for a user in an erasure, which must itself not name the user."""
-        return hashlib.blake2b(
-            user_key(user).encode("utf-8", "surrogatepass"), key=self._key, digest_size=16
-        ).hexdigest()
+        return self._digest_of(user_key(user))
+
+    def _digest_of(self, key: str) -> str:
+        return hashlib.blake2b(key.encode("utf-8", "surrogatepass"), key=self._key, digest_size=16).hexdigest()
+
+    def _id_digest(self, event_id: str) -> bytes:
+        # keyed: an event id may hold a user's
+        return hashlib.blake2b(event_id.encode("utf-8", "surrogatepass"), key=self._key, digest_size=16).digest()
 
     def erase(self, users: Sequence[Any], now: float) -> int:
         """Delete the users' entries and answers and write their erasure (inside ``writing``); returns its position.
@@ -217,7 +305,3 @@ class EventLog:
 def user_key(user: Any) -> str:
     """Text under which a user's rows are found: JSON, so that 7 and "7" stay two users."""
     return json.dumps(user)
-
-
-def _digest(event_id: str) -> bytes:
-    return hashlib.blake2b(event_id.encode("utf-8", "surrogatepass"), digest_size=16).digest()

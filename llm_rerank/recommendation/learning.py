@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -147,6 +148,7 @@ def _learned(
         counted=in_fit,
         torn=np.zeros(len(in_fit), dtype=np.bool_),
         target_events=targets,
+        origin=uuid.uuid4().hex,
     )
 
 

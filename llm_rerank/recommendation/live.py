@@ -14,14 +14,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
+import numpy as np
+
 from llm_rerank.recommendation.event_log import LOG_FILE, EventLog
-from llm_rerank.recommendation.live_events import EventError, checked_events, known_id
+from llm_rerank.recommendation.live_events import EventError, checked_events, known_id, spellings
 from llm_rerank.recommendation.live_state import LiveState, caught_up, loaded_state, with_events
 from llm_rerank.recommendation.privacy import ForgetReport, expired, exported, forgotten
 from llm_rerank.recommendation.reranker import Reranker
 from llm_rerank.recommendation.saving import write_reranker
 from llm_rerank.recommendation.updating import UpdateReport, updated
-from llm_rerank.storage import current_name, exclusive, save_folder
+from llm_rerank.storage import current_name, exclusive, read_json, save_folder
 from llm_rerank.types import DataError, ReplacedError
 
 MOST_SHOWN = 50
@@ -58,9 +60,13 @@ class LiveShop:
         current_name(self.folder)  # so that no log is made in a folder that is none of ours
         self.log = EventLog(self.folder / LOG_FILE)
         self._swapping = threading.Lock()
-        state = loaded_state(self.folder, self.log, device)
-        with self.log.writing():
-            self._state = caught_up(state, self.log)
+        self._playing = threading.Lock()
+        self._state = loaded_state(self.folder, self.log, device)
+        self._folded = self._state.position
+        unfinished = any(entry.kind == "forget" for entry in self.log.after(self._state.position))
+        self._state = caught_up(self._state, self.log)
+        if unfinished:  # a kill between an erasure and the new folder, which may still hold the user
+            self.compact()
 
     def __enter__(self) -> Self:
         return self
@@ -87,16 +93,23 @@ class LiveShop:
         return Reranker.from_saved(self._current().saved)
 
     def remember_answer(
-        self, request_id: str, user_id: Any, item_ids: Sequence[Any], facts: Mapping[str, Any] | None = None
+        self,
+        request_id: str,
+        user_id: Any,
+        item_ids: Sequence[Any],
+        facts: Mapping[str, Any] | None = None,
+        *,
+        position: int | None = None,
     ) -> None:
         """Keep what was shown, best first, so that feedback can name the request; the first 50 items are kept.
 
-        facts: lists of one entry an item (scores, propensities …) and single values, all JSON values.
+        facts: lists of one entry an item (scores, propensities …) and single values, all JSON values. position:
+        ``log.last_position()`` before the answer was made; of a user who was forgotten since, nothing is kept.
         """
         body = {"user_id": user_id, "item_ids": list(item_ids[:MOST_SHOWN]), "version": self.version}
         for name, value in (facts or {}).items():
             body[name] = value[:MOST_SHOWN] if isinstance(value, list) else value
-        self.log.remember_answer(request_id, user_id, body, self.clock())
+        self.log.remember_answer(request_id, user_id, body, self.clock(), position=position)
 
     def shown_lists(self) -> list[dict[str, Any]]:
         """Return the answers that are remembered, oldest first: request_id, recorded (s), user_id, item_ids, facts."""
@@ -143,9 +156,12 @@ class LiveShop:
         Raises DataError where a rule is broken, StorageError where the disk refuses; then nothing is taken.
         """
         bodies = [dict(item) for item in items]
+        before = self._current()
+        saved, report = updated(before.saved, None, bodies)  # texts are encoded while the log is free
         with self.log.writing():
             state = caught_up(self._state, self.log)
-            saved, report = updated(state.saved, None, bodies)
+            if state is not before:
+                saved, report = updated(state.saved, None, bodies)
             state = replace(state, saved=saved, position=self.log.append("items", [bodies], [None], self.clock()))
         self._swap(state)
         return report
@@ -153,8 +169,9 @@ class LiveShop:
     def export(self, user_id: Any) -> dict[str, Any] | None:
         """Return all that is held of a user: events, attributes, lists shown; None where nothing is."""
         state = self._current()
-        user_id = known_id(user_id, state.users)
-        lists = self.log.answers(user_id)
+        names = _kept_under(user_id, state.users)
+        user_id = names[0]
+        lists = sorted((one for name in names for one in self.log.answers(name)), key=lambda one: one["recorded"])
         try:
             held = exported(state.saved, user_id)
         except DataError:  # nothing in the model; a newcomer may have been shown lists
@@ -168,14 +185,27 @@ class LiveShop:
         cache_folder: of the fit, whose vectors of texts that quoted a review go too.
         """
         with exclusive(self.folder / _LOCK):
+            state = self._current()
+            if isinstance(user_ids, str | bytes):
+                raise DataError("user_ids is one text; give a list of ids")
+            user_ids = [user.item() if isinstance(user, np.generic) else user for user in user_ids]
+            ids = [known_id(user, state.users) for user in user_ids]
+            names = list(dict.fromkeys(name for user in user_ids for name in _kept_under(user, state.users)))
+            # the dear part, while the log is free: nobody waits for it
+            saved, report = forgotten(state.saved, ids, cache_folder)
+            _ = saved.item_statistics
             with self.log.writing():
-                state = caught_up(self._state, self.log)
-                ids = [known_id(user, state.users) for user in user_ids]
-                saved, report = forgotten(state.saved, ids, cache_folder)
-                state = LiveState(saved, state.version, self.log.erase(ids, self.clock()))
+                state = caught_up(replace(state, saved=saved), self.log)
+                saved, late = forgotten(state.saved, names, cache_folder)  # what they did in between
+                state = LiveState(saved, state.version, self.log.erase(names, self.clock()))
             self._swap(state)
             self._fold()
-        return report
+        return replace(report, n_events=report.n_events + late.n_events)
+
+    @property
+    def is_behind(self) -> bool:
+        """Whether the log has entries that the model folder does not hold yet."""
+        return self.log.last_position() > self._folded
 
     def compact(self) -> None:
         """Fold the log into the model folder, so that the next start has nothing to play; a kill does no harm."""
@@ -183,40 +213,54 @@ class LiveShop:
             self._fold()
 
     def refit(self) -> Reranker:
-        """Fit again on all that is known and make the result the folder's content; events may come in meanwhile."""
+        """Fit again on all that is known and make the result the folder's content; events may come in meanwhile.
+
+        Raises ReplacedError, and changes nothing, where the folder got events meanwhile that the log does not have.
+        """
         state = self._current()
         fresh = Reranker.from_saved(state.saved).refit()
         refitted = LiveState(replace(fresh.saved, log_name=self.log.name), state.version, state.position)
         with exclusive(self.folder / _LOCK):
-            with self.log.writing():  # what came in during the fit, erasures above all
-                refitted = caught_up(refitted, self.log)
+            # what came in during the fit, erasures above all: none comes now, for it takes our lock
+            refitted = caught_up(refitted, self.log)
             saved = replace(refitted.saved, log_position=refitted.position)
-            version = save_folder(self.folder, lambda place: write_reranker(place, saved))
+            current = current_name(self.folder)
+            if read_json(self.folder / current / "config.json")["origin"] != state.saved.origin:
+                raise ReplacedError(
+                    f"{self.folder} was fitted or updated by another program during the refit, which would undo that; "
+                    "refit again"
+                )
+            version = save_folder(self.folder, lambda place: write_reranker(place, saved), expected=current)
         with self._swapping:
             self._state = replace(refitted, saved=saved, version=version)
         return self.reranker()
 
-    def reload_if_replaced(self) -> bool:
-        """Where the folder was given another model, load it, play the log on top and answer with it from then on."""
+    def reload_if_replaced(self, prepare: Callable[[Reranker], None] | None = None) -> bool:
+        """Where the folder was given another model, load it, play the log on top and answer with it from then on.
+
+        prepare: called with the new reranker before anybody else sees it.
+        """
         if current_name(self.folder) == self._state.version:
             return False
-        fresh = loaded_state(self.folder, self.log, self.device)
-        with self.log.writing():
-            fresh = caught_up(fresh, self.log)
+        loaded = loaded_state(self.folder, self.log, self.device)
+        fresh = caught_up(loaded, self.log)
+        if prepare is not None:
+            prepare(Reranker.from_saved(fresh.saved))
         with self._swapping:
-            self._state = fresh
+            self._state, self._folded = fresh, loaded.position
         return True
 
     # ------------------------------------------------------------- inside
 
     def _current(self) -> LiveState:
         """Return the state after every entry that is committed."""
-        state = self._state
-        if self.log.last_position() <= state.position:
+        newest = self.log.last_position()
+        if newest <= (state := self._state).position:
             return state
-        with self.log.writing():
-            state = caught_up(self._state, self.log)
-        self._swap(state)
+        with self._playing:  # not the log's lock: who answers must not wait for who writes
+            if newest > (state := self._state).position:  # else another thread has played it
+                state = caught_up(state, self.log)
+                self._swap(state)
         return state
 
     def _swap(self, state: LiveState) -> None:
@@ -251,9 +295,8 @@ class LiveShop:
                 else:
                     taken[name] = {**event, **(notes[number] if notes else {})}
             if taken:
-                saved = with_events(
-                    state.saved, list(taken.values())
-                )  # before the log: what cannot be played is not written
+                # before the log: what cannot be played is not written
+                saved = with_events(state.saved, list(taken.values()))
                 users = [event["user_id"] for event in taken.values()]
                 position = self.log.append("event", list(taken.values()), users, now)
                 self.log.remember_ids(list(taken), now)
@@ -285,4 +328,14 @@ class LiveShop:
         with self._swapping:
             if self._state.version == state.version:
                 self._state = replace(self._state, version=version)
+        self._folded = state.position
         self.log.prune(state.position, self.clock())
+
+
+def _kept_under(user_id: Any, users: Mapping[Any, int]) -> list[Any]:
+    """Ids under which the log may name a user, the shop's own first.
+
+    An answer to somebody unknown is kept under the id as it was asked, 7 or "7"; later the shop may know the other one.
+    """
+    own = known_id(user_id, users)
+    return [own, *(name for name in spellings(user_id) if name != own and name not in users)]

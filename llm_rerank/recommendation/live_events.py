@@ -61,6 +61,17 @@ def known_id(value: Any, codes: Mapping[Any, int]) -> Any:
     return int(value) if isinstance(value, str) else str(value)
 
 
+def spellings(user_id: Any) -> list[Any]:
+    """Give an id and its other spelling: the whole number that a text spells, the digits of a number."""
+    if isinstance(user_id, str):
+        try:
+            number = int(user_id)
+        except ValueError:
+            return [user_id]
+        return [user_id, number] if str(number) == user_id else [user_id]
+    return [user_id, str(user_id)]
+
+
 def _checked(
     event: Mapping[str, Any],
     place: str,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import ChainMap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from llm_rerank.data.id_index import codes_by_id
+from llm_rerank.data.values import clean_text
 from llm_rerank.recommendation.event_log import Entry, EventLog
 from llm_rerank.recommendation.privacy import forgotten
 from llm_rerank.recommendation.reranker import Reranker
@@ -36,8 +38,10 @@ class LiveState:
 
     @property
     def users(self) -> Mapping[Any, int]:
-        """Code of each user id."""
-        return codes_by_id(self.saved.events.user_ids)
+        """Ids of users, those who have attributes and no event too, each with its code in its own table."""
+        attributed = () if self.saved.users is None else (self.saved.users.ids,)
+        tables = [codes_by_id(ids) for ids in (self.saved.events.user_ids, *attributed)]
+        return ChainMap(*tables)  # type: ignore[arg-type]  # which nobody writes into
 
     @property
     def next_time(self) -> int:
@@ -69,8 +73,13 @@ def loaded_state(folder: Path, log: EventLog, device: str) -> LiveState:
 
 
 def caught_up(state: LiveState, log: EventLog) -> LiveState:
-    """Play the entries that the state does not have, in their order. Call it inside ``log.writing()``."""
-    entries = log.after(state.position)
+    """Play the entries that the state does not have, in their order.
+
+    Needs no lock: positions rise with the commits, so no entry up to the newest of now comes later, and one that is
+    erased in between has its erasure after that. Inside ``log.writing()`` nothing is newer when this returns.
+    """
+    last = log.last_position()
+    entries = log.after(state.position, last)
     if state.saved.log_name != log.name:
         # a model fitted from files may have been given what the log has as well: nothing counts twice
         entries = _without_known(entries, state.saved)
@@ -84,16 +93,36 @@ def caught_up(state: LiveState, log: EventLog) -> LiveState:
             state = replace(state, saved=saved)
         elif kind == "items":
             for entry in run:
-                state = replace(state, saved=updated(state.saved, None, entry.body)[0])
+                state = replace(state, saved=_with_items(state.saved, entry.body))
         else:
             state = replace(state, saved=with_events(state.saved, [entry.body for entry in run]))
-    return replace(state, position=max(state.position, log.last_position()))
+    return replace(state, position=max(state.position, last))
 
 
 def with_events(saved: Saved, bodies: Sequence[Mapping[str, Any]]) -> Saved:
     """Return the state with events as ``live_events.checked_events`` gives them."""
-    events = [{name: value for name, value in body.items() if name not in _NOTES} for body in bodies]
-    return updated(saved, events, None, time_unit="s")[0]  # whatever their size, they are seconds by now
+    events = [
+        {"item_id": None, **{name: value for name, value in body.items() if name not in _NOTES}} for body in bodies
+    ]
+    # a table that holds 7 and "u7" is read as texts: together they would be other users than one after the other
+    for _, run in groupby(events, key=lambda event: type(event["user_id"])):
+        saved = updated(saved, list(run), None, time_unit="s")[0]  # whatever their size, they are seconds by now
+    return saved
+
+
+def _with_items(saved: Saved, bodies: list[Any]) -> Saved:
+    """Return the state with items that were taken once; one that this model refuses is left out.
+
+    Such is a new price where the model was fitted again without the item.
+    """
+    try:
+        return updated(saved, None, bodies)[0]
+    except DataError:
+        if len(bodies) == 1:
+            return saved
+    for body in bodies:
+        saved = _with_items(saved, [body])
+    return saved
 
 
 def _without_known(entries: Sequence[Entry], saved: Saved) -> list[Entry]:
@@ -109,6 +138,7 @@ def _without_known(entries: Sequence[Entry], saved: Saved) -> list[Entry]:
     }
 
     def is_new(body: Mapping[str, Any]) -> bool:
-        return (body["user_id"], body.get("item_id"), body["timestamp"], body.get("query", "")) not in held
+        query = clean_text(body.get("query", ""))  # as the state has it
+        return (body["user_id"], body.get("item_id"), body["timestamp"], query) not in held
 
     return [entry for entry in entries if entry.kind != "event" or is_new(entry.body)]

@@ -95,6 +95,7 @@ def write_reranker(folder: Path, saved: Saved) -> None:
             "target_events": list(saved.target_events),
             "log_name": saved.log_name,
             "log_position": saved.log_position,
+            "origin": saved.origin,
         },
     )
     write_arrays(folder / "reference.safetensors", {"items": fitted.reference})
@@ -149,6 +150,7 @@ def read_reranker(folder: Path) -> Saved:
         statistics=statistics,
         log_name=values["log_name"],
         log_position=values["log_position"],
+        origin=values["origin"],
         **marks,
     )
 

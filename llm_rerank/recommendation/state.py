@@ -41,7 +41,8 @@ class Saved:
     target_events: kinds of event that count as a
     positive, () is every kind but views and searches. statistics: what stays of the events where they are left out
     (``has_histories`` False); it holds no users. log_name, log_position: the event log that brought events, and its
-    last row that ``events`` hold; "" and 0 without a log.
+    last row that ``events`` hold; "" and 0 without a log. origin: another after each fit, and after each change that no
+    log has, so that a refit which took an hour can tell whether it missed one.
     """
 
     config: RerankerConfig
@@ -58,6 +59,7 @@ class Saved:
     statistics: ItemStatistics | None = None
     log_name: str = ""
     log_position: int = 0
+    origin: str = ""
     _known: CountedStatistics | None = field(default=None, repr=False, compare=False)
 
     @property

@@ -18,8 +18,8 @@ import numpy as np
 
 from llm_rerank.data.event_mappings import read_mappings
 from llm_rerank.data.events import EVENT_ALIASES
-from llm_rerank.data.frames import applicable, id_codes, named_columns, to_pandas
-from llm_rerank.data.id_index import codes_by_id
+from llm_rerank.data.frames import applicable, named_columns, to_pandas
+from llm_rerank.data.id_index import code_of, codes_by_id
 from llm_rerank.data.layouts import as_interactions
 from llm_rerank.data.merging import match_users, with_events
 from llm_rerank.data.schema import validate_interactions
@@ -130,7 +130,9 @@ def _read(
         new = _read_frame(saved, table, columns, time_unit, report)
     new = match_users(new, codes_by_id(events.user_ids), events.n_users)
     if saved.users is not None and len(new.user_ids):
-        new = replace(new, user_rows=id_codes(new.user_ids, saved.users.ids))
+        attributed = codes_by_id(saved.users.ids)  # kept: a newcomer's event must not cost a pass over all users
+        rows = [code_of(value, attributed) for value in new.user_ids]
+        new = replace(new, user_rows=np.array(rows, dtype=np.int64))
     return new
 
 

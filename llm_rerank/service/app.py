@@ -88,7 +88,8 @@ def create_app(shop: LiveShop, settings: ServiceSettings | None = None) -> FastA
 
     @asynccontextmanager
     async def running(app: FastAPI) -> AsyncIterator[None]:
-        await asyncio.to_thread(context.warm_up)  # so that the first request finds all ready
+        snapshot = await asyncio.to_thread(context.snapshot)
+        await asyncio.to_thread(context.warm_up, snapshot.reranker)  # so that the first request finds all ready
         context.metrics.set_model(shop.version)
         context.queue.start()
         keeping = asyncio.create_task(_keep(context, app.state.look))
@@ -166,7 +167,7 @@ def _add_page(app: FastAPI) -> None:
 async def _keep(context: Context, look: asyncio.Event) -> None:
     """Take over a replaced model, and fold the log into the folder now and then; goes on whatever fails."""
     loop = asyncio.get_running_loop()
-    folded_at, n_folded = loop.time(), 0.0
+    folded_at = loop.time()
     while True:
         try:
             await asyncio.wait_for(look.wait(), context.settings.reload_every_s)
@@ -174,18 +175,15 @@ async def _keep(context: Context, look: asyncio.Event) -> None:
             pass
         look.clear()
         try:
-            if await asyncio.to_thread(context.shop.reload_if_replaced):
-                await asyncio.to_thread(context.warm_up)
+            if await asyncio.to_thread(context.shop.reload_if_replaced, context.warm_up):
                 context.metrics.swaps.inc()
                 logger.info("another model was taken over: %s", context.shop.version)
             context.metrics.set_model(context.shop.version)
-            n_events = context.n_recorded
             if loop.time() - folded_at >= context.settings.compact_every_s:
                 folded_at = loop.time()
                 # folding also drops what is older than retention_days, whether anything came in or not
-                if n_events != n_folded or context.shop.reranker().config.retention_days is not None:
+                if context.shop.is_behind or context.shop.reranker().config.retention_days is not None:
                     await asyncio.to_thread(context.shop.compact)
-                    n_folded = n_events
         except Exception as error:
             context.metrics.unexpected.labels("keeping").inc()
             logger.error("the model folder cannot be looked at: %s", describe(error))

@@ -23,7 +23,7 @@ A = TypeVar("A")
 T = TypeVar("T")
 
 LEARNING_RATE = 0.2
-"""Weight of the newest batch in the running mean of seconds a task."""
+"""Weight of the newest call in the running means of seconds."""
 
 logger = logging.getLogger(__name__)
 
@@ -56,9 +56,9 @@ class ScoringQueue(Generic[Q, A]):
         self._wake = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._stopping = False
-        self._running = 0
+        self._running: list[_Waiting] = []
         self._running_since: float | None = None
-        self._seconds_each = 0.0
+        self._seconds_each = {True: 0.0, False: 0.0}  # questions, jobs: one long job says nothing of questions
 
     def start(self) -> None:
         """Begin to work; needs a running event loop."""
@@ -80,9 +80,14 @@ class ScoringQueue(Generic[Q, A]):
         """Seconds that the present call has taken; 0 where there is none."""
         return 0.0 if self._running_since is None else time.monotonic() - self._running_since
 
-    def expected_wait_s(self) -> float:
-        """Seconds until something that comes now would be answered, as far as the last batches tell."""
-        return (len(self._waiting) + self._running + 1) * self._seconds_each
+    def is_working(self) -> bool:
+        """Tell whether what is asked will be worked on: started, and not stopped by anything."""
+        return self._task is not None and not self._task.done() and not self._stopping
+
+    def expected_wait_s(self, *, is_question: bool = True) -> float:
+        """Seconds until something that comes now would be answered, as far as the last calls of each kind tell."""
+        before = sum(self._seconds_each[one.is_question] for one in (*self._running, *self._waiting))
+        return before + self._seconds_each[is_question]
 
     async def ask(self, question: Q, time_limit_s: float) -> A:
         """Answer a question, together with others that wait. Raises what ``answer`` gave, or ServiceError (503)."""
@@ -97,9 +102,9 @@ class ScoringQueue(Generic[Q, A]):
     async def _wait_for(self, work: Any, is_question: bool, time_limit_s: float) -> Any:
         if self._stopping:
             raise _stopping()
-        expected = self.expected_wait_s()
+        expected = self.expected_wait_s(is_question=is_question)
         # an idle queue tries, however slow the last batch was: else one slow batch would end the service
-        late = expected > time_limit_s and (self._running > 0 or len(self._waiting) > 0)
+        late = expected > time_limit_s and (len(self._running) > 0 or len(self._waiting) > 0)
         if len(self._waiting) >= self._length or late:
             self._metrics.refused.labels("queue_full").inc()
             raise ServiceError(503, "too many requests wait; come again", code="busy", retry_after_s=max(expected, 1))
@@ -124,7 +129,7 @@ class ScoringQueue(Generic[Q, A]):
                 await self._wake.wait()
                 continue
             started = time.monotonic()
-            self._running, self._running_since = len(batch), started
+            self._running, self._running_since = batch, started
             try:
                 results = await loop.run_in_executor(self._thread, self._results, batch)
                 for waiting, result in zip(batch, results, strict=True):
@@ -135,10 +140,10 @@ class ScoringQueue(Generic[Q, A]):
                     else:
                         waiting.future.set_result(result)
             finally:
-                self._running, self._running_since = 0, None
-            each = (time.monotonic() - started) / len(batch)
-            rate = LEARNING_RATE if self._seconds_each else 1.0
-            self._seconds_each += rate * (each - self._seconds_each)
+                self._running, self._running_since = [], None
+            each, kind = (time.monotonic() - started) / len(batch), batch[0].is_question
+            rate = LEARNING_RATE if self._seconds_each[kind] else 1.0
+            self._seconds_each[kind] += rate * (each - self._seconds_each[kind])
 
     def _take(self) -> list[_Waiting]:
         """Take the first that still has time, and questions that follow it."""
@@ -163,9 +168,9 @@ class ScoringQueue(Generic[Q, A]):
             self._metrics.batch_questions.observe(len(batch))
             assert len(results) == len(batch), f"{len(results)} answers to {len(batch)} questions"
             return results
-        except Exception as error:
+        except BaseException as error:  # a panic of a library in Rust is no Exception, and must not end the work
             if len(batch) == 1:
-                return [error]
+                return [error if isinstance(error, Exception) else RuntimeError(type(error).__name__)]
             logger.error("a batch of %d failed: %s; each is asked alone", len(batch), describe(error))
             return [self._results([waiting])[0] for waiting in batch]
 

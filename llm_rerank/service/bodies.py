@@ -178,6 +178,7 @@ class Decision(Body):
     as_of: Moment | None = Field(None, description="Moment of the decision; default: just after the last known event.")
     diversity: Share | None = Field(None, description="Variety against relevance; default: as the model was fitted.")
     least_probability: Share | None = Field(None, description="What is kept; default: the model's cut.")
+    remember: bool = Field(True, description="Keep the list for 7 days as shown to the user, for feedback.")
 
 
 class RerankBody(Decision):

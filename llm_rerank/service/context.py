@@ -7,7 +7,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from llm_rerank.recommendation.answering import Answer, Question, answer_each
@@ -27,11 +27,16 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A model as of now, for one piece of work. degraded: what is missing from it."""
+    """A model as of now, for one piece of work. degraded: what is missing from it.
+
+    position: of the log, which the model has read at least so far. n_forgets: erasures by this process before it.
+    """
 
     version: str
     reranker: Reranker
     catalogue: Catalogue
+    position: int
+    n_forgets: int
     degraded: tuple[str, ...] = ()
 
 
@@ -58,9 +63,8 @@ class Context:
         self._catalogue: Catalogue | None = None
         self._last: Snapshot | None = None
         self._answers: OrderedDict[str, KeptAnswer] = OrderedDict()
+        self._n_forgets = 0
         self._lock = threading.Lock()
-        self.n_recorded = 0
-        """Events that were taken since the start: whether there is anything to fold into the model folder."""
 
     # ------------------------------------------------------------- the model
 
@@ -71,23 +75,22 @@ class Context:
         there is none yet.
         """
         try:
+            n_forgets, position = self._n_forgets, self.shop.log.last_position()
             version = self.shop.version
             reranker = self.shop.reranker()
             if self.shop.version != version:  # replaced in between: the second look is of the new one
                 version, reranker = self.shop.version, self.shop.reranker()
-            snapshot = Snapshot(version, reranker, self._catalogue_of(reranker))
+            snapshot = Snapshot(version, reranker, self._catalogue_of(reranker), position, n_forgets)
         except Exception as error:
             if self._last is None:
                 raise
             logger.error("the model's newest state cannot be read: %s; the last one is used", describe(error))
-            last = self._last
-            return Snapshot(last.version, last.reranker, last.catalogue, (EVENT_LOG,))
+            return replace(self._last, degraded=(EVENT_LOG,))
         self._last = snapshot
         return snapshot
 
-    def warm_up(self) -> None:
+    def warm_up(self, reranker: Reranker) -> None:
         """Answer a newcomer and a known user, so that what is made at the first use is made before anybody waits."""
-        reranker = self.snapshot().reranker
         items, users = reranker.saved.fitted.items.ids, reranker.saved.events.user_ids
         questions = [Question(None, None, k=1), Question(users[0], list(items[:10]))] if len(users) else []
         failed = [answer for answer in answer_each(reranker, questions) if isinstance(answer, Exception)]
@@ -107,11 +110,13 @@ class Context:
 
     # ------------------------------------------------------------- kept answers
 
-    def keep(self, request_id: str, answer: Answer, version: str, user_id: Any) -> None:
-        """Keep an answer for a while, so that it can be cut anew."""
+    def keep(self, request_id: str, answer: Answer, snapshot: Snapshot, user_id: Any) -> None:
+        """Keep an answer for a while, so that it can be cut anew; not if somebody was forgotten meanwhile."""
         with self._lock:
-            now = time.monotonic()
-            self._answers[request_id] = KeptAnswer(answer, version, user_id, now + self.settings.answer_lifetime_s)
+            if snapshot.n_forgets != self._n_forgets:
+                return
+            until = (now := time.monotonic()) + self.settings.answer_lifetime_s
+            self._answers[request_id] = KeptAnswer(answer, snapshot.version, user_id, until)
             self._answers.move_to_end(request_id)
             while len(self._answers) > self.settings.most_answers or next(iter(self._answers.values())).until < now:
                 self._answers.popitem(last=False)
@@ -123,7 +128,8 @@ class Context:
         return kept if kept is not None and kept.until >= time.monotonic() else None
 
     def forget_answers(self, user_ids: Collection[Any]) -> None:
-        """Drop the answers of users."""
+        """Drop the answers of users, and those that are being made."""
         with self._lock:
+            self._n_forgets += 1
             for request_id in [name for name, kept in self._answers.items() if kept.user_id in user_ids]:
                 del self._answers[request_id]

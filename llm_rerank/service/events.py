@@ -54,13 +54,11 @@ def add_routes(app: FastAPI, context: Context) -> None:
         """Add items, or change them: they can be recommended at once, without a fit."""
         items = [item.mapping() for item in body.items]
         report = await context.workers.run(lambda: context.shop.add_items(items), settings.long_time_limit_s)
-        context.n_recorded += len(items)
         context.metrics.items.inc(len(items))
         return JsonResponse(plain(report))
 
 
 def _recorded(context: Context, recorded: Recorded) -> JsonResponse:
-    context.n_recorded += len(recorded.accepted)
     context.metrics.events.labels("accepted").inc(len(recorded.accepted))
     context.metrics.events.labels("duplicate").inc(len(recorded.duplicates))
     return JsonResponse({"accepted": recorded.accepted, "duplicates": recorded.duplicates})

@@ -110,13 +110,18 @@ def field_path(location: Sequence[str | int]) -> str:
 def _of_validation(errors: Sequence[Any]) -> ServiceError:
     """Name the first field that is wrong; pydantic's messages do not repeat values."""
     first = errors[0]
-    where, *location = first["loc"]
+    where, *location = (part for part in first["loc"] if not _is_type(part))
     if first["type"] == "extra_forbidden":
         return ServiceError(422, "there is no such field", field=field_path(location))
     if first["type"] == "missing" and not location:
         return ServiceError(422, f"the {where} is missing; send a JSON object")
     message = first["msg"].removeprefix("Value error, ")
     return ServiceError(422, message[:1].lower() + message[1:], field=field_path(location) or str(where))
+
+
+def _is_type(part: str | int) -> bool:
+    """Tell whether a part of a location is the type that pydantic tried, where several may stand: no field of ours."""
+    return isinstance(part, str) and (part == "str" or part.startswith(("dict[", "list[")))
 
 
 def describe(error: BaseException) -> str:

@@ -20,8 +20,8 @@ def add_routes(app: FastAPI, context: Context) -> None:
 
     @app.get("/readyz", response_model=Health, responses=refusals(), tags=["operations"])
     async def ready() -> JsonResponse:
-        """Tell whether rankings can be answered: a model is loaded and its thread is not stuck."""
-        if context.queue.stuck_for_s() > context.settings.long_time_limit_s:
+        """Tell whether rankings can be answered: a model is loaded and its thread works and is not stuck."""
+        if not context.queue.is_working() or context.queue.stuck_for_s() > context.settings.long_time_limit_s:
             raise ServiceError(503, "the scoring thread does not come back", retry_after_s=5)
         return JsonResponse({"status": "ready", "model_version": context.shop.version})
 

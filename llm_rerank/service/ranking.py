@@ -26,10 +26,11 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Asked:
-    """A question with the request's id."""
+    """A question with the request's id. remember: keep the answer on disk, for feedback."""
 
     question: Question
     request_id: str
+    remember: bool = True
 
 
 def add_routes(app: FastAPI, context: Context) -> None:
@@ -51,13 +52,13 @@ def add_routes(app: FastAPI, context: Context) -> None:
             upstream_scores=None if all(score is None for score in scores) else scores,
             k=body.k,
         )
-        return await _asked(context, question, request)
+        return await _asked(context, question, request, body)
 
     @app.post("/recommend", response_model=RankedList, responses=refusals(), tags=["lists"])
     async def recommend(body: RecommendBody, request: Request) -> JsonResponse:
         """Find items for a user, best first."""
         question = _question(body, item_ids=None, k=body.k, exclude_seen=body.exclude_seen)
-        return await _asked(context, question, request)
+        return await _asked(context, question, request, body)
 
     @app.post("/recommend/recut", response_model=RankedList, responses=refusals(), tags=["lists"])
     async def cut_anew(body: RecutBody) -> JsonResponse:
@@ -66,8 +67,8 @@ def add_routes(app: FastAPI, context: Context) -> None:
         return JsonResponse(content)
 
 
-async def _asked(context: Context, question: Question, request: Request) -> JsonResponse:
-    asked = Asked(question, request.scope["request_id"])
+async def _asked(context: Context, question: Question, request: Request, body: Decision) -> JsonResponse:
+    asked = Asked(question, request.scope["request_id"], body.remember)
     return JsonResponse(await context.queue.ask(asked, context.settings.time_limit_s))
 
 
@@ -106,7 +107,7 @@ def _said(context: Context, snapshot: Snapshot | None, asked: Asked, answer: Ans
         assert snapshot is not None
         content = list_content(answer, snapshot, asked.request_id, asked.question.user_id)
         context.metrics.count_answer(content["degraded"], content["fallback"])
-        _remember(context, snapshot, asked, answer, content)
+        remember(context, snapshot, asked, answer, content)
         return to_json(content)
     except DataError as error:
         return in_the_body(error)
@@ -170,16 +171,19 @@ def _order_content(context: Context, snapshot: Snapshot | None, asked: Asked) ->
     }
 
 
-def _remember(context: Context, snapshot: Snapshot, asked: Asked, answer: Answer, content: dict[str, Any]) -> None:
-    """Keep the answer for feedback and for cutting anew; where that fails, the list still goes out."""
+def remember(context: Context, snapshot: Snapshot, asked: Asked, answer: Answer, content: dict[str, Any]) -> None:
+    """Keep the answer for cutting anew, and for feedback; where that fails, the list still goes out."""
     user_id = own_id(asked.question.user_id, snapshot.reranker.saved.events.user_ids)
-    context.keep(asked.request_id, answer, snapshot.version, user_id)
+    context.keep(asked.request_id, answer, snapshot, user_id)
+    if not asked.remember:
+        return
     items = content["items"]
     facts = {name: [item[name] for item in items] for name in ("score", "probability", "kept")}
     if items and "propensity" in items[0]:
         facts["propensity"] = [item["propensity"] for item in items]
     try:
-        context.shop.remember_answer(asked.request_id, user_id, [item["item_id"] for item in items], facts)
+        shown = [item["item_id"] for item in items]
+        context.shop.remember_answer(asked.request_id, user_id, shown, facts, position=snapshot.position)
     except Exception as error:
         context.metrics.unexpected.labels("feedback").inc()
         logger.error("request %s: its answer cannot be kept for feedback: %s", asked.request_id, describe(error))

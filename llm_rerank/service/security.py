@@ -70,7 +70,7 @@ def _foreign(scope: Scope, headers: Headers, allowed: Iterable[str]) -> ServiceE
         return ServiceError(403, "without an API key only this machine is answered")
     host = headers.get("host", "")
     name = _name(host)
-    if not is_loopback(name) and name not in {other.lower() for other in allowed}:
+    if not is_loopback(name) and name not in {_name(other) for other in allowed}:
         return ServiceError(403, "the header Host does not name this machine; set an API key to serve other names")
     if scope["method"] in SAFE_METHODS:
         return None

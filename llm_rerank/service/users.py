@@ -11,7 +11,7 @@ import numpy as np
 from fastapi import FastAPI, Path, Query
 
 from llm_rerank.data.id_index import code_of, codes_by_id
-from llm_rerank.recommendation.live_events import LONGEST_ID
+from llm_rerank.recommendation.live_events import LONGEST_ID, spellings
 from llm_rerank.recommendation.privacy import ForgetReport
 from llm_rerank.service.answers import History, UserList, refusals
 from llm_rerank.service.context import Context
@@ -68,7 +68,7 @@ def add_routes(app: FastAPI, context: Context) -> None:
 
         A user of whom nothing is held is no error: afterwards nothing is held.
         """
-        ids = spellings(with_slashes(user_id))
+        ids = spellings(with_slashes(user_id))  # answers to users nobody knows may be kept under either
 
         def work() -> ForgetReport:
             report = context.shop.forget(ids)
@@ -79,18 +79,6 @@ def add_routes(app: FastAPI, context: Context) -> None:
         report = await context.workers.run(work, settings.long_time_limit_s)
         context.metrics.forgotten.inc(len(report.forgotten))
         return JsonResponse({**plain(report), "text": str(report)})
-
-
-def spellings(user_id: str) -> list[str | int]:
-    """Give the ids that a text may stand for: itself, and the whole number that it spells.
-
-    Both are forgotten, for answers to users nobody knows may be kept under either.
-    """
-    try:
-        number = int(user_id)
-    except ValueError:
-        return [user_id]
-    return [user_id, number] if str(number) == user_id else [user_id]
 
 
 def latest_users(events: Interactions, limit: int) -> list[int]:

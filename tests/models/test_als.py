@@ -1,3 +1,6 @@
+import os
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -218,3 +221,15 @@ def test_few_cases_fold_in_as_many_do():
     for number in (0, 50, 99):
         few = scorer.fold_in(cases_of(histories[number : number + 1], [[]]))
         np.testing.assert_array_equal(few[0], many[number])
+
+
+def test_folding_in_does_not_warn_of_threads():
+    script = (
+        "import warnings; warnings.simplefilter('error')\n"
+        "from llm_rerank.models.collaborative.als import ALS\n"
+        "ALS()._model(1.0)\n"
+    )
+    many = {**os.environ, "OPENBLAS_NUM_THREADS": "2"}
+    many.pop("OMP_NUM_THREADS", None)
+    done = subprocess.run([sys.executable, "-c", script], env=many, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

@@ -4,6 +4,7 @@ import sqlite3
 import subprocess
 import sys
 import threading
+import time
 
 import pytest
 
@@ -78,6 +79,56 @@ def test_answers_come_back_by_request_and_by_user(log):
     assert log.answers(7) == [{"request_id": "r2", "recorded": 6.0, "item_ids": []}]
     assert log.answers("7") == []
     assert [answer["request_id"] for answer in log.answers()] == ["r1", "r2"]
+
+
+def test_an_answer_does_not_wait_for_who_writes_and_is_there_at_once(log):
+    writing, done = threading.Event(), threading.Event()
+
+    def write_for_long():
+        with log.writing():
+            writing.set()
+            done.wait(20)
+
+    writer = threading.Thread(target=write_for_long)
+    writer.start()
+    assert writing.wait(5)
+    started = time.monotonic()
+    for number in range(20):
+        log.remember_answer(f"r{number}", "ann" if number % 2 else 7, {"n": number}, float(number))
+    assert time.monotonic() - started < 0.5
+    assert log.answer("r3") == {"n": 3}
+    assert [answer["n"] for answer in log.answers("ann")] == list(range(1, 20, 2))
+    done.set()
+    writer.join(5)
+    rows = sqlite3.connect(log.path).execute("SELECT request_id FROM answers ORDER BY number").fetchall()
+    assert [row[0] for row in rows] == [f"r{number}" for number in range(20)]
+    assert [answer["n"] for answer in log.answers()] == list(range(20))
+
+
+def test_an_answer_that_was_being_made_while_its_user_was_forgotten_is_not_kept(log):
+    before = log.last_position()
+    with log.writing():
+        log.erase(["ann"], 1.0)
+    for name, user in (("r1", "ann"), ("r2", "bob"), ("r3", None)):
+        log.remember_answer(name, user, {}, 2.0, position=before)
+    log.remember_answer("r4", "ann", {}, 3.0, position=log.last_position())  # who comes back is a newcomer
+    assert [answer["request_id"] for answer in log.answers()] == ["r2", "r3", "r4"]
+
+
+def test_an_answer_does_not_wait_for_another_process_and_goes_with_its_user(log):
+    other = sqlite3.connect(log.path, isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    started = time.monotonic()
+    log.remember_answer("r1", "ann", {}, 1.0)
+    log.remember_answer("r2", "bob", {}, 2.0)
+    assert time.monotonic() - started < 0.5
+    assert [answer["request_id"] for answer in log.answers()] == ["r1", "r2"]
+    other.execute("ROLLBACK")
+    with log.writing():
+        log.erase(["ann"], 3.0)
+    assert [row[0] for row in other.execute("SELECT request_id FROM answers")] == ["r2"]
+    assert log.answer("r1") is None
+    other.close()
 
 
 def test_pruning_keeps_what_the_folder_lacks_what_is_young_and_never_reuses_a_position(log):

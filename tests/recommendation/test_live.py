@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -16,9 +17,10 @@ import pytest
 from llm_rerank.recommendation.event_log import EventLog
 from llm_rerank.recommendation.live import LiveShop, UnknownRequest
 from llm_rerank.recommendation.live_events import EventError
+from llm_rerank.recommendation.privacy import forgotten
 from llm_rerank.recommendation.reranker import Reranker
 from llm_rerank.storage import save_folder
-from llm_rerank.types import DataError, StorageError
+from llm_rerank.types import DataError, ReplacedError, StorageError, Users
 
 
 @pytest.fixture
@@ -211,8 +213,10 @@ def test_a_kill_between_erasure_and_the_new_folder_is_made_good_at_the_next_star
         live.log.erase([user], now)
     with LiveShop(folder, clock=lambda: now) as again:
         assert user not in set(again.reranker().saved.events.user_ids)
-        again.compact()
-    assert user not in set(Reranker.load(folder, verbose=False).saved.events.user_ids)
+        assert user not in set(Reranker.load(folder, verbose=False).saved.events.user_ids)
+        assert not again.is_behind
+        seen_event(again, again.reranker().saved.events.user_ids[0], again.reranker().saved.fitted.items.ids[0])
+        assert again.is_behind
 
 
 def test_a_model_fitted_from_files_is_not_told_twice_what_the_files_held(live, folder, now, shop):
@@ -255,6 +259,40 @@ def test_a_model_that_comes_in_while_the_log_is_folded_stays(live, folder, now, 
     loaded = Reranker.load(folder, verbose=False)
     assert loaded.saved.config.min_items == 3 and history_of(loaded, user)[-1] == item
     assert len(folders) == 2
+
+
+def test_a_refit_takes_over_what_came_in_and_does_not_undo_a_table_that_another_program_brought(
+    live, folder, now, monkeypatch
+):
+    saved = live.reranker().saved
+    user, gone, items = saved.events.user_ids[0], saved.events.user_ids[5], saved.fitted.items.ids
+    fit = Reranker.refit
+
+    def busy(reranker, *given):  # what happens while a fit takes an hour
+        fitted = fit(reranker, *given)
+        seen_event(live, user, items[3], timestamp=now)
+        live.forget([gone])
+        return fitted
+
+    monkeypatch.setattr(Reranker, "refit", busy)
+    refitted = live.refit()
+    assert history_of(refitted, user)[-1] == items[3] and gone not in set(refitted.saved.events.user_ids)
+    assert refitted.saved.in_fit.sum() >= len(saved.events) - 60
+    loaded = Reranker.load(folder, verbose=False)
+    same_state(loaded, refitted)
+
+    def with_a_table(reranker, *given):
+        fitted = fit(reranker, *given)
+        other = Reranker.load(folder, verbose=False)
+        other.update([{"user_id": user, "item_id": items[4], "timestamp": now + 1}])
+        other.save(folder)
+        return fitted
+
+    monkeypatch.setattr(Reranker, "refit", with_a_table)
+    with pytest.raises(ReplacedError, match="refit again"):
+        live.refit()
+    assert history_of(Reranker.load(folder, verbose=False), user)[-1] == items[4]
+    assert live.reload_if_replaced() and history_of(live.reranker(), user)[-1] == items[4]
 
 
 def test_feedback_is_an_event_of_the_request_with_the_rank_that_was_shown(live):
@@ -310,3 +348,114 @@ def test_the_log_of_one_shop_is_not_played_on_another_by_position(live, folder, 
     other.close()
     with LiveShop(tmp_path / "moved", clock=lambda: now) as moved:
         assert position >= 1 and len(moved.reranker().saved.events) == len(live.reranker().saved.events) + 1
+
+
+def test_an_erasure_that_is_played_reaches_users_who_have_attributes_alone(folder, now):
+    saved = Reranker.load(folder, verbose=False).saved
+    ids = np.array(["silent-sam", 4711], dtype=object)
+    users = Users(ids, pd.DataFrame({"user_id": ids, "city": ["Zwiesel", "Ulm"]}))
+    Reranker.from_saved(replace(saved, users=users)).save(folder)
+    with LiveShop(folder, clock=lambda: now) as live, LiveShop(folder, clock=lambda: now) as other:
+        with live.log.writing():  # the first half of forget, then the process dies
+            live.log.erase(["silent-sam"], now)
+        assert other.export("silent-sam") is None and other.export("4711")["attributes"] == {"city": "Ulm"}
+        other.remember_answer("r1", 4711, [])
+        other.forget(["4711"])  # as the command line has it
+        assert live.export(4711) is None and live.shown_lists() == []
+    assert list(Reranker.load(folder, verbose=False).saved.users.ids) == []
+
+
+def test_a_search_without_an_item_is_an_event(live, folder, now):
+    live.record([{"user_id": "a newcomer", "query": " red  tent "}])
+    for shop in (live, LiveShop(folder, clock=lambda: now)):
+        events = shop.reranker().saved.events
+        assert (events.user_ids[events.users[-1]], events.queries[-1], events.items[-1]) == (
+            "a newcomer",
+            "red tent",
+            -1,
+        )
+
+
+def test_users_of_both_kinds_of_id_are_the_same_when_played_again(live, folder, now):
+    items = live.reranker().saved.fitted.items.ids
+    live.record([{"user_id": "n1", "item_id": items[0]}, {"user_id": 4711, "item_id": items[1]}])
+    seen_event(live, 4711, items[2])
+    seen_event(live, "n1", items[3])
+    with LiveShop(folder, clock=lambda: now) as again:
+        same_state(live.reranker(), again.reranker())
+        assert history_of(again.reranker(), 4711) == [items[1], items[2]]
+        again.forget([4711])
+    assert 4711 not in set(live.reranker().saved.events.user_ids)
+    assert [entry.body["user_id"] for entry in live.log.after(0) if entry.kind == "event"] == ["n1", "n1"]
+
+
+def test_a_price_of_an_item_that_a_new_fit_has_not_does_not_stop_the_shop(live, folder, fitted, now):
+    live.add_items([{"item_id": "soon gone", "title": "a thing"}])
+    live.compact()
+    with live.log.writing():  # as a compaction eight days later does
+        live.log._connection.execute("DELETE FROM entries")
+    known = live.reranker().saved.fitted.items.ids[3]
+    live.add_items([{"item_id": "soon gone", "price": 5.0}, {"item_id": known, "price": 7.25}])
+    fitted.save(folder)  # from files that lack it
+    assert live.reload_if_replaced()
+    items = live.reranker().saved.fitted.items
+    assert "soon gone" not in set(items.ids) and items.frame["price"].iloc[3] == 7.25
+    LiveShop(folder, clock=lambda: now).close()
+
+
+def test_a_spaced_search_counts_once_in_a_model_fitted_from_files(live, folder, now):
+    user, item = live.reranker().saved.events.user_ids[0], live.reranker().saved.fitted.items.ids[3]
+    seen_event(live, user, item, query=" red  tent ")
+    saved = live.reranker().saved
+    Reranker.from_saved(replace(saved, log_name="", log_position=0)).save(folder)
+    assert live.reload_if_replaced()
+    assert len(live.reranker().saved.events) == len(saved.events)
+
+
+def test_nobody_waits_for_the_dear_part_of_an_erasure(live, folder, now, monkeypatch):
+    users, item = live.reranker().saved.events.user_ids, live.reranker().saved.fitted.items.ids[3]
+    begun, may_go_on = threading.Event(), threading.Event()
+
+    def slowly(*given):
+        begun.set()
+        assert may_go_on.wait(30)
+        return forgotten(*given)
+
+    monkeypatch.setattr("llm_rerank.recommendation.live.forgotten", slowly)
+    erasing = threading.Thread(target=live.forget, args=([users[5]],), daemon=True)
+    erasing.start()
+    assert begun.wait(30)
+    done = threading.Event()
+
+    def meanwhile():
+        with LiveShop(folder, clock=lambda: now) as other:
+            seen_event(other, users[5], item)
+            live.remember_answer("r1", users[5], [item])
+            assert history_of(live.reranker(), users[5])[-1] == item
+        done.set()
+
+    threading.Thread(target=meanwhile, daemon=True).start()
+    assert done.wait(8)
+    may_go_on.set()
+    erasing.join(30)
+    assert users[5] not in set(live.reranker().saved.events.user_ids) and live.shown_lists() == []
+    assert [entry.kind for entry in live.log.after(0)] == ["forget"]
+
+
+def test_an_erasure_is_not_done_while_the_write_ahead_file_has_the_rows(folder, now, monkeypatch):
+    monkeypatch.setattr("llm_rerank.recommendation.event_log.WAIT_S", 0.1)
+    with LiveShop(folder, clock=lambda: now) as live:
+        seen_event(live, "zelda-of-the-lake", live.reranker().saved.fitted.items.ids[3])
+        reader = sqlite3.connect(live.log.path, isolation_level=None)
+        reader.execute("BEGIN")
+        reader.execute("SELECT * FROM entries").fetchall()
+        with pytest.raises(StorageError, match="write-ahead"):
+            live.forget(["zelda-of-the-lake"])
+        reader.close()
+        live.forget(["zelda-of-the-lake"])
+        assert traces(folder, [b"zelda-of-the-lake"]) == []
+
+
+def test_one_text_is_no_list_of_users(live):
+    with pytest.raises(DataError, match="list"):
+        live.forget("u1")

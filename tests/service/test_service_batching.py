@@ -147,6 +147,38 @@ def test_what_cannot_be_in_time_is_refused_before_it_waits():
     assert error.code == "busy"
 
 
+def test_a_long_job_does_not_make_questions_look_late():
+    work = Doubler(0.01)
+
+    async def test(queue):
+        await queue.ask(0, 5)
+        await queue.run(lambda: time.sleep(0.5), 5)
+        first = asyncio.create_task(queue.ask(1, 5))
+        await asyncio.sleep(0.005)  # it is being scored
+        second = await queue.ask(2, 0.1)
+        return await first, second
+
+    answers, _ = with_queue(work, test)
+    assert answers == (2, 4)
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, type("PanicException", (BaseException,), {})])
+def test_what_is_no_exception_fails_alone_and_the_work_goes_on(error):
+    def work(batch):
+        if "panic" in batch:
+            raise error("of user secret-7")
+        return batch
+
+    async def test(queue):
+        answers = await asyncio.gather(*(queue.ask(one, 5) for one in (1, "panic", 2)), return_exceptions=True)
+        return answers, await queue.ask(3, 1), queue.is_working()
+
+    (answers, last, working), _ = with_queue(work, test)
+    assert (answers[0], answers[2], last, working) == (1, 2, 3, True)
+    assert isinstance(answers[1], RuntimeError)
+    assert "secret" not in str(answers[1])
+
+
 def test_after_a_slow_call_an_idle_queue_tries_again():
     work = Doubler(0.3)
 

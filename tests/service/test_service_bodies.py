@@ -84,6 +84,8 @@ def test_candidates_are_ids_or_objects():
         (CohereBody, {"documents": ["a"]}, "query"),
         (CohereBody, {"query": "a", "documents": []}, "documents"),
         (CohereBody, {"query": "a", "documents": ["a"], "top_n": 0}, "top_n"),
+        (CohereBody, {"query": "a", "documents": ["a", 3]}, "documents[1]"),
+        (ItemsBody, {"items": [{"item_id": "a", "title": "t", "categories": ["b", 1]}]}, "items[0].categories"),
     ],
 )  # fmt: skip
 def test_a_refusal_names_the_field(model, body, field):

@@ -83,6 +83,15 @@ def test_without_room_for_an_answer_the_order_given_comes_back_and_a_list_of_our
     assert "secret" not in caplog.text
 
 
+def test_it_is_not_ready_where_nothing_works_on_questions_any_more(client):
+    assert client.get("/readyz").status_code == 200
+    client.portal.call(client.context.queue.stop)
+    refused = client.get("/readyz")
+    assert refused.status_code == 503
+    assert int(refused.headers["Retry-After"]) > 0
+    assert client.get("/healthz").status_code == 200
+
+
 def test_without_the_event_log_lists_go_on_and_say_so_and_events_are_refused(client, caplog):
     question = {"user_id": "u1", "candidates": candidates_of(client)}
     before = client.post("/recommend/rerank", json=question).json()

@@ -96,8 +96,10 @@ def test_without_a_key_another_machine_is_not_answered(saved_model, tmp_path):
     with serving(folder, client_host="203.0.113.9") as client:
         assert client.get("/users").status_code == 403
         assert client.get("/healthz").status_code == 403
-    with serving(folder, allowed_hosts=("Shop.local",)) as client:
-        assert client.get("/users", headers={"Host": "shop.LOCAL:8000"}).status_code == 200
+    with serving(folder, allowed_hosts=("Shop.local", "lab.local:8000")) as client:
+        for host in ("shop.LOCAL:8000", "shop.local", "lab.local:8000"):
+            assert client.get("/users", headers={"Host": host}).status_code == 200, host
+        assert client.get("/users", headers={"Host": ""}).status_code == 403
 
 
 def test_only_this_machine_is_bound_without_a_key():

@@ -9,9 +9,9 @@ from llm_rerank.config import RerankerConfig
 from llm_rerank.data.schema import validate_items
 from llm_rerank.recommendation.answering import Question, answer_questions
 from llm_rerank.recommendation.reranker import Reranker
-from llm_rerank.service.catalogue import Catalogue
+from llm_rerank.service.catalogue import MOST_WORDS, Catalogue
 from llm_rerank.service.cohere import document_text, history_of, recency_cosine, relevance_of_logits
-from llm_rerank.service.ranking import item_rows
+from llm_rerank.service.ranking import Asked, item_rows, list_content, remember
 from tests.service.asking import counted, serving
 
 CSV = {"content-type": "text/csv"}
@@ -118,7 +118,7 @@ def test_old_answers_cannot_be_cut_and_few_are_kept(reading):
     snapshot = context.snapshot()
     (answer,) = answer_questions(snapshot.reranker, [Question("u1")])
     for number in range(context.settings.most_answers + 5):
-        context.keep(f"r{number}", answer, "v", "u1")
+        context.keep(f"r{number}", answer, snapshot, "u1")
     assert context.kept("r4") is None
     assert context.kept("r5") is not None
     assert len(context._answers) == context.settings.most_answers
@@ -275,9 +275,39 @@ def test_a_user_who_is_forgotten_is_nowhere(client, model):
 
 def test_answers_kept_under_a_number_are_forgotten_by_its_digits(client):
     shown = good(client.post("/recommend", json={"user_id": 123456}))  # of whom nothing is known
+    assert [one["request_id"] for one in good(client.get("/users/123456"))["lists_shown"]] == [shown["request_id"]]
     good(client.delete("/users/123456"))
     refused(client.post("/recommend/recut", json={"request_id": shown["request_id"]}), 404, "request_id")
     refused(client.get("/users/123456"), 404, "user_id")
+
+
+def test_a_list_that_is_only_looked_at_can_be_cut_anew_and_is_not_kept_on_disk(client):
+    for path, body in (("/recommend", {}), ("/recommend/rerank", {"candidates": ids_of(client)[:5]})):
+        shown = good(client.post(path, json={"user_id": "u3", "remember": False, **body}))
+        good(client.post("/recommend/recut", json={"request_id": shown["request_id"]}))
+        assert good(client.get("/users/u3"))["lists_shown"] == []
+        kept = good(client.post(path, json={"user_id": "u4", **body}))
+        assert good(client.get("/users/u4"))["lists_shown"][-1]["request_id"] == kept["request_id"]
+
+
+def test_an_answer_that_is_made_while_its_user_is_forgotten_is_kept_nowhere(client):
+    asked = Asked(Question("u6"), "r-of-u6")
+    snapshot = client.context.snapshot()
+    (answer,) = answer_questions(snapshot.reranker, [asked.question])
+    good(client.delete("/users/u6"))
+    content = list_content(answer, snapshot, asked.request_id, "u6")
+    remember(client.context, snapshot, asked, answer, content)
+    assert client.context.kept(asked.request_id) is None
+    assert client.shop.shown_lists() == []
+    refused(client.get("/users/u6"), 404, "user_id")
+
+
+def test_an_answer_kept_under_a_number_goes_with_the_user_who_came_to_be_known_by_its_digits(client):
+    shown = good(client.post("/recommend", json={"user_id": 654321}))
+    good(client.post("/events", json={"user_id": "654321", "item_id": ids_of(client)[0]}))
+    assert [one["request_id"] for one in good(client.get("/users/654321"))["lists_shown"]] == [shown["request_id"]]
+    assert good(client.delete("/users/654321"))["forgotten"] == ["654321"]
+    assert client.shop.shown_lists() == []
 
 
 # ------------------------------------------------------------------ search and previews
@@ -293,6 +323,13 @@ def test_the_search_puts_more_words_first_then_whole_words_then_short_titles():
     assert catalogue.search("CAFÉ", 10).tolist() == [6]
     assert catalogue.search("pump", 2).tolist() == [2, 1]
     assert catalogue.search("?!", 3).tolist() == [0, 1, 2]
+
+
+def test_of_a_long_search_the_first_words_count():
+    catalogue = Catalogue(validate_items({"item_id": ["a", "b"], "title": ["lamp", "table"]}))
+    fill = [f"w{number}" for number in range(MOST_WORDS - 1)]
+    assert catalogue.search(" ".join([*fill, "lamp", "table"]), 5).tolist() == [0]
+    assert catalogue.search(" ".join([*fill[1:], "lamp", "table"]), 5).tolist() == [0, 1]
 
 
 def test_the_search_ranks_by_words_found(reading):

@@ -214,9 +214,10 @@ class ALS:
     def _model(self, regularization: float) -> Any:
         from implicit.cpu.als import AlternatingLeastSquares
 
-        return AlternatingLeastSquares(
-            factors=self.embedding_size, regularization=regularization, alpha=1.0, num_threads=self.n_threads
-        )
+        with _one_blas_thread():  # implicit warns where it finds more
+            return AlternatingLeastSquares(
+                factors=self.embedding_size, regularization=regularization, alpha=1.0, num_threads=self.n_threads
+            )
 
     def _fitted(self) -> FloatArray:
         if self._item_factors is None:

@@ -6,6 +6,7 @@ what is done with them, in ``similarity.py`` and ``sentiment.py``.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -60,6 +61,7 @@ class SentenceEncoder:
         self.device = best_device() if device == "auto" else device
         self.dtype: DTypeName = best_dtype(self.device) if dtype == "auto" else dtype
         self.batch_size = batch_size
+        self._turn = threading.Lock()
         self._network = load_network(self.model, self.device)
         self.max_tokens = min(max_tokens, self._network.max_seq_length or max_tokens)
         if self._network.max_seq_length is not None:
@@ -92,11 +94,15 @@ class SentenceEncoder:
         )
 
     def encode(self, inputs: Sequence[Any]) -> FloatArray:
-        """Vectors of texts, in input order; equal texts are encoded once.
+        """Vectors of texts, in input order; equal texts are encoded once. Threads take turns at the tokenizer.
 
         Returns float32, shape (n_inputs, embedding_size), unit length; zero for a blank text.
         Raises DataError where an input is not a string.
         """
+        with self._turn:
+            return self._encode(inputs)
+
+    def _encode(self, inputs: Sequence[Any]) -> FloatArray:
         from tqdm.auto import tqdm
 
         rows: dict[str, int] = {}

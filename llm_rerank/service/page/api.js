@@ -55,7 +55,10 @@ export async function ask(method, path, body = undefined, { signal } = {}) {
     if (error.name === "AbortError") throw error;
     throw new ServiceError(error.message);
   }
-  const answer = await response.json().catch(() => null);
+  const answer = await response.json().catch((error) => {
+    if (error.name === "AbortError") throw error; // it was given up while it arrived
+    return null;
+  });
   if (response.ok && answer !== null) return answer;
   const {
     code = "",

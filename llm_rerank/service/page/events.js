@@ -111,8 +111,24 @@ export function watchSearch(add) {
   };
 }
 
+const unsure = new Map(); // ids of events that were sent and perhaps stored, by what they say
+
+/** Have the service store an event. Throws what `ask` does; after a passing failure it goes again by the same id. */
+export async function recordEvent(said) {
+  const key = JSON.stringify(said);
+  const event_id = unsure.get(key) ?? eventId();
+  unsure.set(key, event_id); // an answer that is late, or lost, may be of an event that is stored all the same
+  try {
+    await ask("POST", "events", { event_id, ...said });
+    unsure.delete(key);
+  } catch (error) {
+    if (!error.passing) unsure.delete(key);
+    throw error;
+  }
+}
+
 /** An id of our own, so that an event that is sent twice is stored once. */
-export function eventId() {
+function eventId() {
   // crypto.randomUUID is absent where the page comes over plain http from another machine
   const bytes = crypto.getRandomValues(new Uint8Array(16));
   return `page-${[...bytes].map((byte) => byte.toString(16).padStart(2, "0")).join("")}`;

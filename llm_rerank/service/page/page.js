@@ -2,7 +2,7 @@
 
 import { ask, setKey } from "./api.js";
 import { byId, debounced, el, fill, onFrame } from "./dom.js";
-import { eventId, watchSearch } from "./events.js";
+import { recordEvent, watchSearch } from "./events.js";
 import { drawHistory } from "./history.js";
 import { pairRows } from "./lists.js";
 import { changesBetween, decadesOf, keptAt, probabilityAt } from "./moves.js";
@@ -10,7 +10,7 @@ import { watchFiles } from "./preview.js";
 import { failed, say, settle } from "./saying.js";
 import { SHOWN, cutWords, drawAnswer, drawControls, drawLists, userName } from "./showing.js";
 import { closeWhy, toggleWhy } from "./why.js";
-import { changesInShort, changesInWords, nameOf, several } from "./words.js";
+import { changesInShort, changesInWords, decoded, nameOf, several } from "./words.js";
 
 const RECUT_WAIT_MS = 200;
 const MOST_USERS = 200; // offered while a name is typed
@@ -64,7 +64,7 @@ const freshEvents = () =>
 
 function question() {
   const set = given({ least_probability: page.least, diversity: page.strength });
-  const asked = { user_id: page.user, ...freshEvents(), ...set };
+  const asked = { user_id: page.user, ...freshEvents(), ...set, remember: false }; // looked at, not shown to the user
   return page.candidates
     ? ["recommend/rerank", { ...asked, candidates: page.candidates.items }]
     : ["recommend", { ...asked, k: null }]; // all that is retrieved: the list before is a part of it
@@ -212,11 +212,9 @@ async function takeUp(user, candidates = null) {
 async function add(event, record) {
   if (record) {
     try {
-      const { item_id, event: kind } = event;
-      const answer = await ask("POST", "events", { event_id: eventId(), user_id: page.user, item_id, event: kind });
-      if (!answer.accepted.length) return "It had been recorded before.";
+      await recordEvent({ user_id: page.user, item_id: event.item_id, event: event.event });
     } catch (error) {
-      failed(error, "Not recorded. ");
+      failed(error, error.passing ? "Perhaps not recorded; sent again it is stored once. " : "Not recorded. ");
       return "";
     }
   } else {
@@ -244,7 +242,7 @@ function goTo(hash) {
 
 function fromAddress() {
   const named = /^#user=(.+)$/.exec(location.hash);
-  if (named) takeUp(idOf(decodeURIComponent(named[1])));
+  if (named) takeUp(idOf(decoded(named[1])));
   else if (location.hash === NEWCOMER) takeUp(null);
   else startOver();
 }

@@ -17,6 +17,13 @@ export function cutWords(page) {
   return cutInWords({ ...page.answer.cut, least_probability: leastInUse(page) }, kept, page.items.length);
 }
 
+// what the list before is by, where it is no component's
+const BEFORE = {
+  upstream: "As the recommender upstream had it.",
+  retrieval: "As it was retrieved; → is the rank now.",
+  popularity: "Best sellers first; → is the rank now.",
+};
+
 const leastInUse = (page) => page.least ?? page.answer.cut.least_probability ?? null;
 
 /** Draw all that an answer brings. changed: Map from item_id to its change just now. onWhy: as in `drawOurs`. */
@@ -39,9 +46,7 @@ export function drawLists(page, changed, onWhy) {
   const { items, answer, limit } = page;
   const upstream = answer.before === "upstream";
   byId("before-title").textContent = upstream ? "Before: the order given" : `Before: ${spoken(answer.before)}`;
-  byId("before-note").textContent = upstream
-    ? "As the recommender upstream had it."
-    : "By the best single component; → is the rank now.";
+  byId("before-note").textContent = BEFORE[answer.before] ?? "By the best single component; → is the rank now.";
   byId("ours-note").textContent = items.length
     ? listNote(items, limit)
     : "There is nothing to show: no candidate was found for this user.";

@@ -181,3 +181,12 @@ export function changesInShort(changes) {
   const parts = [came.length && `${several(came.length, "item")} new`, moved.length && `${count(moved.length)} moved`];
   return `In ${TOP_WORDS}: ${listed(parts.filter(Boolean))}.`;
 }
+
+/** A part of an address as text; as it stands where somebody typed a lone "%". */
+export function decoded(part) {
+  try {
+    return decodeURIComponent(part);
+  } catch {
+    return part;
+  }
+}

@@ -1,0 +1,68 @@
+"""The map of regimes: what each regime keeps of the data, and chance by hand."""
+
+from math import comb
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from benchmarks import regimes
+from benchmarks.serving import quantiles_ms, request_of
+from llm_rerank.types import Ragged
+
+
+def trial_of(targets, support, events=None):
+    return SimpleNamespace(
+        cases=SimpleNamespace(targets=Ragged.from_lists(targets)),
+        item_support=np.array(support),
+        interactions=events,
+    )
+
+
+def test_chance_by_hand():
+    # six new items (codes 0 to 5), ten shown of them: certain; of forty, one and two wanted
+    assert regimes.random_hits(trial_of([[0], [1, 2]], [0] * 6), np.arange(6)) == 1.0
+    trial = trial_of([[0], [1, 2], [50]], [0] * 60)
+    one, two = 10 / 40, 1 - comb(38, 10) / comb(40, 10)
+    assert regimes.random_hits(trial, np.arange(40)) == pytest.approx((one + two + 0) / 3)
+
+
+def test_a_young_shop_is_a_share_of_the_users_with_all_their_events():
+    events = pd.DataFrame({"user_id": np.repeat(np.arange(200), 3), "item_id": 1, "timestamp": np.arange(600)})
+    trial = trial_of([[0]], [1], events)
+    young = regimes.young_shop(trial, 0.1, seed=0)
+    assert young["user_id"].nunique() == 20 and (young.groupby("user_id").size() == 3).all()
+    assert set(young["user_id"]) <= set(regimes.young_shop(trial, 0.1, seed=0)["user_id"])
+    assert set(young["user_id"]) != set(regimes.young_shop(trial, 0.1, seed=1)["user_id"])
+    assert regimes.young_shop(trial, 1.0, seed=0) is events
+
+
+def test_newest_events_of_each_user():
+    frame = pd.DataFrame({"user_id": ["a", "b", "a", "a"], "item_id": [1, 2, 3, 4], "timestamp": [9, 1, 5, 7]})
+    assert regimes.newest_events(frame, 2)[["user_id", "item_id"]].values.tolist() == [["b", 2], ["a", 4], ["a", 1]]
+
+
+def test_cases_by_the_support_of_all_their_targets():
+    found = regimes.by_support(trial_of([[0], [1, 2], [2, 3], [0, 3]], [0, 1, 4, 5]))
+    assert {name: rows.tolist() for name, rows in found.items()} == {
+        "targets nobody took": [True, False, False, False],
+        "targets taken 1-4 times": [False, True, False, False],
+        "targets taken 5 times or more": [False, False, False, False],
+    }
+
+
+def test_a_regime_says_means_and_each_step_over_the_one_below():
+    values = {"behaviour": np.full(50, 0.2), "words": np.full(50, 0.3), "encoder": np.full(50, 0.27)}
+    said = regimes.Measured("ndcg@10", values).to_dict(seed=0)
+    assert said["n"] == 50 and said["means"] == pytest.approx({"behaviour": 0.2, "words": 0.3, "encoder": 0.27})
+    assert said["steps"]["words over behaviour"]["relative"] == pytest.approx(0.5)
+    assert said["steps"]["encoder over words"]["mean"] == pytest.approx(-0.03)
+
+
+def test_quantiles_and_a_request_by_hand():
+    assert quantiles_ms([0.001, 0.002, 0.003]) == pytest.approx(
+        {"p50_ms": 2.0, "p95_ms": 2.9, "p99_ms": 2.98, "max_ms": 3.0}
+    )
+    head, _, body = request_of("/x", {"a": "ü"}).partition(b"\r\n\r\n")
+    assert body == b'{"a": "\\u00fc"}' and f"Content-Length: {len(body)}".encode() in head
