@@ -56,6 +56,12 @@ LAYERS = {
         "als",
         "neural_training",
         "neural",
+        "sequence_rows",
+        "sequence_networks",
+        "sequence_training",
+        "sequence_tables",
+        "sequence_texts",
+        "sequence",
     ],
     "models.cross_encoder": [
         "lists",

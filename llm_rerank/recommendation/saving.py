@@ -50,6 +50,7 @@ SCORERS = {
     "popularity": ("llm_rerank.models.collaborative.popularity", "Popularity"),
     "recent_popularity": ("llm_rerank.models.collaborative.popularity", "RecentPopularity"),
     "semantic": ("llm_rerank.models.semantic.similarity", "SemanticScorer"),
+    "sequence": ("llm_rerank.models.collaborative.sequence", "SequenceScorer"),
     "sgd_mf": ("llm_rerank.models.collaborative.factorization", "SGDMatrixFactorization"),
     "text_ease": ("llm_rerank.models.collaborative.text_ease", "TextAwareEASE"),
     "user_knn": ("llm_rerank.models.collaborative.neighbours", "UserKNN"),
