@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 
 KEY_VARIABLE = "LLM_RERANK_API_KEY"
 
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+"""What scipy, torch, FAISS and implicit read when they are loaded, which is after ``serve`` has begun."""
+
 
 def serve(
     model: ModelFolder,
@@ -60,6 +63,7 @@ def serve(
     request is lost.
     Needs `pip install "llm-rerank[serve]"`.
     """
+    limit_threads()
     try:
         import fastapi  # noqa: F401
         import prometheus_client  # noqa: F401
@@ -93,6 +97,20 @@ def serve(
             timeout_graceful_shutdown=60,
         )
         _run(uvicorn.Server(config), listener, app.state.look, model)
+
+
+def limit_threads() -> None:
+    """Let arithmetic run on one thread, unless ``OMP_NUM_THREADS`` says otherwise.
+
+    One ranking is too little work to share among cores: more threads only wait for each other, and for the event loop.
+    """
+    from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+
+    n_threads = os.environ.setdefault("OMP_NUM_THREADS", "1")
+    for name in THREAD_VARIABLES:
+        os.environ.setdefault(name, n_threads)
+    if n_threads.isdigit() and int(n_threads) > 0:
+        threadpool_limits(int(n_threads))  # of numpy, which is loaded already
 
 
 def bound_socket(host: str, port: int) -> socket.socket:
