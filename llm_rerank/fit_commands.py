@@ -71,8 +71,8 @@ def fit(
     llm-rerank fit orders.csv items.csv --out shop
     llm-rerank fit log.parquet products.jsonl --out shop --column customer=user_id --column sku=item_id
     """
+    from llm_rerank.folders import check_target
     from llm_rerank.recommendation.reranker import Reranker
-    from llm_rerank.storage import check_target
 
     check_target(out)
     config = reranker_config(

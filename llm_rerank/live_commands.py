@@ -48,8 +48,8 @@ def update(
     llm-rerank update shop --interactions today.csv
     llm-rerank update shop --items catalogue.csv --column sku=item_id
     """
+    from llm_rerank.folders import current_name
     from llm_rerank.recommendation.reranker import Reranker
-    from llm_rerank.storage import current_name
 
     version = current_name(model)
     reranker = Reranker.load(model, device=device, verbose=False)
@@ -78,8 +78,8 @@ def forget(
     \b
     llm-rerank forget shop 4711
     """
+    from llm_rerank.folders import current_name
     from llm_rerank.recommendation.reranker import Reranker
-    from llm_rerank.storage import current_name
 
     if _has_log(model):
         from llm_rerank.recommendation.live import LiveShop
@@ -148,8 +148,8 @@ def refit(
     \b
     llm-rerank refit shop
     """
+    from llm_rerank.folders import current_name
     from llm_rerank.recommendation.reranker import Reranker
-    from llm_rerank.storage import current_name
 
     if _has_log(model):
         if impressions is not None or cache_folder is not None or retention_days is not None:
@@ -180,8 +180,8 @@ def refit(
 
 def _write_back(reranker: Reranker, folder: Path, version: str) -> None:
     """Write the state back as the folder's content, unless that is another one by now."""
+    from llm_rerank.folders import save_folder
     from llm_rerank.recommendation.saving import write_reranker
-    from llm_rerank.storage import save_folder
 
     reranker.expire()
     save_folder(folder, lambda place: write_reranker(place, reranker.saved), expected=version)

@@ -1,10 +1,6 @@
-"""Files that survive a crash: arrays, strings, frames and JSON, and folders whose content is checked when opened.
+"""Files that survive a crash: arrays, strings, frames and JSON. Folders of them are in ``folders.py``.
 
 Nothing here is executed on reading: no pickle, ever. What the files mean is the business of those who write them.
-
-A saved folder holds ``<hash>/`` with the content and its ``manifest.json``, and the small file ``CURRENT`` that names
-the hash. A save writes a whole new ``<hash>/`` and only then replaces ``CURRENT``, which is one atomic step: whoever
-opens the folder sees the old content or the new, never a mixture. Names that a save did not write are left alone.
 """
 
 from __future__ import annotations
@@ -12,32 +8,24 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
-import shutil
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from llm_rerank.types import ObjectArray, ReplacedError, StorageError
+from llm_rerank.types import ObjectArray, StorageError
 
 if TYPE_CHECKING:
     import pandas as pd
     from scipy.sparse import csr_matrix
 
-FORMAT = "llm_rerank"
-FORMAT_VERSION = 1
-"""Raised by one whenever an older library could not read what this one writes."""
+UNFINISHED = ".unfinished-"
+"""Prefix of what a killed write may leave behind."""
 
-CURRENT = "CURRENT"
-MANIFEST = "manifest.json"
-_LOCK = ".lock"
-_UNFINISHED = ".unfinished-"  # prefix of what a killed save may leave behind; the next save removes it
 _METADATA_KEY = "metadata"
-_CONTENT_NAME = re.compile(r"[0-9a-f]{32}")
 
 
 @contextmanager
@@ -47,12 +35,12 @@ def atomic_path(path: Path) -> Iterator[Path]:
     Where the body raises, nothing is left and an earlier file at ``path`` is untouched.
     """
     path = Path(os.path.realpath(path))  # so that a link stays a link and its target is replaced
-    unfinished = path.with_name(f"{_UNFINISHED}{uuid.uuid4().hex}{''.join(path.suffixes[-2:])}")
+    unfinished = path.with_name(f"{UNFINISHED}{uuid.uuid4().hex}{''.join(path.suffixes[-2:])}")
     try:
         yield unfinished
-        _flush(unfinished)
+        flush_to_disk(unfinished)
         os.replace(unfinished, path)
-        _flush(path.parent)
+        flush_to_disk(path.parent)
     finally:
         unfinished.unlink(missing_ok=True)
 
@@ -172,132 +160,6 @@ def sparse_from(arrays: Mapping[str, np.ndarray], prefix: str) -> csr_matrix:
     return csr_matrix((data, indices, indptr), shape=tuple(shape.tolist()))
 
 
-def save_folder(target: Path, write: Callable[[Path], None], *, expected: str | None = None) -> str:
-    """Save what ``write`` puts into the empty folder it is given as the new content of ``target``; returns its name.
-
-    expected: name of the content that is to be replaced; None: whatever is there.
-    A crash at any moment leaves ``target`` with the old content or the new. Where ``write`` raises, the old stays. Two
-    processes that save at once take turns; who *opens* while another saves may be told that a file went: open again.
-    Raises StorageError where ``target`` is a file or holds a file CURRENT that no save wrote, ReplacedError where its
-    content is not the expected one.
-    """
-    check_target(target)
-    target.mkdir(parents=True, exist_ok=True)
-    with exclusive(target / _LOCK):
-        if expected is not None and current_name(target) != expected:
-            raise ReplacedError(f"{target} was given another content meanwhile; load it again and repeat the change")
-        unfinished = target / f"{_UNFINISHED}{uuid.uuid4().hex}"
-        unfinished.mkdir()
-        try:
-            write(unfinished)
-            name = _seal(unfinished)
-            content = target / name
-            if content.exists() and not _is_sound(content):
-                os.replace(content, target / f"{_UNFINISHED}{uuid.uuid4().hex}")
-            if not content.exists():
-                os.replace(unfinished, content)
-                _flush(target)  # the content must be on disk before CURRENT names it
-            with atomic_path(target / CURRENT) as pointer:
-                pointer.write_text(name + "\n", encoding="ascii")
-        finally:
-            shutil.rmtree(unfinished, ignore_errors=True)
-        _prune(target, keep=name)
-    return name
-
-
-def check_target(target: Path) -> None:
-    """Raise StorageError where ``save_folder`` would refuse ``target``: worth asking before hours of work."""
-    if target.exists() and not target.is_dir():
-        raise StorageError(f"{target} is a file; a model is saved as a folder: give another name")
-    if (target / CURRENT).exists():
-        current_name(target)
-
-
-def open_folder(target: Path) -> Path:
-    """Return the folder of ``target``'s current content, every file checked against the manifest's SHA-256.
-
-    Raises StorageError, naming the file, where something is missing, foreign, damaged or of another format version.
-    """
-    content = target / current_name(target)
-    _verify(content)
-    return content
-
-
-def current_name(target: Path) -> str:
-    """Return the name of ``target``'s current content, which changes with every bit of it.
-
-    Raises StorageError where no content was saved there.
-    """
-    if not target.is_dir():
-        raise StorageError(f"{target} is not a folder; give the folder that a model was saved to")
-    try:
-        name = (target / CURRENT).read_text(encoding="utf-8", errors="replace").strip()
-    except FileNotFoundError:
-        raise StorageError(f"{target} has no file {CURRENT}: no model was saved there, or no save ended") from None
-    if not _CONTENT_NAME.fullmatch(name):
-        raise StorageError(f"{target / CURRENT} reads {name[:40]!r}; llm_rerank did not write it: give another folder")
-    return name
-
-
-def _verify(content: Path) -> None:
-    manifest_path = content / MANIFEST
-    manifest = read_json(manifest_path)
-    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-        raise StorageError(f"{manifest_path} is no manifest of llm_rerank; give the folder that a model was saved to")
-    if manifest.get("format_version") != FORMAT_VERSION:
-        raise StorageError(
-            f"{manifest_path} has format version {manifest.get('format_version')!r}, this library reads "
-            f"{FORMAT_VERSION}; load it with the llm_rerank that saved it, or fit and save again"
-        )
-    if _digest(manifest_path)[:32] != content.name:
-        raise StorageError(f"{manifest_path} is damaged: its hash is not {content.name}; save the model again")
-    listed: dict[str, str] = manifest["files"]
-    present = _files(content)
-    for name, digest in listed.items():
-        if name not in present:
-            raise _missing(content / name)
-        if _digest(present[name]) != digest:
-            raise StorageError(f"{content / name} is damaged: its SHA-256 is not the manifest's; save the model again")
-    for name in present.keys() - listed.keys():
-        raise StorageError(f"{content / name} is foreign: the manifest does not list it; remove it")
-
-
-def _is_sound(content: Path) -> bool:
-    try:
-        _verify(content)
-    except StorageError:
-        return False
-    return True
-
-
-def _seal(content: Path) -> str:
-    """Write the manifest, put everything on disk, and return the content's name: the start of the manifest's hash."""
-    files = _files(content)
-    digests = {name: _digest(files[name]) for name in sorted(files)}
-    write_json(content / MANIFEST, {"format": FORMAT, "format_version": FORMAT_VERSION, "files": digests})
-    for path in [*files.values(), *(path for path in content.rglob("*") if path.is_dir()), content]:
-        _flush(path)
-    return _digest(content / MANIFEST)[:32]
-
-
-def _files(content: Path) -> dict[str, Path]:
-    """List the files below a content folder but the manifest itself, by relative name with forward slashes."""
-    paths = {path.relative_to(content).as_posix(): path for path in content.rglob("*") if not path.is_dir()}
-    paths.pop(MANIFEST, None)
-    return paths
-
-
-def _prune(target: Path, keep: str) -> None:
-    """Remove older contents and what killed saves left; what cannot go now (open on Windows) goes next time."""
-    for path in target.iterdir():
-        with suppress(OSError):
-            if _CONTENT_NAME.fullmatch(path.name) and path.name != keep and (path / MANIFEST).exists():
-                # renamed first: half removed, it must not look like content
-                path = path.rename(target / f"{_UNFINISHED}{uuid.uuid4().hex}")
-            if path.name.startswith(_UNFINISHED):
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
-
-
 @contextmanager
 def exclusive(path: Path) -> Iterator[None]:
     """Hold a lock file, which the system frees if the process dies; without effect on Windows."""
@@ -309,7 +171,7 @@ def exclusive(path: Path) -> Iterator[None]:
         yield
 
 
-def _flush(path: Path) -> None:
+def flush_to_disk(path: Path) -> None:
     """Put a file, or a folder's entries, on disk."""
     is_folder = path.is_dir()
     if is_folder and os.name == "nt":  # Windows opens no folders
@@ -321,7 +183,8 @@ def _flush(path: Path) -> None:
         os.close(descriptor)
 
 
-def _digest(path: Path) -> str:
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file, in hex."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -340,12 +203,13 @@ def _reading(path: Path, *damage: type[Exception]) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError:
-        raise _missing(path) from None
+        raise missing_file(path) from None
     except damage as error:
         raise StorageError(f"{path} is damaged or llm_rerank did not write it ({error}); save it again") from None
 
 
-def _missing(path: Path) -> StorageError:
+def missing_file(path: Path) -> StorageError:
+    """Give the error for a file that should be there."""
     return StorageError(f"{path} is missing; save the model again or restore the file")
 
 

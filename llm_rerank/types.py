@@ -248,20 +248,16 @@ class Scorer(Protocol):
 
     def fit(self, past: Interactions, items: Items, *, seed: int) -> Self:
         """Learn from past events and from what the items say; returns self."""
-        ...
 
     def score(self, cases: Cases) -> FloatArray:
         """Scores: float32, shape (n_candidates,), aligned with ``cases.candidates.values``; NaN: cannot score."""
-        ...
 
     def save(self, folder: Path) -> None:
         """Write everything that ``load`` needs into an existing empty folder."""
-        ...
 
     @classmethod
     def load(cls, folder: Path) -> Self:
         """Read what ``save`` wrote."""
-        ...
 
 
 @runtime_checkable
@@ -270,7 +266,6 @@ class CatalogueScorer(Scorer, Protocol):
 
     def score_catalogue(self, cases: Cases) -> FloatArray:
         """Scores: float32, shape (n_cases, n_items); NaN: cannot score. The caller cuts cases into blocks."""
-        ...
 
 
 @runtime_checkable
@@ -284,7 +279,6 @@ class RevisableScorer(Scorer, Protocol):
 
         before, after: all events of the users concerned; same catalogue, same user codes; either may be empty.
         """
-        ...
 
 
 @runtime_checkable
@@ -296,7 +290,6 @@ class GrowingScorer(Scorer, Protocol):
 
         changed: int64, shape (n_changed,), codes whose texts are read (again), the new ones included.
         """
-        ...
 
 
 @runtime_checkable
@@ -317,7 +310,6 @@ class LeaveUserOutScorer(Scorer, Protocol):
         of those events, laid out as ``contributed.values``; None: all of weight 1, each its own visit.
         Returns float32, shape (n_candidates,).
         """
-        ...
 
 
 @runtime_checkable
@@ -329,7 +321,6 @@ class Encoder(Protocol):
 
     def encode(self, inputs: Sequence[Any]) -> FloatArray:
         """Vectors: float32, shape (n_inputs, embedding_size), unit length."""
-        ...
 
 
 @dataclass

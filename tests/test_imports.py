@@ -13,7 +13,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "llm_rerank"
 
 LAYERS = {
-    "": ["types", "config", "metrics", "statistics", "reliability", "strata", "storage"],
+    "": ["types", "config", "metrics", "statistics", "reliability", "strata", "storage", "folders"],
     "data": [
         "values",
         "times",

@@ -10,10 +10,10 @@ from typer.testing import CliRunner
 
 from llm_rerank import live_commands
 from llm_rerank.cli import app
+from llm_rerank.folders import current_name
 from llm_rerank.recommendation.event_log import LOG_FILE
 from llm_rerank.recommendation.live import LiveShop
 from llm_rerank.recommendation.reranker import Reranker
-from llm_rerank.storage import current_name
 from llm_rerank.types import ReplacedError
 from tests.planted import CLOCK_START, DAY
 from tests.recommendation.test_privacy import traces

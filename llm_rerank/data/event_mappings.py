@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from llm_rerank.data.events import EVENT_ALIASES, judge_events
+from llm_rerank.data.events import EVENT_ALIASES, implied_kinds, judge_events
 from llm_rerank.data.id_index import code_of, codes_by_id
 from llm_rerank.data.times import LATEST, SIZE_BANDS
-from llm_rerank.data.values import clean_text
+from llm_rerank.data.values import GREATEST_WHOLE, clean_text
 from llm_rerank.types import (
     UNKNOWN,
     DataReport,
@@ -30,7 +30,6 @@ MOST_MAPPINGS = 256
 """More events than this are read as a frame: then its fixed cost is nothing."""
 
 _LEAST_SECONDS = next(least for unit, least, _ in SIZE_BANDS if unit == "s")
-_GREATEST_WHOLE = 2**53
 _GREATEST_NUMBER = 1e30  # beyond it float32 ends
 _FIELDS = ("user_id", "item_id", "timestamp", "event", "rating", "quantity", "weight", "review", "query")
 _LAYOUT_FIELDS = ("reviewerID", "parent_asin", "movieId")  # of published data, which the frame's door recognises
@@ -81,9 +80,8 @@ def read_mappings(
     has_item = has_item[kept]
     ratings, quantities, weights = (numbers[name][kept] for name in ("rating", "quantity", "weight"))
     names = []
-    for row, is_item, rating in zip(kept.tolist(), has_item.tolist(), ratings.tolist(), strict=True):
+    for row, implied in zip(kept.tolist(), implied_kinds(has_item, ratings).tolist(), strict=True):
         name = kinds[row].strip().lower()
-        implied = "search" if not is_item else "interaction" if math.isnan(rating) else "rating"
         names.append(EVENT_ALIASES.get(name, name) or implied)
     targets = [EVENT_ALIASES.get(name.lower(), name.lower()) for name in target_events]
     values = judge_events(
@@ -133,7 +131,7 @@ def _ids(values: list[Any]) -> list[Any] | None:
     if kinds == {str}:
         return values if all(value is None or value.strip() for value in values) else None
     if kinds == {int}:
-        return values if all(value is None or abs(value) < _GREATEST_WHOLE for value in values) else None
+        return values if all(value is None or abs(value) < GREATEST_WHOLE for value in values) else None
     return None if kinds else values
 
 
@@ -142,7 +140,7 @@ def _times(values: list[Any], time_kind: TimeKind) -> list[int] | None:
     if not all(type(value) in (int, float) and math.isfinite(value) for value in values):
         return None
     if time_kind == "position":
-        return values if all(type(value) is int and abs(value) < _GREATEST_WHOLE for value in values) else None
+        return values if all(type(value) is int and abs(value) < GREATEST_WHOLE for value in values) else None
     return [math.floor(value) for value in values] if all(_LEAST_SECONDS <= v <= LATEST for v in values) else None
 
 

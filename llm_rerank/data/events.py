@@ -134,11 +134,16 @@ def judge_events(
     return EventValues(weights, positive, ratings, quantities, returned, tuple(targets))
 
 
+def implied_kinds(has_item: BoolArray, ratings: FloatArray) -> np.ndarray:
+    """Name the kind of events that do not say theirs: a search without an item, a rating with one, else plain."""
+    return np.where(has_item, np.where(np.isnan(ratings), "interaction", "rating"), "search")
+
+
 def _kinds(
     frame: pd.DataFrame, ratings: FloatArray, has_item: BoolArray, report: DataReport
 ) -> tuple[np.ndarray, list[str]]:
     """Give each row's kind of event as a position in a list of names."""
-    implied = np.where(has_item, np.where(np.isnan(ratings), "interaction", "rating"), "search")
+    implied = implied_kinds(has_item, ratings)
     if "event" not in frame.columns:
         kinds, names = pd.factorize(implied)
         return kinds, [str(name) for name in names]
@@ -157,8 +162,8 @@ def _kinds(
     implied_codes, implied_names = pd.factorize(implied)
     all_names = np.array([*own, *implied_names], dtype=object)
     kinds, names = pd.factorize(all_names)  # two spellings of one kind, one code
-    own_kinds, implied_kinds = kinds[: len(own)], kinds[len(own) :]
-    rows = np.where(unsaid, implied_kinds[implied_codes], own_kinds[codes] if len(own) else 0)
+    own_kinds, codes_of_implied = kinds[: len(own)], kinds[len(own) :]
+    rows = np.where(unsaid, codes_of_implied[implied_codes], own_kinds[codes] if len(own) else 0)
     present, rows = np.unique(rows, return_inverse=True)
     return rows, [str(names[kind]) for kind in present]
 

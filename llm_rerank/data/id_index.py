@@ -50,11 +50,19 @@ def code_of(value: Any, codes: Mapping[Any, int]) -> int:
     if isinstance(value, bool | np.bool_):
         return UNKNOWN
     code = codes.get(value)
-    if code is not None:
-        return code
+    return codes.get(spellings(value)[-1], UNKNOWN) if code is None else code
+
+
+def known_id(value: Any, codes: Mapping[Any, int]) -> Any:
+    """Return the id as the shop has it, in the other spelling where only that is known (``code_of``)."""
+    return value if value in codes or code_of(value, codes) == UNKNOWN else spellings(value)[-1]
+
+
+def spellings(value: Any) -> list[Any]:
+    """Give an id and, where it has one, its other spelling: the number that a text spells, the digits of a number."""
     if isinstance(value, str):
-        return codes.get(int(value), UNKNOWN) if _is_whole(value) else UNKNOWN
-    return codes.get(str(value), UNKNOWN) if isinstance(value, int | np.integer) else UNKNOWN
+        return [value, int(value)] if _is_whole(value) else [value]
+    return [value, str(value)] if isinstance(value, int | np.integer) else [value]
 
 
 def _is_whole(text: str) -> bool:

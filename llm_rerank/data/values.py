@@ -10,6 +10,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,9 @@ import pandas as pd
 from pandas.api import types as dtypes
 
 CATEGORY_SEPARATOR = " > "
+GREATEST_WHOLE = 2**53
+"""Beyond it JSON's numbers are not whole any more in most languages."""
+
 
 _CURRENCY = (
     r"(?:[A-Za-z]{0,3}[$€£¥￥₹₽₩₪₺₫₴₦₱฿]|[A-Z]{3}(?![a-z])|Rs\.?|kr\.?|zł|Kč|Ft|lei|лв\.?|руб\.?|元|円|원|,-|\.-)"
@@ -185,3 +189,20 @@ def _first_image(value: Any) -> str:
     if isinstance(value, Mapping):  # Amazon 2023: one mapping of sizes an image
         return next((str(value[size]) for size in ("hi_res", "large", "thumb") if value.get(size)), "")
     return join_texts(value).strip()
+
+
+def plain(value: Any) -> Any:
+    """Give anything as JSON values: what is missing or no number becomes null, other objects text, arrays lists."""
+    if value is None or isinstance(value, str | bool | int):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, np.ndarray | np.generic):
+        return plain(value.tolist())
+    if isinstance(value, Mapping):
+        return {str(key): plain(part) for key, part in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [plain(part) for part in value]
+    if is_dataclass(value) and not isinstance(value, type):
+        return {field.name: plain(getattr(value, field.name)) for field in fields(value)}
+    return None if is_missing(value) else str(value)

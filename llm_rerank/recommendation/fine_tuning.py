@@ -11,6 +11,7 @@ from llm_rerank.config import RerankerConfig
 from llm_rerank.data.features import PAIR_FEATURES
 from llm_rerank.data.rendering import Renderer
 from llm_rerank.data.times import TimeUnit
+from llm_rerank.folders import save_folder
 from llm_rerank.recommendation.components import default_specs
 from llm_rerank.recommendation.cross_reading import tune_on_lists
 from llm_rerank.recommendation.fitting import fit_and_score_holdout, fit_fusion_stage
@@ -19,7 +20,7 @@ from llm_rerank.recommendation.inputs import FitData, FitTools
 from llm_rerank.recommendation.log import FitLog
 from llm_rerank.recommendation.planning import make_encoder, read_shop, sentiment_of
 from llm_rerank.recommendation.training_lists import build_training_lists
-from llm_rerank.storage import save_folder, write_json
+from llm_rerank.storage import write_json
 from llm_rerank.types import DataError, DataReport
 
 if TYPE_CHECKING:

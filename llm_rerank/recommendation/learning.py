@@ -17,6 +17,7 @@ from llm_rerank.data.merging import without_events
 from llm_rerank.data.rendering import Renderer
 from llm_rerank.data.schema import validate_impressions
 from llm_rerank.data.times import TimeUnit
+from llm_rerank.folders import open_folder
 from llm_rerank.recommendation.components import ComponentSpec, default_specs
 from llm_rerank.recommendation.fitting import fit_reranker
 from llm_rerank.recommendation.inputs import FitData, FitTools
@@ -25,7 +26,6 @@ from llm_rerank.recommendation.planning import make_encoder, read_shop, say_plan
 from llm_rerank.recommendation.saving import Saved, read_start
 from llm_rerank.recommendation.stage import Start
 from llm_rerank.recommendation.state import expiry, settled_targets
-from llm_rerank.storage import open_folder
 from llm_rerank.types import DataError, DataReport
 
 LENT_UPSTREAM = (

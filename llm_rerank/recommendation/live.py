@@ -16,14 +16,16 @@ from typing import Any, Self
 
 import numpy as np
 
+from llm_rerank.data.id_index import known_id, spellings
+from llm_rerank.folders import current_name, save_folder
 from llm_rerank.recommendation.event_log import LOG_FILE, EventLog
-from llm_rerank.recommendation.live_events import EventError, checked_events, known_id, spellings
+from llm_rerank.recommendation.live_events import EventError, checked_events
 from llm_rerank.recommendation.live_state import LiveState, caught_up, loaded_state, with_events
 from llm_rerank.recommendation.privacy import ForgetReport, expired, exported, forgotten
 from llm_rerank.recommendation.reranker import Reranker
 from llm_rerank.recommendation.saving import write_reranker
 from llm_rerank.recommendation.updating import UpdateReport, updated
-from llm_rerank.storage import current_name, exclusive, read_json, save_folder
+from llm_rerank.storage import exclusive, read_json
 from llm_rerank.types import DataError, ReplacedError
 
 MOST_SHOWN = 50
@@ -232,7 +234,7 @@ class LiveShop:
                 )
             version = save_folder(self.folder, lambda place: write_reranker(place, saved), expected=current)
         with self._swapping:
-            self._state = replace(refitted, saved=saved, version=version)
+            self._state, self._folded = replace(refitted, saved=saved, version=version), refitted.position
         return self.reranker()
 
     def reload_if_replaced(self, prepare: Callable[[Reranker], None] | None = None) -> bool:

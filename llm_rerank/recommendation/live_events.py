@@ -10,8 +10,9 @@ from typing import Any
 import pandas as pd
 
 from llm_rerank.data.events import EVENT_ALIASES, EVENT_WEIGHTS
-from llm_rerank.data.id_index import code_of
-from llm_rerank.types import UNKNOWN, DataError, TimeKind
+from llm_rerank.data.id_index import known_id
+from llm_rerank.data.values import GREATEST_WHOLE
+from llm_rerank.types import DataError, TimeKind
 
 FIELDS = ("event_id", "user_id", "item_id", "timestamp", "event", "rating", "quantity", "weight", "review", "query")
 FUTURE_ALLOWED_S = 300
@@ -22,7 +23,6 @@ EARLIEST_S = 365 * 86_400
 
 LONGEST_TEXT = 10_000
 LONGEST_ID = 512
-_GREATEST_WHOLE = 2**53  # beyond it JSON's numbers are not whole any more
 
 
 class EventError(DataError):
@@ -52,24 +52,6 @@ def checked_events(
         _checked(event, f"events[{number}]", item_of, user_of, now, time_kind, next_position)
         for number, event in enumerate(events)
     ]
-
-
-def known_id(value: Any, codes: Mapping[Any, int]) -> Any:
-    """Return the id as the shop has it: "7" may stand for the number 7, and 7 for the text (``id_index.code_of``)."""
-    if value in codes or code_of(value, codes) == UNKNOWN:
-        return value
-    return int(value) if isinstance(value, str) else str(value)
-
-
-def spellings(user_id: Any) -> list[Any]:
-    """Give an id and its other spelling: the whole number that a text spells, the digits of a number."""
-    if isinstance(user_id, str):
-        try:
-            number = int(user_id)
-        except ValueError:
-            return [user_id]
-        return [user_id, number] if str(number) == user_id else [user_id]
-    return [user_id, str(user_id)]
 
 
 def _checked(
@@ -129,7 +111,7 @@ def _id(value: Any, field: str) -> Any:
     if isinstance(value, bool) or not isinstance(value, str | int):
         raise EventError(field, f"is of type {type(value).__name__}; give a text or a whole number")
     if isinstance(value, int):
-        if abs(value) > _GREATEST_WHOLE:
+        if abs(value) > GREATEST_WHOLE:
             raise EventError(field, "is a number beyond 2^53; give it as text")
         return value
     if not value.strip() or len(value) > LONGEST_ID:

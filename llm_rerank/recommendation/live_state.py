@@ -11,12 +11,12 @@ from typing import Any
 
 from llm_rerank.data.id_index import codes_by_id
 from llm_rerank.data.values import clean_text
+from llm_rerank.folders import current_name
 from llm_rerank.recommendation.event_log import Entry, EventLog
 from llm_rerank.recommendation.privacy import forgotten
 from llm_rerank.recommendation.reranker import Reranker
 from llm_rerank.recommendation.state import Saved
 from llm_rerank.recommendation.updating import updated
-from llm_rerank.storage import current_name
 from llm_rerank.types import DataError, StorageError
 
 _TRIES = 5
@@ -73,12 +73,14 @@ def loaded_state(folder: Path, log: EventLog, device: str) -> LiveState:
 
 
 def caught_up(state: LiveState, log: EventLog) -> LiveState:
-    """Play the entries that the state does not have, in their order.
+    """Play the entries that the state does not have, in their order; the same state comes back where there are none.
 
     Needs no lock: positions rise with the commits, so no entry up to the newest of now comes later, and one that is
     erased in between has its erasure after that. Inside ``log.writing()`` nothing is newer when this returns.
     """
     last = log.last_position()
+    if last <= state.position and state.saved.log_name == log.name:
+        return state
     entries = log.after(state.position, last)
     if state.saved.log_name != log.name:
         # a model fitted from files may have been given what the log has as well: nothing counts twice

@@ -21,6 +21,7 @@ import numpy as np
 
 from llm_rerank.data.id_index import code_of, codes_by_id
 from llm_rerank.data.merging import without_events
+from llm_rerank.data.values import plain
 from llm_rerank.recommendation.components import Component
 from llm_rerank.recommendation.erasing import erase_caches, without_mentions
 from llm_rerank.recommendation.item_changes import with_texts_read_again, without_guarantees
@@ -166,20 +167,6 @@ def exported(saved: Saved, user_id: Any) -> dict[str, Any]:
         "attributes": attributes,
         "events": listed,
     }
-
-
-def plain(value: Any) -> Any:
-    """Turn a cell into a JSON value: numpy scalars to numbers, what is missing or no number to null, others to text."""
-    value = value.item() if isinstance(value, np.generic) else value
-    if isinstance(value, float):
-        return value if np.isfinite(value) else None
-    if value is None or isinstance(value, str | int):
-        return value
-    if isinstance(value, list | tuple):
-        return [plain(part) for part in value]
-    if isinstance(value, dict):
-        return {str(name): plain(part) for name, part in value.items()}
-    return None if value != value else str(value)
 
 
 def _found(saved: Saved, user_ids: Sequence[Any]) -> tuple[IntArray, IntArray]:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from llm_rerank.data.cases import build_cases, seen_items
-from llm_rerank.data.events import EVENT_WEIGHTS
+from llm_rerank.data.events import implied_kinds, judge_events
 from llm_rerank.data.id_index import code_of, codes_by_id
 from llm_rerank.data.times import EARLIEST, LATEST
 from llm_rerank.data.values import clean_text
@@ -222,43 +222,40 @@ def _fresh_events(
     return events
 
 
-def _kind(event: Mapping[str, Any]) -> str:
-    if event.get("event"):
-        return str(event["event"])
-    return "search" if "item_id" not in event else "rating" if "rating" in event else "interaction"
-
-
 def _joined(own: Interactions, prepared: Sequence[Prepared], saved: Saved) -> Interactions:
     """Put each question's fresh events behind the known ones; users are numbers of questions."""
     rows = [(number, event) for number, one in enumerate(prepared) for event in one.events]
     if not rows:
         return own
-    targets = target_kinds(saved.target_events, set())
-    fresh = [_values(event, targets, saved.config.min_rating) for _, event in rows]
+    events = [event for _, event in rows]
+    has_item = np.array(["item_id" in event for event in events], dtype=np.bool_)
+    ratings, quantities, weights = (
+        np.array([event.get(name, np.nan) for event in events], dtype=np.float32)
+        for name in ("rating", "quantity", "weight")
+    )
+    implied = implied_kinds(has_item, ratings).tolist()
+    values = judge_events(
+        [event.get("event") or kind for event, kind in zip(events, implied, strict=True)],
+        np.arange(len(events), dtype=np.int64),
+        has_item=has_item,
+        ratings=ratings,
+        weights_given=weights,
+        quantities=quantities,
+        targets=target_kinds(saved.target_events, set()),
+        min_rating=saved.config.min_rating,
+    )
     queries = np.empty(len(rows), dtype=object)
-    queries[:] = [clean_text(event.get("query", "")) for _, event in rows]
-    blank = np.full(len(rows), "", dtype=object)
+    queries[:] = [clean_text(event.get("query", "")) for event in events]
     added: dict[str, Any] = {
         "users": np.array([number for number, _ in rows], dtype=np.int64),
-        "items": np.array([event["code"] for _, event in rows], dtype=np.int64),
-        "times": np.array([event["timestamp"] for _, event in rows], dtype=np.int64),
-        "weights": np.array([weight for weight, _ in fresh], dtype=np.float32),
-        "positive": np.array([positive for _, positive in fresh], dtype=np.bool_),
-        "ratings": np.array([event.get("rating", np.nan) for _, event in rows], dtype=np.float32),
-        "quantities": np.array([event.get("quantity", 1.0) for _, event in rows], dtype=np.float32),
-        "reviews": blank,
+        "items": np.array([event["code"] for event in events], dtype=np.int64),
+        "times": np.array([event["timestamp"] for event in events], dtype=np.int64),
+        "weights": values.weights,
+        "positive": values.positive,
+        "ratings": values.ratings,
+        "quantities": values.quantities,
+        "reviews": np.full(len(rows), "", dtype=object),
         "queries": queries,
     }
     joined: dict[str, Any] = {name: np.concatenate([getattr(own, name), added[name]]) for name in EVENT_ARRAYS}
     return replace(own, **joined)
-
-
-def _values(event: Mapping[str, Any], targets: Sequence[str], min_rating: float | None) -> tuple[float, bool]:
-    """Weight of one event and whether it is a target: what ``data/events.py`` says of a table."""
-    kind, has_item = _kind(event), "item_id" in event
-    weight = event.get("weight", EVENT_WEIGHTS[kind])
-    if not has_item:
-        weight = min(weight, EVENT_WEIGHTS["search"])
-    if min_rating is not None and event.get("rating", np.inf) < min_rating:
-        return -abs(weight), False
-    return weight, kind in targets and has_item and weight > 0

@@ -16,6 +16,7 @@ import pandas as pd
 from llm_rerank.data.candidates import validate_candidates
 from llm_rerank.data.frames import applicable, like_input, to_pandas
 from llm_rerank.data.times import TimeUnit
+from llm_rerank.folders import check_target, open_folder, save_folder
 from llm_rerank.recommendation.changing import ChangingReranker, Frame, as_seconds
 from llm_rerank.recommendation.comparing import Comparison, compare_results
 from llm_rerank.recommendation.components import Component
@@ -29,7 +30,6 @@ from llm_rerank.recommendation.log import FitLog, FitReport
 from llm_rerank.recommendation.phrases import phrase_effects
 from llm_rerank.recommendation.privacy import expired
 from llm_rerank.recommendation.saving import read_reranker, write_reranker
-from llm_rerank.storage import check_target, open_folder, save_folder
 from llm_rerank.types import (
     Cases,
     DataError,

@@ -10,12 +10,10 @@ from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, PydanticCustomError
 
 from llm_rerank.data.events import EVENT_ALIASES, EVENT_WEIGHTS
+from llm_rerank.data.values import GREATEST_WHOLE
 from llm_rerank.recommendation.live_events import LONGEST_ID, LONGEST_TEXT
 
 KINDS = (*EVENT_WEIGHTS, *EVENT_ALIASES)
-GREATEST_WHOLE = 2**53
-"""Beyond it JSON's numbers are not whole any more in most languages."""
-
 LONGEST_WORDS = 1_000
 LONGEST_TITLE = 2_000
 MOST_FRESH_EVENTS = 200
@@ -112,7 +110,7 @@ class FreshEvent(Body):
     """Something the user did. Without item_id it is a search, and then query says what for."""
 
     item_id: Id | None = None
-    timestamp: Moment | None = Field(None, description="Default: now.")
+    timestamp: Moment | None = Field(None, description="Default: just before the decision.")
     event: Kind | None = None
     rating: Number | None = None
     quantity: Number | None = None

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from fastapi import FastAPI, Request
 
+from llm_rerank.data.values import plain
 from llm_rerank.models.cross_encoder.scorer import HistoryCrossEncoder
 from llm_rerank.models.semantic.encoder import SentenceEncoder
 from llm_rerank.models.semantic.weights import DEFAULT_MODEL
@@ -23,7 +24,6 @@ from llm_rerank.service.answers import CohereAnswer, CohereFailure, refusals
 from llm_rerank.service.bodies import CohereBody
 from llm_rerank.service.context import Context
 from llm_rerank.service.failures import JsonResponse, ServiceError, describe
-from llm_rerank.service.values import plain
 from llm_rerank.types import DataError, Encoder, FloatArray
 
 LONGEST_HISTORY = 50

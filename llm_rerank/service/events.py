@@ -6,12 +6,12 @@ import re
 
 from fastapi import FastAPI
 
+from llm_rerank.data.values import plain
 from llm_rerank.recommendation.live import Recorded, UnknownRequest
 from llm_rerank.service.answers import RecordedEvents, refusals
 from llm_rerank.service.bodies import EventsBody, FeedbackBody, ItemsBody
 from llm_rerank.service.context import Context
 from llm_rerank.service.failures import JsonResponse, ServiceError
-from llm_rerank.service.values import plain
 from llm_rerank.types import DataError
 
 

@@ -8,6 +8,7 @@ import numpy as np
 from fastapi import FastAPI
 
 from llm_rerank.data.id_index import code_of, codes_by_id
+from llm_rerank.data.values import plain
 from llm_rerank.recommendation.deciding import Decided, decide
 from llm_rerank.recommendation.explanation import Contribution, Explanation, HistoryEffect, Versus, explain_item
 from llm_rerank.recommendation.questions import Question, cases_of_questions, prepare
@@ -17,7 +18,6 @@ from llm_rerank.service.bodies import ExplainBody
 from llm_rerank.service.context import Context
 from llm_rerank.service.failures import JsonResponse, ServiceError
 from llm_rerank.service.ranking import in_the_body
-from llm_rerank.service.values import plain
 from llm_rerank.types import UNKNOWN, Cases, DataError, Ragged
 
 NEWCOMER = "a newcomer"

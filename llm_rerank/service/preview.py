@@ -17,6 +17,7 @@ from llm_rerank.data.id_index import code_of, codes_by_id
 from llm_rerank.data.layouts import as_interactions
 from llm_rerank.data.readers import read_table
 from llm_rerank.data.times import parse_times
+from llm_rerank.data.values import plain
 from llm_rerank.recommendation.answering import answer_each
 from llm_rerank.recommendation.questions import Question
 from llm_rerank.recommendation.saving import Saved
@@ -25,7 +26,6 @@ from llm_rerank.service.bodies import LONGEST_WORDS, MOST_FRESH_EVENTS
 from llm_rerank.service.context import Context
 from llm_rerank.service.failures import JsonResponse, ServiceError
 from llm_rerank.service.ranking import item_rows
-from llm_rerank.service.values import plain
 from llm_rerank.types import UNKNOWN, DataError, DataReport
 
 USERS_SHOWN = 5

@@ -10,7 +10,8 @@ from typing import Any
 
 from fastapi import FastAPI, Request
 
-from llm_rerank.data.id_index import code_of, codes_by_id
+from llm_rerank.data.id_index import codes_by_id, known_id
+from llm_rerank.data.values import plain
 from llm_rerank.recommendation.answering import Answer, Question, answer_each, recut
 from llm_rerank.recommendation.fallbacks import UPSTREAM_ORDER
 from llm_rerank.service.answers import RankedList, refusals
@@ -18,8 +19,7 @@ from llm_rerank.service.bodies import Decision, RecommendBody, RecutBody, Rerank
 from llm_rerank.service.catalogue import Catalogue
 from llm_rerank.service.context import Context, Snapshot
 from llm_rerank.service.failures import JsonResponse, ServiceError, describe, to_json
-from llm_rerank.service.values import plain
-from llm_rerank.types import UNKNOWN, DataError, ObjectArray
+from llm_rerank.types import DataError
 
 logger = logging.getLogger(__name__)
 
@@ -173,7 +173,9 @@ def _order_content(context: Context, snapshot: Snapshot | None, asked: Asked) ->
 
 def remember(context: Context, snapshot: Snapshot, asked: Asked, answer: Answer, content: dict[str, Any]) -> None:
     """Keep the answer for cutting anew, and for feedback; where that fails, the list still goes out."""
-    user_id = own_id(asked.question.user_id, snapshot.reranker.saved.events.user_ids)
+    # as the shop has it, so that what is kept under it is found when the user is to be forgotten
+    user_id = asked.question.user_id
+    user_id = None if user_id is None else known_id(user_id, codes_by_id(snapshot.reranker.saved.events.user_ids))
     context.keep(asked.request_id, answer, snapshot, user_id)
     if not asked.remember:
         return
@@ -187,12 +189,6 @@ def remember(context: Context, snapshot: Snapshot, asked: Asked, answer: Answer,
     except Exception as error:
         context.metrics.unexpected.labels("feedback").inc()
         logger.error("request %s: its answer cannot be kept for feedback: %s", asked.request_id, describe(error))
-
-
-def own_id(user_id: Any, user_ids: ObjectArray) -> Any:
-    """Give a user's id as the shop has it, so that what is kept under it is found when the user is to be forgotten."""
-    code = UNKNOWN if user_id is None else code_of(user_id, codes_by_id(user_ids))
-    return user_id if code == UNKNOWN else user_ids[code]
 
 
 def _recut(context: Context, body: RecutBody) -> bytes:

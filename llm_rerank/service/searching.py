@@ -6,11 +6,11 @@ from typing import Annotated, Any
 
 from fastapi import FastAPI, Query
 
+from llm_rerank.data.values import plain
 from llm_rerank.service.answers import CatalogueItems, refusals
 from llm_rerank.service.bodies import LONGEST_WORDS
 from llm_rerank.service.context import Context
 from llm_rerank.service.failures import JsonResponse
-from llm_rerank.service.values import plain
 
 
 def add_routes(app: FastAPI, context: Context) -> None:

@@ -10,13 +10,14 @@ from typing import Annotated, Any
 import numpy as np
 from fastapi import FastAPI, Path, Query
 
-from llm_rerank.data.id_index import code_of, codes_by_id
-from llm_rerank.recommendation.live_events import LONGEST_ID, spellings
+from llm_rerank.data.id_index import code_of, codes_by_id, spellings
+from llm_rerank.data.values import plain
+from llm_rerank.recommendation.live_events import LONGEST_ID
 from llm_rerank.recommendation.privacy import ForgetReport
 from llm_rerank.service.answers import History, UserList, refusals
 from llm_rerank.service.context import Context
 from llm_rerank.service.failures import JsonResponse, ServiceError
-from llm_rerank.service.values import plain, with_slashes
+from llm_rerank.service.values import with_slashes
 from llm_rerank.types import UNKNOWN, DataError, Interactions
 
 UserPath = Annotated[str, Path(min_length=1, max_length=LONGEST_ID, description="Id of a user.")]

@@ -1,38 +1,18 @@
-"""Python's values as JSON has them, and a request's JSON as Python has it: strictly."""
+"""What a request says, read strictly: its JSON, and the names in its path."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
-from dataclasses import fields, is_dataclass
 from typing import Any
 from urllib.parse import unquote
 
-import numpy as np
 from starlette.types import Scope
 
 from llm_rerank.service.failures import ServiceError
 
 SLASH = "\ufdd0"
 """Stands for a slash inside a name; Unicode gives this place to no character."""
-
-
-def plain(value: Any) -> Any:
-    """Give any answer as JSON values: NaN and infinities become null, ids of other kinds text, arrays lists."""
-    if value is None or isinstance(value, str | bool | int):
-        return value
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, np.ndarray | np.generic):
-        return plain(value.tolist())
-    if isinstance(value, Mapping):
-        return {str(key): plain(part) for key, part in value.items()}
-    if isinstance(value, list | tuple | set | frozenset):
-        return [plain(part) for part in value]
-    if is_dataclass(value) and not isinstance(value, type):
-        return {field.name: plain(getattr(value, field.name)) for field in fields(value)}
-    return str(value)
 
 
 def path_of_segments(scope: Scope) -> str:

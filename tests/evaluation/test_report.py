@@ -2,7 +2,6 @@
 
 import os
 import re
-import shutil
 from dataclasses import replace
 from html import unescape
 from xml.etree import ElementTree
@@ -26,6 +25,7 @@ from llm_rerank.evaluation.report_sections import guard_section, systems_section
 from llm_rerank.evaluation.systems import evaluate_shop
 from llm_rerank.evaluation.timeline import time_line
 from llm_rerank.recommendation.thresholds import Cut
+from tests.browser import browser_of_the_system
 from tests.evaluation.test_charts import SVG, marks, read_off, tick_places
 from tests.shops import make_shop
 
@@ -404,7 +404,6 @@ def test_only_settings_that_differ_are_shown():
 # ------------------------------------------------------------------ in a browser
 
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 LOOK = """least => {
   const width = document.documentElement.clientWidth, problems = [];
   const light = colour => {
@@ -449,20 +448,8 @@ LOOK = """least => {
 
 @pytest.fixture(scope="module")
 def browser():
-    """Chromium of the system; where there is none the test is skipped, or fails where CI asks for it."""
-    needed = os.environ.get("LLM_RERANK_NEEDS_BROWSER") == "1"
-    try:
-        from playwright.sync_api import sync_playwright
-    except ImportError:
-        sync_playwright = None
-    if CHROMIUM is None or sync_playwright is None:
-        what = "no chromium on PATH (apt-get install chromium)" if CHROMIUM is None else "playwright is not installed"
-        (pytest.fail if needed else pytest.skip)(f"the report cannot be looked at: {what}")
-    with sync_playwright() as play:
-        # root may not use Chromium's sandbox; containers have a small /dev/shm
-        started = play.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-dev-shm-usage"])
+    with browser_of_the_system() as started:
         yield started
-        started.close()
 
 
 def look(browser, path, width: int, media: str = "screen") -> tuple[dict, list[str]]:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from llm_rerank.models.semantic import cache
-from llm_rerank.models.semantic.cache import CachedEncoder, discard_vectors
+from llm_rerank.models.semantic.cache import CachedEncoder
 from llm_rerank.models.semantic.encoder import SentenceEncoder, encoder_reference
 from llm_rerank.types import Encoder, StorageError
 
@@ -223,66 +223,6 @@ def test_a_file_that_cannot_be_written_costs_no_work(tmp_path):
         assert cached.encode(["a", "bb"])[:, 0].tolist() == [1, 2]
         assert cached.encode(["ccc", "a"])[:, 0].tolist() == [3, 1]
     assert len(caught) == 1
-
-
-def test_what_is_discarded_is_gone_from_memory_and_disk(tmp_path):
-    inner = CountingEncoder()
-    cached = CachedEncoder(inner, tmp_path)
-    cached.encode(["a", "bb", "ccc"])
-    size = cached.path.stat().st_size
-    assert cached.discard(["bb", "never seen", "bb"]) == 1
-    assert len(cached) == len(CachedEncoder(CountingEncoder(), tmp_path)) == 2
-    assert cached.path.stat().st_size == size - 16 - 12
-    assert cached.encode(["a", "bb", "ccc"])[:, 0].tolist() == [1, 2, 3]
-    assert inner.asked == [["a", "bb", "ccc"], ["bb"]]
-    assert cached.discard(["a", "bb", "ccc"]) == 3
-    assert len(cached) == len(CachedEncoder(CountingEncoder(), tmp_path)) == 0
-    assert CachedEncoder(inner).discard(["a"]) == 0
-    in_memory = CachedEncoder(CountingEncoder())
-    in_memory.encode(["a", "bb"])
-    assert in_memory.discard(["a"]) == 1
-    assert in_memory.encode(["bb", "a"])[:, 0].tolist() == [2, 1]
-
-
-def test_discarding_takes_out_what_another_process_wrote_meanwhile(tmp_path):
-    cached = CachedEncoder(CountingEncoder(), tmp_path)
-    cached.encode(["a"])
-    CachedEncoder(CountingEncoder(), tmp_path).encode(["of the user", "bb"])
-    assert cached.discard(["of the user"]) == 0  # it was never in this memory
-    asked = CountingEncoder()
-    CachedEncoder(asked, tmp_path).encode(["of the user"])
-    assert asked.asked == [["of the user"]]
-
-
-def test_a_file_that_cannot_be_rewritten_is_told(tmp_path):
-    cached = CachedEncoder(CountingEncoder(), tmp_path)
-    cached.encode(["a"])
-    cached.path.unlink()
-    (cached.path / "in the way").mkdir(parents=True)
-    with pytest.raises(StorageError, match="still holds what was to be forgotten"):
-        cached.discard(["a"])
-
-
-def test_every_encoders_file_is_cleared_without_an_encoder(tmp_path):
-    for letter in "abc":
-        CachedEncoder(CountingEncoder(letter * 64), tmp_path).encode(["of the user", letter])
-    cut_off(tmp_path / f"{'c' * 32}.safetensors")
-    left = tmp_path / f".unfinished-{'0' * 32}.safetensors"
-    left.write_bytes(b"half a file")
-    foreign = tmp_path / "model.safetensors"
-    foreign.write_bytes(b"not ours")
-    before = (tmp_path / f"{'a' * 32}.safetensors").stat().st_size
-    assert discard_vectors(tmp_path, ["of the user", "other"]) == 2
-    assert (tmp_path / f"{'a' * 32}.safetensors").stat().st_size == before - 16 - 12
-    assert sorted(path.name for path in tmp_path.iterdir()) == [
-        f"{'a' * 32}.safetensors",
-        f"{'b' * 32}.safetensors",
-        "model.safetensors",
-    ]
-    inner = CountingEncoder("b" * 64)
-    CachedEncoder(inner, tmp_path).encode(["b", "of the user"])
-    assert inner.asked == [["of the user"]]
-    assert discard_vectors(tmp_path / "nowhere", ["a"]) == 0
 
 
 def test_cleared_vectors_are_nowhere_and_come_again(tmp_path):

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from llm_rerank.models.cross_encoder import state_cache
-from llm_rerank.models.cross_encoder.discarding import discard_states, state_key
+from llm_rerank.models.cross_encoder.discarding import remove_states, state_key
 from llm_rerank.models.cross_encoder.state_cache import (
     MANIFEST,
     StateCache,
@@ -415,35 +415,21 @@ def test_compacting_does_not_copy_damage_that_came_after_opening(tmp_path):
         assert_holds(after, TEXTS[:2] + TEXTS[4:], [*LENGTHS[:2], *LENGTHS[4:]])
 
 
-def test_what_is_discarded_is_gone(tmp_path):
-    cache = three_segments(tmp_path)
-    gone = states_of(TEXTS[2], LENGTHS[2]).astype("<f2").tobytes()
-    assert any(gone in path.read_bytes() for path in segments_of(tmp_path))
-    assert cache.discard([TEXTS[2], TEXTS[5], "never seen"]) == 2
-    for after in (cache, opened(tmp_path)):
-        assert after.missing(TEXTS).tolist() == [2, 5]
-        assert_holds(after, [*TEXTS[:2], *TEXTS[3:5]], [*LENGTHS[:2], *LENGTHS[3:5]])
-    assert not any(gone in path.read_bytes() for path in tmp_path.iterdir())
-    assert cache.discard(["never seen"]) == 0
-    assert cache.discard(TEXTS) == 4
-    assert len(opened(tmp_path)) == 0
-
-
-def test_every_cache_of_a_folder_is_cleared_without_its_layers(tmp_path):
+def test_every_cache_of_a_folder_is_emptied_without_its_layers(tmp_path):
+    gone = states_of(state_key("of the user"), 2).astype("<f2").tobytes()
     for number, dtype in enumerate(DTYPES):
         cache = opened(tmp_path / f"states-{number}", dtype=dtype, fingerprint=str(number))
-        keys = [state_key(text) for text in ("of the user", f"kept {number}", "half \ud83d")]
-        cache.add(*batch(keys, [2, 3, 1]))
+        cache.add(*batch([state_key(text) for text in ("of the user", f"another {number}", "half \ud83d")], [2, 3, 1]))
     opened(tmp_path / "states-2", fingerprint="2").add(*batch([state_key("of the user")], [4]))
     (tmp_path / "states-2" / MANIFEST).write_text("{")
     (tmp_path / "fine-tuning").mkdir()
-    assert discard_states(tmp_path, ["of the user", "half \ud83d"]) == 4
+    assert any(gone in path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
+    assert remove_states(tmp_path) == 3
     assert sorted(path.name for path in tmp_path.iterdir()) == ["fine-tuning", "states-0", "states-1"]
     for number, dtype in enumerate(DTYPES):
-        cache = opened(tmp_path / f"states-{number}", dtype=dtype, fingerprint=str(number))
-        assert cache.missing(keys[:1]).tolist() == [0]
-        assert state_key(f"kept {number}") in cache and len(cache) == 1
-    assert discard_states(tmp_path / "nowhere", ["a"]) == 0
+        assert len(opened(tmp_path / f"states-{number}", dtype=dtype, fingerprint=str(number))) == 0
+    assert not any(gone in path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
+    assert remove_states(tmp_path / "nowhere") == 0
 
 
 # Several at once.

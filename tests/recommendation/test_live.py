@@ -14,12 +14,14 @@ import pandas as pd
 import pyarrow.parquet as parquet
 import pytest
 
+from llm_rerank.folders import save_folder
 from llm_rerank.recommendation.event_log import EventLog
 from llm_rerank.recommendation.live import LiveShop, UnknownRequest
 from llm_rerank.recommendation.live_events import EventError
+from llm_rerank.recommendation.live_state import caught_up
 from llm_rerank.recommendation.privacy import forgotten
 from llm_rerank.recommendation.reranker import Reranker
-from llm_rerank.storage import save_folder
+from llm_rerank.recommendation.updating import updated
 from llm_rerank.types import DataError, ReplacedError, StorageError, Users
 
 
@@ -280,6 +282,7 @@ def test_a_refit_takes_over_what_came_in_and_does_not_undo_a_table_that_another_
     assert refitted.saved.in_fit.sum() >= len(saved.events) - 60
     loaded = Reranker.load(folder, verbose=False)
     same_state(loaded, refitted)
+    assert not live.is_behind
 
     def with_a_table(reranker, *given):
         fitted = fit(reranker, *given)
@@ -324,6 +327,20 @@ def test_a_new_item_can_be_recommended_at_once(live):
     with pytest.raises(DataError):
         live.add_items([{"title": "no id"}])
     assert live.log.last_position() == 1
+
+
+def test_texts_of_new_items_are_read_once_while_nobody_else_writes(live, monkeypatch):
+    calls = []
+
+    def counted(saved, *given, **more):
+        calls.append(len(saved.events))
+        return updated(saved, *given, **more)
+
+    monkeypatch.setattr("llm_rerank.recommendation.live.updated", counted)
+    live.add_items([{"item_id": "one", "title": "one more thing"}])
+    assert len(calls) == 1
+    with live.log.writing():
+        assert caught_up(live._state, live.log) is live._state
 
 
 def test_a_folder_without_histories_or_without_a_model_is_refused(fitted, tmp_path):

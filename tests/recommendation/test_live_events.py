@@ -2,7 +2,8 @@
 
 import pytest
 
-from llm_rerank.recommendation.live_events import EventError, checked_events, known_id
+from llm_rerank.data.id_index import known_id
+from llm_rerank.recommendation.live_events import EventError, checked_events
 from llm_rerank.types import DataError
 
 NOW = 1_700_000_000.4

@@ -5,8 +5,9 @@ import pytest
 from llm_rerank.config import RerankerConfig, ThresholdConfig
 from llm_rerank.recommendation.live import LiveShop
 from llm_rerank.recommendation.reranker import Reranker
+from tests.browser import browser_of_the_system
 from tests.service.asking import client, model, reading, saved_model, tables  # noqa: F401  # fixtures
-from tests.service.looking import HOSTILE_USER, IMAGE, SCRIPT, browser_of_the_system, served, visit
+from tests.service.looking import HOSTILE_USER, IMAGE, SCRIPT, served, visit
 from tests.shops import make_shop
 
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
 import threading
 import time
 import urllib.error
@@ -14,14 +12,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-import pytest
 import uvicorn
 
 from llm_rerank.service.app import create_app
 from llm_rerank.service.settings import ServiceSettings
-
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-
 
 # such as survive the reading of titles, which takes closed tags out
 IMAGE = '<img src=x alt="<" onerror="window.broken = 1">'
@@ -58,24 +52,6 @@ def api(base: str, path: str, body: Any = None, kind: str = "application/json", 
             return json.load(answer)
     except urllib.error.HTTPError as refusal:
         return json.load(refusal)
-
-
-@contextmanager
-def browser_of_the_system() -> Iterator[Any]:
-    """Chromium of the system; where there is none the test is skipped, or fails where CI asks for it."""
-    needed = os.environ.get("LLM_RERANK_NEEDS_BROWSER") == "1"
-    try:
-        from playwright.sync_api import sync_playwright
-    except ImportError:
-        sync_playwright = None
-    if CHROMIUM is None or sync_playwright is None:
-        what = "no chromium on PATH (apt-get install chromium)" if CHROMIUM is None else "playwright is not installed"
-        (pytest.fail if needed else pytest.skip)(f"the page cannot be looked at: {what}")
-    with sync_playwright() as play:
-        # root may not use Chromium's sandbox; containers have a small /dev/shm
-        started = play.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-dev-shm-usage"])
-        yield started
-        started.close()
 
 
 @dataclass

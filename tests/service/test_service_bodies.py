@@ -8,6 +8,7 @@ import pytest
 from fastapi.exceptions import RequestValidationError
 from pydantic import ValidationError
 
+from llm_rerank.data.values import plain
 from llm_rerank.service.bodies import (
     CohereBody,
     EventsBody,
@@ -18,7 +19,7 @@ from llm_rerank.service.bodies import (
     RerankBody,
 )
 from llm_rerank.service.failures import ServiceError, as_service_error, to_json
-from llm_rerank.service.values import parse_json, plain
+from llm_rerank.service.values import parse_json
 
 
 def refusal(model, body) -> ServiceError:

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from llm_rerank.storage import open_folder, read_arrays, read_json, save_folder, write_arrays, write_json
+from llm_rerank.folders import open_folder, save_folder
+from llm_rerank.storage import read_arrays, read_json, write_arrays, write_json
 from llm_rerank.types import StorageError
 
 

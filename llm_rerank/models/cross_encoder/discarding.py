@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Iterable
 from pathlib import Path
 
 from llm_rerank.models.cross_encoder.state_cache import MANIFEST, StateCache
@@ -20,28 +19,12 @@ def state_key(text: str) -> str:
     return hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()
 
 
-def discard_states(cache_folder: Path | str, texts: Iterable[str]) -> int:
-    """Remove the states of these texts from every cache of states in a folder.
-
-    A cache whose manifest cannot be read is removed whole: it could not be used either. A cache that another process
-    has open is left without them on disk, and serves them there until it is opened again.
-    Returns how many were removed; 0 where the folder is missing.
-    """
-    keys, n_removed = [state_key(text) for text in texts], 0
-    for folder in sorted(Path(cache_folder).glob(f"{STATES_PREFIX}*")):
-        try:
-            header = read_json(folder / MANIFEST)
-            fingerprint, state_size, dtype = header["fingerprint"], header["state_size"], header["dtype"]
-        except (StorageError, KeyError, TypeError):
-            shutil.rmtree(folder)
-            continue
-        cache = StateCache(folder, fingerprint=fingerprint, state_size=state_size, dtype=dtype)
-        n_removed += cache.discard(keys)
-    return n_removed
-
-
 def remove_states(cache_folder: Path | str) -> int:
-    """Empty every cache of states in a folder; returns how many there were. Open ones are as for ``discard_states``."""
+    """Empty every cache of states in a folder; returns how many there were.
+
+    One whose manifest cannot be read is removed whole: it could not be used either. One that another process has open
+    is left empty on disk, and serves what it had there until it is opened again.
+    """
     folders = sorted(Path(cache_folder).glob(f"{STATES_PREFIX}*"))
     for folder in folders:
         try:

@@ -15,6 +15,7 @@ from typing import Any, Literal, Self
 import numpy as np
 import torch
 
+from llm_rerank.folders import CURRENT, open_folder
 from llm_rerank.models.changes import codes_to_read, texts_of, with_rows
 from llm_rerank.models.cross_encoder.history_encoder import HistoryNetwork, NetworkShape, scoring_copy
 from llm_rerank.models.cross_encoder.item_states import ItemReader, fresh_network
@@ -24,7 +25,7 @@ from llm_rerank.models.cross_encoder.state_cache import StateType
 from llm_rerank.models.scoring import require_texts
 from llm_rerank.models.semantic.encoder import SentenceEncoder, check_same_encoder, encoder_reference, load_encoder
 from llm_rerank.models.semantic.weights import DEFAULT_MODEL, DTypeName, best_device, best_dtype, check_device
-from llm_rerank.storage import CURRENT, open_folder, read_arrays, read_json, write_arrays, write_json
+from llm_rerank.storage import read_arrays, read_json, write_arrays, write_json
 from llm_rerank.types import (
     BoolArray,
     Cases,

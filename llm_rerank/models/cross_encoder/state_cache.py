@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import re
 import uuid
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -160,22 +160,12 @@ class StateCache:
 
         keep: keys to keep, None: all. Disk must hold both for a moment; memory only a block.
         """
-        wanted = None if keep is None else {_digest(key) for key in keep}
-        self._rewrite(lambda held: held if wanted is None else held & wanted)
-
-    def discard(self, keys: Iterable[str]) -> int:
-        """Remove the states of these texts from disk, as ``compact`` does; returns how many of them were held."""
-        gone = {_digest(key) for key in keys}
-        return self._rewrite(lambda held: held - gone)
-
-    def _rewrite(self, choose: Callable[[Set[bytes]], Set[bytes]]) -> int:
-        """Put one segment with the chosen digests in place of all; returns how many were not chosen."""
         with exclusive(self._folder / _LOCK):
             self._forget()  # else damage since opening would be copied under a checksum that is right
             self._take_in()
-            n_held, kept = len(self._rows), choose(self._rows.keys())
+            kept = self._rows.keys() if keep is None else self._rows.keys() & {_digest(key) for key in keep}
             if len(self._segments) <= 1 and len(kept) == len(self._places):
-                return 0
+                return
             digests = sorted(kept, key=self._rows.__getitem__)
             rows: IntArray = np.array([self._rows[digest] for digest in digests], dtype=np.int64)
             segment = {}
@@ -185,7 +175,6 @@ class StateCache:
             self._forget()  # unmapped first: Windows removes no mapped file
             self._attach(segment)
             self._remove_unlisted()
-            return n_held - len(digests)
 
     def _check(self, digests: list[bytes], states: FloatArray, lengths: IntArray) -> None:
         if states.ndim != 2 or states.shape[1] != self._state_size:

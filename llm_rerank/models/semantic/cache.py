@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +29,8 @@ class CachedEncoder:
     named by its fingerprint; a file that is damaged or of another encoder is reported, not used, and written anew.
     A file is replaced in one step, so a killed process leaves the old one or the new one. Small additions are written
     when they amount to 5 % of the file, or on ``flush``; where writing fails, that is reported once and the vectors
-    stay in memory only. Known limits: it only grows, but for ``discard``; of two processes that write at once the
-    later one's vectors stay, and the other's new texts are encoded again next time.
+    stay in memory only. Known limits: it only grows until ``clear``; of two processes that write at once the later
+    one's vectors stay, and the other's new texts are encoded again next time.
 
     Raises StorageError where the folder cannot be made.
     """
@@ -78,30 +78,16 @@ class CachedEncoder:
         """Write what is not on disk yet; nothing happens without a folder."""
         if self.path is None or self._n_written == len(self):
             return
+        keys = np.frombuffer(b"".join(self._rows), dtype=np.uint8).reshape(len(self), _DIGEST_SIZE)
+        vectors = self._vectors[: len(self)]
+        metadata = {"fingerprint": self.fingerprint, "sha256": _checksum(keys, vectors)}
         try:
-            self._write(self.path)
+            write_arrays(self.path, {"keys": keys, "vectors": vectors}, metadata)
         except OSError as error:  # a full disk must not cost a fit
             warnings.warn(f"{self.path} cannot be written ({error}); new vectors stay in memory only", stacklevel=3)
             self.path = None
-
-    def discard(self, texts: Iterable[str]) -> int:
-        """Forget the vectors of these texts, in memory and at once on disk; returns how many were held.
-
-        The file is written anew from memory, so that nothing stays of what another process added to it meanwhile.
-        Raises StorageError where it cannot be written: the vectors are then still on disk.
-        """
-        gone = {_key(text) for text in texts} & self._rows.keys()
-        kept = [key for key in self._rows if key not in gone]
-        rows: IntArray = np.array([self._rows[key] for key in kept], dtype=np.int64)
-        self._vectors, self._rows = self._vectors[rows], {key: row for row, key in enumerate(kept)}
-        if self.path is not None:
-            try:
-                self._write(self.path)
-            except OSError as error:
-                raise StorageError(
-                    f"{self.path} cannot be written ({error}); it still holds what was to be forgotten: remove it"
-                ) from error
-        return len(gone)
+            return
+        self._n_written = len(self)
 
     def clear(self) -> None:
         """Forget every vector, in memory and on disk: for texts that cannot be named any more.
@@ -111,11 +97,6 @@ class CachedEncoder:
         self._rows, self._vectors, self._n_written = {}, self._vectors[:0].copy(), 0
         if self.path is not None:
             remove_vectors(self.path.parent, self.path.name)
-
-    def _write(self, path: Path) -> None:
-        keys = np.frombuffer(bytearray().join(self._rows), dtype=np.uint8).reshape(len(self), _DIGEST_SIZE)
-        _write_vectors(path, keys, self._vectors[: len(self)], self.fingerprint)
-        self._n_written = len(self)
 
     def _add(self, keys: list[bytes], vectors: FloatArray) -> None:
         first, last = len(self), len(self) + len(keys)
@@ -127,11 +108,20 @@ class CachedEncoder:
         self._rows.update(zip(keys, range(first, last), strict=True))
 
     def _read(self, path: Path) -> None:
-        found = _read_vectors(path)
-        if found is None or found[1].shape[1:] != (self.embedding_size,) or found[2] != self.fingerprint:
+        try:
+            arrays, metadata = read_arrays(path)
+            keys, vectors = arrays["keys"], arrays["vectors"]
+            sound = (
+                metadata["fingerprint"] == self.fingerprint
+                and metadata["sha256"] == _checksum(keys, vectors)
+                and (keys.dtype.name, keys.shape[1:]) == ("uint8", (_DIGEST_SIZE,))  # the checksum knows bytes only
+                and (vectors.dtype.name, vectors.shape) == ("float32", (len(keys), self.embedding_size))
+            )
+        except (StorageError, KeyError):
+            sound = False
+        if not sound:
             warnings.warn(f"{path} is damaged or of another encoder; it is not used and will be rebuilt", stacklevel=3)
             return
-        keys, vectors, _ = found
         self._add([key.tobytes() for key in keys], vectors)
         self._n_written = len(self)
 
@@ -149,53 +139,6 @@ def remove_vectors(folder: Path | str, name: str | None = None) -> int:
         except OSError as error:
             raise StorageError(f"{path} cannot be removed ({error}); remove it yourself, it is only a cache") from error
     return len(ours)
-
-
-def discard_vectors(folder: Path | str, texts: Iterable[str]) -> int:
-    """Remove the vectors of these texts from every file that a ``CachedEncoder`` keeps in a folder.
-
-    No encoder is loaded. Files that are damaged are removed, as are those that killed writes left: nobody can say what
-    they hold. An encoder that is open keeps what it has in memory: use its ``discard``.
-    Returns how many vectors were removed; 0 where the folder is missing.
-    Raises StorageError where a file cannot be written or removed.
-    """
-    gone, n_removed = {_key(text) for text in texts}, 0
-    for path in sorted(Path(folder).iterdir()) if Path(folder).is_dir() else []:
-        if not (_FILE_NAME.fullmatch(path.name) or _LEFTOVER.fullmatch(path.name)):
-            continue
-        found = _read_vectors(path) if _FILE_NAME.fullmatch(path.name) else None
-        try:
-            if found is None:
-                path.unlink()
-                continue
-            keys, vectors, fingerprint = found
-            kept = np.array([key.tobytes() not in gone for key in keys], dtype=np.bool_)
-            if not kept.all():
-                _write_vectors(path, keys[kept], vectors[kept], fingerprint)
-            n_removed += int((~kept).sum())
-        except OSError as error:
-            raise StorageError(f"{path} cannot be changed ({error}); remove it, it is only a cache") from error
-    return n_removed
-
-
-def _write_vectors(path: Path, keys: np.ndarray, vectors: FloatArray, fingerprint: str) -> None:
-    metadata = {"fingerprint": fingerprint, "sha256": _checksum(keys, vectors)}
-    write_arrays(path, {"keys": keys, "vectors": vectors}, metadata)
-
-
-def _read_vectors(path: Path) -> tuple[np.ndarray, FloatArray, str] | None:
-    """Keys (n, 16), vectors (n, size) and fingerprint of a file; None where it is damaged or of another kind."""
-    try:
-        arrays, metadata = read_arrays(path)
-        keys, vectors = arrays["keys"], arrays["vectors"]
-        sound = (
-            metadata["sha256"] == _checksum(keys, vectors)
-            and (keys.dtype.name, keys.shape[1:]) == ("uint8", (_DIGEST_SIZE,))  # the checksum knows bytes only
-            and (vectors.dtype.name, vectors.ndim, len(vectors)) == ("float32", 2, len(keys))
-        )
-        return (keys, vectors, str(metadata["fingerprint"])) if sound else None
-    except (StorageError, KeyError):
-        return None
 
 
 def _key(text: str) -> bytes:
