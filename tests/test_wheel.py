@@ -91,6 +91,8 @@ def test_archives_carry_prompts_sample_and_licence(built, wheel):
             assert digest(archive.read(theirs)) == digest(ours.read_bytes()), theirs
         names = archive.namelist()
         assert "llm_rerank/evaluation/report.html.jinja" in names
+        page = {path.relative_to(ROOT).as_posix() for path in (ROOT / "llm_rerank" / "service" / "page").iterdir()}
+        assert len(page) > 3 and page <= set(names)
         assert any(name.endswith("licenses/LICENSE") for name in names)
         modules = {name for name in names if name.endswith(".py") and name.startswith("llm_rerank/")}
     expected = {path.relative_to(ROOT).as_posix() for path in (ROOT / "llm_rerank").rglob("*.py")}

@@ -15,14 +15,13 @@ import numpy as np
 from llm_rerank.data.events import EVENT_ALIASES, implied_kinds, judge_events
 from llm_rerank.data.id_index import code_of, codes_by_id
 from llm_rerank.data.times import LATEST, SIZE_BANDS
-from llm_rerank.data.values import GREATEST_WHOLE, clean_text
+from llm_rerank.data.values import GREATEST_WHOLE, clean_text, object_array
 from llm_rerank.types import (
     UNKNOWN,
     DataReport,
     FloatArray,
     Interactions,
     Items,
-    ObjectArray,
     TimeKind,
 )
 
@@ -97,7 +96,7 @@ def read_mappings(
     user_codes: dict[Any, int] = {}
     users = [user_codes.setdefault(user_ids[row], len(user_codes)) for row in kept.tolist()]
     events = Interactions(
-        user_ids=_objects(list(user_codes)),
+        user_ids=object_array(list(user_codes)),
         user_rows=np.full(len(user_codes), UNKNOWN, dtype=np.int64),
         n_items=len(items),
         time_kind=time_kind,
@@ -108,8 +107,8 @@ def read_mappings(
         positive=values.positive,
         ratings=values.ratings,
         quantities=values.quantities,
-        reviews=_objects(reviews)[kept],
-        queries=_objects(queries)[kept],
+        reviews=object_array(reviews)[kept],
+        queries=object_array(queries)[kept],
     )
     report.drop("interactions: purchase of a quantity of 0 or less (a return)", int(values.returned.sum()))
     return events.take(~values.returned) if values.returned.any() else events
@@ -163,9 +162,3 @@ def _numbers(columns: Mapping[str, list[Any]]) -> dict[str, FloatArray] | None:
             return None
         numbers[name] = np.array(floats, dtype=np.float64).astype(np.float32)
     return numbers
-
-
-def _objects(values: list[Any]) -> ObjectArray:
-    array = np.empty(len(values), dtype=object)
-    array[:] = values
-    return array

@@ -15,7 +15,7 @@ from pandas.api import types as dtypes
 
 from llm_rerank.data.columns import map_columns, require_columns
 from llm_rerank.data.readers import read_table
-from llm_rerank.data.values import without_categories
+from llm_rerank.data.values import object_array, without_categories
 from llm_rerank.types import UNKNOWN, DataError, DataReport, IntArray, ObjectArray
 
 
@@ -129,9 +129,7 @@ def _id_text(value: Any) -> str:
 
 def as_objects(ids: pd.Series) -> ObjectArray:
     """Give ids without missing ones as an object array of Python values."""
-    objects = np.empty(len(ids), dtype=object)
-    objects[:] = ids.tolist()
-    return objects
+    return object_array(ids.tolist())
 
 
 def id_codes(values: pd.Series | ObjectArray, known: ObjectArray) -> IntArray:

@@ -9,7 +9,7 @@ import html
 import json
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from typing import Any
 
@@ -17,6 +17,8 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 from pandas.api import types as dtypes
+
+from llm_rerank.types import ObjectArray
 
 CATEGORY_SEPARATOR = " > "
 GREATEST_WHOLE = 2**53
@@ -189,6 +191,13 @@ def _first_image(value: Any) -> str:
     if isinstance(value, Mapping):  # Amazon 2023: one mapping of sizes an image
         return next((str(value[size]) for size in ("hi_res", "large", "thumb") if value.get(size)), "")
     return join_texts(value).strip()
+
+
+def object_array(values: Sequence[Any]) -> ObjectArray:
+    """Put values of any kind, as they are, into an object array: shape (n_values,)."""
+    array = np.empty(len(values), dtype=object)
+    array[:] = values
+    return array
 
 
 def plain(value: Any) -> Any:

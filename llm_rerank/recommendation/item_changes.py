@@ -16,6 +16,7 @@ from llm_rerank.data.id_index import code_of, codes_by_id
 from llm_rerank.data.layouts import as_items
 from llm_rerank.data.merging import with_items
 from llm_rerank.data.schema import validate_items
+from llm_rerank.data.values import object_array
 from llm_rerank.recommendation.inputs import ITEM_TOKENS
 from llm_rerank.recommendation.state import Saved
 from llm_rerank.types import (
@@ -59,8 +60,8 @@ def with_item_table(
         return saved, ItemChanges(new, changed, ())
     ids: ObjectArray = old.ids
     if len(new):  # else the very same array, which codes are remembered by
-        ids = np.concatenate([old.ids, _objects(frame["item_id"].tolist()[len(old) :])])
-    items = Items(ids, frame.assign(item_id=ids), np.concatenate([old.texts, _objects([""] * len(new))]))
+        ids = np.concatenate([old.ids, object_array(frame["item_id"].tolist()[len(old) :])])
+    items = Items(ids, frame.assign(item_id=ids), np.concatenate([old.texts, object_array([""] * len(new))]))
     statistics = saved.known_statistics
     saved = replace(saved, events=with_items(saved.events, len(items)), fitted=replace(saved.fitted, items=items))
     saved, _, grown = with_texts_read_again(saved, np.concatenate([changed, new]), len(old), retitled)
@@ -209,7 +210,7 @@ def _merged_frame(
 
 def _column(values: list[Any], kind: Any) -> pd.Series:
     """Make a column of the kind that it had, where its values still are of that kind."""
-    column = pd.Series(_objects(values), dtype=object)
+    column = pd.Series(object_array(values), dtype=object)
     if kind is not None and kind.kind == "O" and not isinstance(kind, pd.StringDtype):
         return column
     try:
@@ -221,9 +222,3 @@ def _column(values: list[Any], kind: Any) -> pd.Series:
 def _same(here: Any, there: Any) -> bool:
     missing = [bool(value is None or value != value) for value in (here, there)]
     return bool(here == there) if not any(missing) else all(missing)
-
-
-def _objects(values: list[Any]) -> ObjectArray:
-    array = np.empty(len(values), dtype=object)
-    array[:] = values
-    return array

@@ -19,7 +19,7 @@ from llm_rerank.data.cases import build_cases, seen_items
 from llm_rerank.data.events import implied_kinds, judge_events
 from llm_rerank.data.id_index import code_of, codes_by_id
 from llm_rerank.data.times import EARLIEST, LATEST
-from llm_rerank.data.values import clean_text
+from llm_rerank.data.values import clean_text, object_array
 from llm_rerank.recommendation.live_events import checked_events
 from llm_rerank.recommendation.state import Saved, target_kinds
 from llm_rerank.types import (
@@ -244,8 +244,6 @@ def _joined(own: Interactions, prepared: Sequence[Prepared], saved: Saved) -> In
         targets=target_kinds(saved.target_events, set()),
         min_rating=saved.config.min_rating,
     )
-    queries = np.empty(len(rows), dtype=object)
-    queries[:] = [clean_text(event.get("query", "")) for event in events]
     added: dict[str, Any] = {
         "users": np.array([number for number, _ in rows], dtype=np.int64),
         "items": np.array([event["code"] for event in events], dtype=np.int64),
@@ -255,7 +253,7 @@ def _joined(own: Interactions, prepared: Sequence[Prepared], saved: Saved) -> In
         "ratings": values.ratings,
         "quantities": values.quantities,
         "reviews": np.full(len(rows), "", dtype=object),
-        "queries": queries,
+        "queries": object_array([clean_text(event.get("query", "")) for event in events]),
     }
     joined: dict[str, Any] = {name: np.concatenate([getattr(own, name), added[name]]) for name in EVENT_ARRAYS}
     return replace(own, **joined)

@@ -16,6 +16,7 @@ import pandas as pd
 from llm_rerank.data.candidates import validate_candidates
 from llm_rerank.data.frames import applicable, like_input, to_pandas
 from llm_rerank.data.times import TimeUnit
+from llm_rerank.data.values import object_array
 from llm_rerank.folders import check_target, open_folder, save_folder
 from llm_rerank.recommendation.changing import ChangingReranker, Frame, as_seconds
 from llm_rerank.recommendation.comparing import Comparison, compare_results
@@ -36,7 +37,6 @@ from llm_rerank.types import (
     DataReport,
     FloatArray,
     Interactions,
-    ObjectArray,
     Ragged,
 )
 
@@ -156,8 +156,7 @@ class Reranker(ChangingReranker):
         cases, seen = self._cases(user_ids, given, at)
         per_source = max(self.config.candidates_per_source, k or 0)
         decided = self._decide(cases, seen, candidates_per_source=per_source, exclude=seen if exclude_seen else None)
-        users = np.empty(len(user_ids), dtype=object)
-        users[:] = user_ids
+        users = object_array(user_ids)
         passed = pd.DataFrame(
             {
                 "user_id": pd.Series(users[decided.candidates.row_of_value], dtype=object).infer_objects(),
@@ -246,7 +245,7 @@ class Reranker(ChangingReranker):
 
     def _cases(self, user_ids: list[Any], given: Interactions | None, at: Any) -> tuple[Cases, Ragged]:
         events = self._data().events
-        return cases_of_users(_objects(user_ids), events, self._moment(given, at), given=given)
+        return cases_of_users(object_array(user_ids), events, self._moment(given, at), given=given)
 
     def _moment(self, given: Interactions | None, at: Any) -> int:
         """Time of the decision: as asked, or just after the last event that is known."""
@@ -280,9 +279,3 @@ class Reranker(ChangingReranker):
 def _check_k(k: int | None) -> None:
     if k is not None and k < 1:
         raise DataError(f"k is {k}; it must be at least 1, or None for every candidate")
-
-
-def _objects(values: Sequence[Any]) -> ObjectArray:
-    array = np.empty(len(values), dtype=object)
-    array[:] = values
-    return array

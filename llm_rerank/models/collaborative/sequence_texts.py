@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 import numpy as np
-import numpy.typing as npt
 
 from llm_rerank.models.collaborative.text_kernel import TermWeights, TextFeatures, has_text, texts_and_titles
+from llm_rerank.models.semantic.similarity import unit_rows
 from llm_rerank.models.semantic.whitening import Whitening
 from llm_rerank.types import Encoder, FloatArray, IntArray, Items
 
@@ -101,7 +101,7 @@ class CountedTexts:
             directions = np.empty((0, len(terms)))
         components = np.ascontiguousarray(directions.T, dtype=np.float32)
         counted = cls(features.word_weights, features.character_weights, terms.astype(np.int64), components)
-        return counted, _unit(kept @ components)
+        return counted, unit_rows(kept @ components)
 
     def vectors(self, items: Items, codes: IntArray, encoder: Encoder | None = None) -> FloatArray:
         """Vectors of these items' texts: float32, shape (n_codes, size); zero where there is no known term."""
@@ -113,7 +113,7 @@ class CountedTexts:
         table = hstack([self.words.vectors(texts, "word"), self.characters.vectors(titles, "char_wb")], format="csc")
         known = diags_array(has_text(texts).astype(np.float32))
         kept = csr_matrix(known @ table[:, self.terms])
-        return _unit(kept @ self.components)
+        return unit_rows(kept @ self.components)
 
     def to_arrays(self) -> dict[str, np.ndarray]:
         """Give the arrays to write, by name; they hold hashes of terms, no words."""
@@ -145,9 +145,3 @@ def texts_from_arrays(arrays: Mapping[str, np.ndarray], reference: Mapping[str, 
         for name in ("words", "characters")
     )
     return CountedTexts(words, characters, arrays["text.terms"], arrays["text.components"])
-
-
-def _unit(rows: npt.NDArray[np.floating[Any]]) -> FloatArray:
-    """Scale rows to unit length; rows of nothing stay zero."""
-    norms = np.linalg.norm(rows, axis=1, keepdims=True)
-    return np.where(norms > 1e-6, rows / np.maximum(norms, 1e-6), 0).astype(np.float32)

@@ -1,4 +1,4 @@
-"""The map of regimes: what each regime keeps of the data, and chance by hand."""
+"""Small parts of the benchmarks of regimes, serving and changes: by hand, and on the bundled shop."""
 
 from math import comb
 from types import SimpleNamespace
@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from benchmarks import regimes
+from benchmarks import changes, regimes
 from benchmarks.serving import quantiles_ms, request_of
 from llm_rerank.types import Ragged
 
@@ -66,3 +66,10 @@ def test_quantiles_and_a_request_by_hand():
     )
     head, _, body = request_of("/x", {"a": "ü"}).partition(b"\r\n\r\n")
     assert body == b'{"a": "\\u00fc"}' and f"Content-Length: {len(body)}".encode() in head
+
+
+def test_scorers_told_of_changes_equal_fits_after_them_on_the_bundled_shop():
+    report = changes.main(["--dataset", "sample", "--users", "7", "--events", "25"])
+    assert set(report["taken_out"]) == set(changes.SCORERS) and set(report["played_in"]) == set(changes.COUNTING)
+    for name, part in [*report["taken_out"].items(), *report["played_in"].items()]:
+        assert part["difference"] <= 1e-6 * max(1.0, part["greatest_score"]), name
