@@ -22,13 +22,13 @@ from llm_rerank.data.datasets import load_dataset
 from llm_rerank.data.features import PAIR_FEATURES
 from llm_rerank.data.rendering import Renderer
 from llm_rerank.evaluation.protocols import PROTOCOLS, LastOut, hold_out
-from llm_rerank.recommendation.components import default_specs
-from llm_rerank.recommendation.fitting import fit_and_score_holdout
 from llm_rerank.recommendation.fusion import ndcg_of
+from llm_rerank.recommendation.held_out import fit_and_score_holdout
 from llm_rerank.recommendation.holdout import plan_holdout
 from llm_rerank.recommendation.inputs import FitData, FitTools, Fold
 from llm_rerank.recommendation.log import FitLog
 from llm_rerank.recommendation.planning import make_encoder, sentiment_of
+from llm_rerank.recommendation.specs import default_specs
 from llm_rerank.recommendation.stage import Stage, fit_stage
 from llm_rerank.statistics import paired_difference
 

@@ -26,8 +26,9 @@ from llm_rerank.models.collaborative.neighbours import UserKNN
 from llm_rerank.models.collaborative.popularity import Popularity, RecentPopularity
 from llm_rerank.models.collaborative.text_ease import TextAwareEASE
 from llm_rerank.models.collaborative.text_kernel import TextKernel
-from llm_rerank.recommendation.components import default_specs, standardize_rows
+from llm_rerank.recommendation.components import standardize_rows
 from llm_rerank.recommendation.reranker import Reranker
+from llm_rerank.recommendation.specs import default_specs
 from llm_rerank.types import Cases, CatalogueScorer, Encoder, FloatArray
 
 Settings = Mapping[str, Any]
@@ -193,11 +194,17 @@ def _fused(trial: Trial, seed: int, cache: str | None) -> Reranker:
 
 
 def _fused_without_cross_encoder(trial: Trial, seed: int, cache: str | None) -> Reranker:
-    return Reranker(RerankerConfig(cache_folder=cache, cross_encoder="off", seed=seed), verbose=False)
+    config = RerankerConfig(cache_folder=cache, semantic="always", cross_encoder="off", seed=seed)
+    return Reranker(config, verbose=False)
 
 
 def _fused_with_cross_encoder(trial: Trial, seed: int, cache: str | None) -> Reranker:
-    return Reranker(RerankerConfig(cache_folder=cache, cross_encoder="always", seed=seed), verbose=False)
+    config = RerankerConfig(cache_folder=cache, semantic="always", cross_encoder="always", seed=seed)
+    return Reranker(config, verbose=False)
+
+
+def _fused_without_nets(trial: Trial, seed: int, cache: str | None) -> Reranker:
+    return Reranker(RerankerConfig(encoder=None, sequence="off", seed=seed), verbose=False)
 
 
 def _fused_without_language_model(trial: Trial, seed: int, cache: str | None) -> Reranker:
@@ -216,12 +223,13 @@ def _fused_behaviour(trial: Trial, seed: int, cache: str | None) -> Reranker:
 def _fused_without_item_support(trial: Trial, seed: int, cache: str | None) -> Reranker:
     features = [name for name in PAIR_FEATURES if name != "item_support"]
     # beside fused_without_cross_encoder: one thing less, not two
-    config = RerankerConfig(cache_folder=cache, cross_encoder="off", seed=seed)
+    config = RerankerConfig(cache_folder=cache, semantic="always", cross_encoder="off", seed=seed)
     return Reranker(config, features=features, verbose=False)
 
 
 FUSED: dict[str, Fused] = {
     "fused_behaviour": _fused_behaviour,
+    "fused_without_nets": _fused_without_nets,
     "fused_without_language_model": _fused_without_language_model,
     "fused_without_item_support": _fused_without_item_support,
     "fused_without_cross_encoder": _fused_without_cross_encoder,
