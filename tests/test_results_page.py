@@ -254,7 +254,8 @@ def test_plots_are_pictures_in_words_too_and_to_scale(results):
 def test_the_table_goes_between_its_comments():
     text = "a\n<!-- results -->\nold\n<!-- /results -->\nb"
     assert results_page.with_table(text, "new") == "a\n<!-- results -->\nnew\n<!-- /results -->\nb"
-    for without in ("a", "<!-- results -->", "<!-- /results --><!-- results -->", text + text):
+    twice = "<!-- results --><!-- results --><!-- /results -->"
+    for without in ("a", "<!-- results -->", "<!-- /results --><!-- results -->", text + text, twice):
         assert results_page.with_table(without, "new") is None
 
 
