@@ -1,6 +1,7 @@
 """What the committed reports say, as numbers: gains of each step of the ladder, losses, the library's own choice.
 
-The ladder is ``regimes.STEPS``, simplest first; ``auto`` is not on it, it is what the library chooses by itself.
+The ladder is ``regimes.STEPS``, simplest first. What the library chooses by itself is a system of its own on the test
+split; in a regime it is the step that the report names under "auto".
 """
 
 from __future__ import annotations
@@ -16,9 +17,10 @@ from typing import Any
 from benchmarks.regimes import NEW_ITEMS, STEPS
 from llm_rerank.storage import read_json
 
-AUTO = "auto"
-OWN = STEPS.get(AUTO, "fused")
-LADDER = tuple(step for step in STEPS if step != AUTO)
+OWN = "fused"
+"""What the library chooses by itself, as a system of the ranking benchmark."""
+
+LADDER = tuple(STEPS)
 METRIC = "ndcg@10"
 WHOLE_TEST = "all users, test"
 """Name, among the regimes, of the whole shop judged on the test split."""
@@ -78,12 +80,13 @@ class Gain:
 class Choice:
     """What the library chose by itself beside the best step in hindsight. difference: own − best, paired.
 
-    error: the standard error of that difference, from its 95 % interval.
+    error: the standard error of that difference.
     """
 
     dataset: str
     regime: str
     best: str
+    own: str
     own_mean: float
     difference: float
     error: float
@@ -201,22 +204,19 @@ def choice_on_test(dataset: str, report: Report) -> Choice | None:
         return None
     best = max(steps, key=lambda step: report["systems"][STEPS[step]][METRIC])
     found = difference_of(report, OWN, STEPS[best])
-    return None if found is None else _choice(dataset, WHOLE_TEST, best, report["systems"][OWN][METRIC], found)
+    if found is None:
+        return None
+    error = (found["high"] - found["low"]) / (2 * 1.96)  # of a 95 % interval
+    return Choice(dataset, WHOLE_TEST, best, OWN, report["systems"][OWN][METRIC], found["mean"], error)
 
 
 def regime_choice(dataset: str, name: str, regime: Report) -> Choice | None:
-    """Own choice beside the best step in a regime; None where one or the paired difference is absent."""
-    means = regime["means"]
-    steps = [step for step in LADDER if step in means]
-    if AUTO not in means or not steps:
+    """Own choice beside the best step in a regime; None where the report names no choice."""
+    if "auto" not in regime:
         return None
-    best = max(steps, key=means.__getitem__)
-    found = regime["steps"].get(f"{AUTO} over {best}")
-    return None if found is None else _choice(dataset, name, best, means[AUTO], found)
-
-
-def _choice(dataset: str, regime: str, best: str, own: float, found: Mapping[str, float]) -> Choice:
-    return Choice(dataset, regime, best, own, found["mean"], (found["high"] - found["low"]) / (2 * 1.96))
+    auto = regime["auto"]
+    own = auto["choice"]
+    return Choice(dataset, name, auto["best"], own, regime["means"][own], -auto["loss"], auto["standard_error"])
 
 
 def share_of(regime: str) -> float | None:
@@ -245,8 +245,8 @@ def in_order(regimes: Iterator[str] | list[str]) -> list[str]:
 
 
 def figure(value: float) -> str:
-    """Write a number with four decimals and no zero before the point: .0123."""
-    return re.sub(r"^(-?)0\.", r"\1.", f"{value:.4f}").replace("-", "−")
+    """Write a number with four decimals and no zero before the point: .0123; −0 is 0."""
+    return re.sub(r"^(-?)0\.", r"\1.", f"{value + 0.0:.4f}").replace("-", "−")
 
 
 def signed(value: float) -> str:

@@ -11,7 +11,6 @@ from itertools import pairwise
 from benchmarks.regimes import STEPS
 from benchmarks.results_plots import plots_of
 from benchmarks.results_reports import (
-    AUTO,
     COSTS,
     LADDER,
     METRIC,
@@ -54,7 +53,7 @@ def how(results: Results) -> str:
 - Intervals: 95 %, bootstrap over users; differences are paired by user, and p on the test split is Holm's over all
   tests of a data set. Intervals of the maps are not corrected for their number.
 - Steps, each a whole reranker that tunes itself: {", ".join(f"`{step}` (`{STEPS[step]}`)" for step in LADDER)}.
-  What the library chooses by itself is `{OWN}`.
+  What the library chooses by itself is `{OWN}`, in the maps "own choice".
 - Hardware: {"; ".join(machines)}.
 """
 
@@ -213,14 +212,17 @@ def _map_table(dataset: str, report: Report) -> str:
     regimes = report["regimes"]
     steps = [step for step in STEPS if any(step in regime["means"] for regime in regimes.values())]
     with_chance = any("at_random" in regime for regime in regimes.values())
+    with_choice = any("auto" in regime for regime in regimes.values())
     rows = []
     for name in in_order(list(regimes)):
         regime = regimes[name]
         gains = {gain.step: gain for gain in regime_gains(dataset, name, regime)}
         cells = [_cell(regime["means"].get(step), gains.get(step)) for step in steps]
         chance = [figure(regime["at_random"]) if "at_random" in regime else "–"] if with_chance else []
-        rows.append([regime_words(name), regime["metric"].upper(), f"{regime['n']:,}", *chance, *cells])
+        choice = [f"`{regime['auto']['choice']}`" if "auto" in regime else "–"] if with_choice else []
+        rows.append([regime_words(name), regime["metric"].upper(), f"{regime['n']:,}", *chance, *cells, *choice])
     heads = ["regime", "metric", "users", *(["at random"] if with_chance else []), *(f"`{step}`" for step in steps)]
+    heads += ["own choice"] if with_choice else []
     return markdown_table(heads, rows)
 
 
@@ -238,6 +240,6 @@ def _interval(gain: Gain) -> str:
 
 
 def _fit_seconds(report: Report) -> str:
-    found = {step: report["fits"].get(f"100% of users: {step}") for step in (*LADDER, AUTO)}
+    found = {step: report["fits"].get(f"100% of users: {step}") for step in LADDER}
     seconds = [f"`{step}` {entry['seconds_fit']:.0f}" for step, entry in found.items() if entry is not None]
     return f"Seconds of a fit on all users' events: {', '.join(seconds)}."

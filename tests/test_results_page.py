@@ -83,6 +83,7 @@ def shop_map():
     young = regime(0.10, 0.15, 0.152, (0.05, 0.03, 0.07), (0.002, -0.001, 0.005))
     whole = regime(0.20, 0.19, 0.195, (-0.01, -0.02, -0.005), (0.005, 0.001, 0.009))
     new = regime(0.10, 0.30, 0.34, (0.20, 0.15, 0.25), (0.04, 0.01, 0.07), at_random=0.2)
+    young["auto"] = {"choice": "words", "best": "encoder", "loss": 0.002, "standard_error": 0.0015}
     regimes = {"100% of users": whole, "new items": {**new, "metric": "hr@10"}, "3% of users": young}
     return {"dataset": "made_up", "split": "validation", "regimes": regimes, "fits": {}, **INFORMATION}
 
@@ -112,7 +113,7 @@ def test_the_table_of_the_readme_is_what_the_committed_reports_say():
 
 def test_numbers_are_written_short():
     assert [figure(value) for value in (0.01234, 0, 1.5, -0.0007)] == [".0123", ".0000", "1.5000", "−.0007"]
-    assert [signed(value) for value in (0.0123, 0.0, -0.25)] == ["+.0123", "+.0000", "−.2500"]
+    assert [signed(value) for value in (0.0123, -0.0, -0.25)] == ["+.0123", "+.0000", "−.2500"]
     assert [percent(share) for share in (0.124, -0.07, math.inf)] == ["+12 %", "−7 %", "from 0"]
 
 
@@ -174,11 +175,12 @@ def test_the_own_choice_is_judged_by_one_standard_error_of_the_paired_difference
 
     found = regime(0.1, 0.2, 0.15, (0.1, 0.05, 0.15), (-0.05, -0.1, -0.01))
     assert regime_choice("made_up", "new items", found) is None
-    found["means"]["auto"] = 0.19
-    assert regime_choice("made_up", "new items", found) is None  # not compared with the best step
-    found["steps"]["auto over words"] = paired(-0.01, -0.02, 0.0)
+    found["auto"] = {"choice": "encoder", "best": "words", "loss": 0.05, "standard_error": 0.04}
     choice = regime_choice("made_up", "new items", found)
-    assert (choice.best, choice.own_mean, choice.within) == ("words", 0.19, False)
+    assert (choice.own, choice.best, choice.own_mean, choice.difference) == ("encoder", "words", 0.15, -0.05)
+    assert not choice.within
+    found["auto"]["standard_error"] = 0.06
+    assert regime_choice("made_up", "new items", found).within
 
 
 def gain(step, below, below_mean, mean, low, **more):
@@ -226,7 +228,9 @@ def test_a_page_has_the_sections_whose_reports_are_there(results, tmp_path):
     assert heads[:2] == ["What was measured", "On the test split"] and heads[-1] == "When you need what"
     assert "Single questions" not in heads
     assert "Strata of 100 users or more where `fused` lies below `ease`: user 1-2 (.0200 against .0300)." in text
-    assert "| .1500<br>**+.0500 [+.0300, +.0700]** | .1520<br>+.0020 [−.0010, +.0050] |" in text
+    assert "| .1500<br>**+.0500 [+.0300, +.0700]** | .1520<br>+.0020 [−.0010, +.0050] | `words` |" in text
+    assert "paired difference: 1 of 2." in text
+    assert "| made_up | events of 3 % of users | `encoder` | `words` | .1500 | −.0020 | .0015 | **no** |" in text
     assert "- events of all users: `words` lies below `behaviour`: −.0100 [−.0200, −.0050]" in text
     assert "memory" not in text
     (tmp_path / "alone").mkdir()
