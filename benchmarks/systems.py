@@ -99,6 +99,12 @@ def _semantic(tools: Tools, settings: Settings) -> CatalogueScorer:
     return SemanticScorer(tools.encoder(), **settings)
 
 
+def _sequence(tools: Tools, settings: Settings) -> CatalogueScorer:
+    from llm_rerank.models.collaborative.sequence import SequenceScorer
+
+    return SequenceScorer(**settings)
+
+
 def _neural(tools: Tools, settings: Settings) -> CatalogueScorer:
     from llm_rerank.models.collaborative.neural import NeuralScorer
 
@@ -155,6 +161,11 @@ SINGLES: dict[str, Single] = {
         _grid(whiten=(True, False), greatest_weight=(0.25, 1.0), decay=(0.05, 0.2, 0.5)),
         read_when_scoring=("greatest_weight", "decay"),
         encodes=True,
+    ),
+    "sequence": Single(
+        _sequence,
+        _grid(epochs=(3, 5, 8), dropout=(0.2, 0.4), text_dropout=(0.0, 0.2)),
+        drawn=True,
     ),
     "neural": Single(
         _neural,
