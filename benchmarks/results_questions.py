@@ -32,12 +32,15 @@ def _nats(found: dict[str, Any]) -> str:
 def start_from(results: Results) -> str:
     """Say what a start from another shop's reranker gains a young shop."""
     lines = []
-    for dataset, report in load(results.folder, "start_from").items():
+    for report in load(results.folder, "start_from").values():
         for size, found in report["sizes"].items():
-            difference = found["difference"]
+            gains = [
+                f"{name.removesuffix(' over alone')} {with_interval(gain['mean'], gain['low'], gain['high'])}"
+                for name, gain in found["differences"].items()
+            ]
             lines.append(
-                f"- {dataset} with the events of {size} users, started from {report['old']} ({report['split']}): "
-                f"NDCG@10 {with_interval(difference['mean'], difference['low'], difference['high'])} over a fit alone"
+                f"- {report['dataset']} with the events of {size} users, from {report['old']} ({report['split']}): "
+                f"alone NDCG@10 {figure(found['ndcg@10']['alone'])}; over it {'; '.join(gains)}"
             )
     return "\n".join(["### Does a start from another shop help a young one?\n", *lines, ""]) if lines else ""
 

@@ -78,11 +78,11 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
             old = _trial(options.old, options)
             old_shop = Reranker(_config(options, "always" if options.cross_encoder else "off"), verbose=False)
             old_shop.fit(old.interactions, old.item_frame, users=old.user_frame).save(old_model)
-        for size in options.users:
+        for size in sorted({min(size, len(trial.user_ids)) for size in options.users}):
             values = {name: np.zeros(len(trial.user_ids)) for name in variants}
             for draw in range(options.draws):
                 rng = np.random.default_rng([options.seed, size, draw])
-                chosen = rng.choice(trial.user_ids, min(size, len(trial.user_ids)), replace=False)
+                chosen = rng.choice(trial.user_ids, size, replace=False)
                 young = trial.interactions[trial.interactions["user_id"].isin(chosen)]
                 for name, variant in variants.items():
                     reranker = Reranker(_config(options, variant.cross_encoder), verbose=False)
