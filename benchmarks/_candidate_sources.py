@@ -74,7 +74,7 @@ def cheapest(needed: Float64Array, n_pairs: int) -> BoolArray:
 def greedy_quotas(blocks: IntArray, worth: Float64Array, n_pairs: int) -> IntArray:
     """Blocks of each source that cover most worth with about n_pairs pairs: int64, shape (n_sources,).
 
-    Takes, again and again, the source whose next block adds most worth per pair that no taken block holds.
+    Takes, again and again, the source whose next block adds most worth per pair that no block taken before holds.
     blocks: number of the block from 0 in which each source lists a pair, negative where it does not, shape (n_pairs,
     n_sources). worth: of each pair, 0 where it is no target, shape (n_pairs,).
     """
@@ -91,7 +91,7 @@ def greedy_quotas(blocks: IntArray, worth: Float64Array, n_pairs: int) -> IntArr
         for source in np.flatnonzero(quotas < n_blocks):
             new = members[source][quotas[source]]
             new = new[~covered[new]]
-            rate = float(worth[new].sum()) / max(len(new), 1)
+            rate = float(worth[new].sum()) / len(new) if len(new) else np.inf  # what is held already costs nothing
             if rate > best_rate:
                 best, best_rate = int(source), rate
         taken = members[best][quotas[best]]

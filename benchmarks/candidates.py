@@ -1,4 +1,4 @@
-"""Which union of candidate lists holds most targets at equal length? And does the blend gain by it?
+"""Which union of candidate lists holds most targets at equal length, and whether the blend gains by it.
 
     python -m benchmarks.candidates --dataset amazon_scientific --data-dir DIR --out FILE.json
 
@@ -211,7 +211,7 @@ def fits_by_length(trial: Trial, reranker: Reranker, sizes: Sequence[int]) -> di
         shown = Ragged.from_lengths(
             np.concatenate([part.values for part in lists]), np.concatenate([part.lengths for part in lists])
         )
-        hits = hit_matrix(shown, targets, int(shown.lengths.max()))
+        hits = hit_matrix(shown, targets, max(int(shown.lengths.max()), 100))
         values[size] = ndcg_at_k(hits, targets.lengths, 10)
         report[str(size)] = {
             "ndcg@10": float(values[size].mean()),
