@@ -126,6 +126,9 @@ def test_greedy_quotas_take_what_adds_most_for_each_new_item() -> None:
     assert greedy_quotas(blocks, worth, 2).tolist() == [1, 0]
     assert greedy_quotas(blocks, worth, 4).tolist() == [1, 2]  # through the repeated block, which costs nothing
     assert greedy_quotas(blocks, worth, 6).tolist() == [2, 2]
+    # the second source's hit is held by the first one's block: the third, which alone would be worth less, adds more
+    blocks = np.array([[0, 0, -1], [0, -1, -1], [-1, 0, -1], [-1, -1, 0], [-1, -1, 0]])
+    assert greedy_quotas(blocks, np.array([1.0, 0, 0, 0.8, 0]), 4).tolist() == [1, 0, 1]
 
 
 def test_round_robin_goes_from_the_newest_and_leaves_out_seen_and_repeats() -> None:
