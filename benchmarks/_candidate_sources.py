@@ -71,7 +71,7 @@ def cheapest(needed: Float64Array, n_pairs: int) -> BoolArray:
     return (needed <= np.partition(needed, n - 1)[n - 1]) & np.isfinite(needed)
 
 
-def greedy_quotas(blocks: IntArray, worth: Float64Array, n_pairs: int) -> IntArray:
+def greedy_quotas(blocks: npt.NDArray[np.integer[Any]], worth: Float64Array, n_pairs: int) -> IntArray:
     """Blocks of each source that cover most worth with about n_pairs pairs: int64, shape (n_sources,).
 
     Takes, again and again, the source whose next block adds most worth per pair that no block taken before holds.

@@ -83,8 +83,7 @@ class Comparison:
         self.blend_ranks = ranks_in_row(np.where(self.in_base(), scores, np.nan), self.pool.items)
         self.order = best_first(scores, self.pool.items)
         self.worth = self.pool.hits / targets.lengths[self.pool.items.row_of_value]
-        blocks = np.where(self.pool.ranks < ABSENT, self.pool.ranks // BLOCK, -1).astype(np.int64)
-        self.blocks = blocks
+        self.blocks = np.where(self.pool.ranks < ABSENT, self.pool.ranks // BLOCK, -1).astype(np.int16)
         self.half = hash_users(trial.user_ids, 2, salt=f"candidates-{seed}") == 0
 
     def in_base(self) -> BoolArray:
