@@ -251,7 +251,7 @@ def print_report(report: Mapping[str, Any]) -> None:
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     """Run the benchmark; returns the report."""
     parser = trial_parser("candidates", __doc__)
-    parser.add_argument("--lengths", type=int, nargs="+", default=list(LENGTHS), help="mean items of a union")
+    parser.add_argument("--lengths", type=int, nargs="*", default=list(LENGTHS), help="mean items of a union")
     parser.add_argument("--per-source", type=int, nargs="*", default=[], help="fit with these, 100 among them")
     options = parser.parse_args(arguments)
     information = run_information(options.seed)
@@ -259,13 +259,13 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     print(trial.describe(), flush=True)
     config = RerankerConfig(cache_folder=options.cache, cross_encoder="off", seed=options.seed)
     reranker = fitted_on(trial, config, options.model)
-    comparison = Comparison(trial, reranker, options.seed)
+    comparison = Comparison(trial, reranker, options.seed) if options.lengths else None
     report = {
         "dataset": options.dataset,
         "split": options.split,
         "n_cases": len(trial.cases),
         "n_targets": len(trial.cases.targets.values),
-        "lengths": {str(n): comparison.at(n) for n in options.lengths},
+        "lengths": {} if comparison is None else {str(n): comparison.at(n) for n in options.lengths},
         "fits": fits_by_length(trial, reranker, options.per_source),
         **information,
     }
