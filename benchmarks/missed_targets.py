@@ -254,6 +254,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         "n_cases": n_cases,
         "n_targets": len(missed),
         "n_missed": int(missed.sum()),
+        "n_that_fit_no_list": int(np.maximum(targets.lengths - SHOWN, 0).sum()),
         "thresholds": {"encoder cosine": options.encoder_cosine, "word cosine": options.word_cosine},
         "places": counted(places[missed], PLACES, rows, n_cases, options.seed),
         "evidence": counted(evidence[missed], EVIDENCE, rows, n_cases, options.seed),
@@ -280,7 +281,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
 def print_report(report: Mapping[str, Any]) -> None:
     """Print evidence by place, each evidence alone, and the oracle."""
     n = report["n_missed"]
-    print(f"{n:,} of {report['n_targets']:,} targets missed")
+    print(f"{n:,} of {report['n_targets']:,} targets missed, {report['n_that_fit_no_list']:,} beyond ten a user")
     cells = [
         [name, *(f"{count:,}" for count in row.values()), f"{report['evidence'][name]['share']:.1%}"]
         for name, row in report["needed"].items()
