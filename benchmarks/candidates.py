@@ -6,7 +6,7 @@ Every source lists its best ``DEPTH`` unseen items for each user; a union takes 
 over users, the same for all: quotas are stretched until it is reached, and a part of an item is given to a part of the
 users. Compared at 100, 200 and 300 items in all, with ``equal``, which is what a reranker does:
 
-one source alone; ``blend``: the fitted blend's own order of all that is listed; ``learned``: quotas in blocks of ten
+one source alone; ``equal`` without one source; ``blend``: the fitted blend's own order of all that is listed; ``learned``: quotas in blocks of ten
 ranks, each time the block that adds most recall per new item, learned on one half of the users and judged on the other,
 then changed places; both with one more source: items near each item of the history by text or by co-occurrence, best
 sellers of its brands, semantic again for users with one or two events; ``without padding``: item_knn without items that
@@ -114,6 +114,8 @@ class Comparison:
         replaced = [UNPADDED if name == PADDED else name for name in self.base]
         found = {"equal": equal(self.base)}
         found |= {f"{name} alone": equal([name]) for name in self.base}
+        for left_out in self.base:
+            found[f"equal, without {left_out}"] = equal([name for name in self.base if name != left_out])
         blend_needs = np.where(self.in_base(), self.blend_ranks.astype(np.float64), np.inf)
         found["blend"] = cheapest(blend_needs, total), None
         found["learned"] = self.learned(self.base, n)

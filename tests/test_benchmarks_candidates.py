@@ -148,7 +148,14 @@ def test_unions_of_the_bundled_shop_have_equal_length(model: Path) -> None:
     arguments = ["--dataset", "sample", "--model", str(model), "--lengths", "40", "120", "--per-source", "100", "20"]
     report = candidates.main(arguments)
     for n, unions in report["lengths"].items():
-        assert {"equal", "blend", "learned", "learned, all", "equal, item_knn without padding"} <= set(unions)
+        assert {
+            "equal",
+            "blend",
+            "learned",
+            "learned, all",
+            "equal, without als",
+            "equal, item_knn without padding",
+        } <= set(unions)
         for name, union in unions.items():
             assert union["mean_length"] == pytest.approx(int(n), rel=0.01), name
     small, large = (report["lengths"][n] for n in ("40", "120"))
