@@ -6,13 +6,13 @@ Every source lists its best ``DEPTH`` unseen items for each user; a union takes 
 over users, the same for all: quotas are stretched until it is reached, and a part of an item is given to a part of the
 users. Compared at 100, 200 and 300 items in all, with ``equal``, which is what a reranker does:
 
-one source alone; ``equal`` without one source; ``blend``: the fitted blend's own order of all that is listed; ``learned``: quotas in blocks of ten
-ranks, each time the block that adds most recall per new item, learned on one half of the users and judged on the other,
-then changed places; both with one more source: items near each item of the history by text or by co-occurrence, best
-sellers of its brands, semantic again for users with one or two events; ``without padding``: item_knn without items that
-never co-occurred with the history, which it otherwise lists by their code. "ndcg": NDCG@10 of the fitted blend within
-the union. ``--per-source`` also fits whole rerankers with other ``candidates_per_source``. Intervals are of single
-comparisons, not of the best of many.
+one source alone; ``equal`` without one source; ``blend``: the fitted blend's own order of all that is listed;
+``learned``: quotas in blocks of ten ranks, each time the block that adds most recall per new item, learned on one half
+of the users and judged on the other, then changed places; both with one more source: items near each item of the
+history by text or by co-occurrence, best sellers of its brands, semantic again for users with one or two events;
+``without padding``: item_knn without items that never co-occurred with the history, which it otherwise lists by their
+code. "ndcg": NDCG@10 of the fitted blend within the union. ``--per-source`` also fits whole rerankers with other
+``candidates_per_source``. Intervals are of single comparisons, not of the best of many.
 """
 
 from __future__ import annotations
