@@ -42,10 +42,10 @@ from llm_rerank.data.splits import hash_users
 from llm_rerank.evaluation.protocols import Trial, hold_out, ranking_from_frame
 from llm_rerank.metrics import hit_matrix, ndcg_at_k, recall_at_k
 from llm_rerank.recommendation.candidates import best_first, ranks_in_row
-from llm_rerank.recommendation.components import default_specs
 from llm_rerank.recommendation.deciding import score_batch
 from llm_rerank.recommendation.planning import make_encoder
 from llm_rerank.recommendation.reranker import Reranker
+from llm_rerank.recommendation.specs import default_specs, in_use
 from llm_rerank.statistics import paired_difference
 from llm_rerank.strata import Bounds, label, within
 from llm_rerank.types import BoolArray, Ragged
@@ -190,8 +190,8 @@ def fits_by_length(trial: Trial, reranker: Reranker, sizes: Sequence[int]) -> di
     encoder = make_encoder(reranker.config)
     settings = {component.name: component.settings for component in reranker.components}
     specs = [
-        replace(spec, grid=[settings[spec.name]], decays=())
-        for spec in default_specs(len(trial.items), encoder=encoder)
+        replace(spec, grid=[settings[spec.name]], decays=(), part=None)
+        for spec in in_use(default_specs(len(trial.items), encoder=encoder), tuple(settings))
     ]
     targets, values, report = trial.cases.targets, {}, {}
     for size in sizes:
