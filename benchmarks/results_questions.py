@@ -59,7 +59,48 @@ def sequence_gain(results: Results) -> str:
     return "\n".join(["### What do small sequence nets add to text-aware EASE?\n", *lines, ""]) if lines else ""
 
 
-QUESTIONS: tuple[Callable[[Results], str], ...] = (cross_encoder_gain, start_from, sequence_gain)
+def missed_targets(results: Results) -> str:
+    """Say where missed targets stand, what points to them, and what solving some would be worth."""
+    lines = []
+    for dataset, report in load(results.folder, "missed_targets").items():
+        places = ", ".join(f"{name} {found['share']:.0%}" for name, found in report["places"].items())
+        evidence = ", ".join(f"{name} {found['share']:.0%}" for name, found in report["evidence"].items())
+        now, solved = (report["oracle"][name] for name in ("as it is", "any link to the history, ranked 11-100"))
+        lines.append(
+            f"- {dataset} ({report['split']}): {report['n_missed']:,} of {report['n_targets']:,} targets are not among "
+            f"the first ten: {places}. What points to them, the first that holds: {evidence}. With those ranked 11-100 "
+            f"to which something of the history points moved into the first ten, NDCG@10 would be "
+            f"{figure(solved['ndcg@10 at the end'])} (in its last places) to {figure(solved['ndcg@10 at the top'])}, "
+            f"now {figure(now['ndcg@10'])}"
+        )
+    return "\n".join(["### Why are targets missed?\n", *lines, ""]) if lines else ""
+
+
+def candidates(results: Results) -> str:
+    """Say what unions of retrievers find at equal length, beside equal quotas a source."""
+    lines = []
+    for dataset, report in load(results.folder, "candidates").items():
+        for length, unions in report["lengths"].items():
+            gains = [
+                f"{name} {with_interval(found['d_mean'], found['d_low'], found['d_high'])}"
+                for name, found in ((label, unions[union]["recall"]) for union, label in UNIONS.items())
+            ]
+            lines.append(
+                f"- {dataset} ({report['split']}), {length} candidates: recall of equal quotas "
+                f"{figure(unions['equal']['recall']['mean'])}; over it {'; '.join(gains)}"
+            )
+    return "\n".join(["### Better candidates at equal length?\n", *lines, ""]) if lines else ""
+
+
+UNIONS = {"learned": "learned quotas", "blend": "the blend's own first ones"}
+
+QUESTIONS: tuple[Callable[[Results], str], ...] = (
+    missed_targets,
+    candidates,
+    cross_encoder_gain,
+    sequence_gain,
+    start_from,
+)
 
 
 def further(results: Results) -> str:
