@@ -75,7 +75,7 @@ def stand(data, part_specs, config=CONFIG):
     tools = FitTools(config, None, [*base, *part_specs], (), Renderer())
     log = FitLog(verbose=False)
     holdout = plan_holdout(data.events, 0, log)
-    return stand_on_parts(data, HeldOutCases.of(data, tools, holdout), tools, log), log
+    return stand_on_parts(HeldOutCases.of(data, tools, holdout), tools, log), log
 
 
 def part(scorer, name="sequence"):
