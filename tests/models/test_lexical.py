@@ -70,7 +70,7 @@ def weigher(documents):
     return vector
 
 
-def slow_scores(texts, titles, cases, decay, query_weight):
+def slow_scores(texts, titles, cases, decay, query_weight, letter_weight):
     """The formula of the class, a case, an item and a term at a time; terms are words, not hashes."""
     by_words, by_letters = (
         weigher([words_of(text) for text in texts]),
@@ -81,7 +81,8 @@ def slow_scores(texts, titles, cases, decay, query_weight):
         if not text.strip():
             return {}
         word_part = {("word", term): value for term, value in by_words(words_of(text)).items()}
-        return unit(word_part | {("letters", term): value for term, value in by_letters(letters_of(title)).items()})
+        letters = by_letters(letters_of(title))
+        return unit(word_part | {("letters", term): letter_weight**0.5 * value for term, value in letters.items()})
 
     items = [vector(text, title) for text, title in zip(texts, titles, strict=True)]
     scores = np.full((len(cases), len(items)), np.nan)
@@ -127,12 +128,15 @@ def varied():
     return texts, titles, replace(cases, history_weights=weights, queries=list(rng.choice(phrases, 40)))
 
 
-@pytest.mark.parametrize(("decay", "query_weight"), [(0.2, 1.0), (0.0, 0.5), (1.0, 0.0)])
-def test_scores_agree_with_a_slow_twin(varied, decay, query_weight):
+@pytest.mark.parametrize(
+    ("decay", "query_weight", "letter_weight"), [(0.2, 1.0, 0.25), (0.0, 0.5, 0.0), (1.0, 0.0, 2.0)]
+)
+def test_scores_agree_with_a_slow_twin(varied, decay, query_weight, letter_weight):
     texts, titles, cases = varied
-    expected = slow_scores(texts, titles, cases, decay, query_weight)
+    expected = slow_scores(texts, titles, cases, decay, query_weight, letter_weight)
     assert 0.05 < np.isnan(expected).mean() < 0.5 and np.nanmin(expected) < -0.1
-    scorer = scorer_of(texts, titles=titles, decay=decay, query_weight=query_weight)
+    settings = {"decay": decay, "query_weight": query_weight, "letter_weight": letter_weight}
+    scorer = scorer_of(texts, titles=titles, **settings)
     np.testing.assert_allclose(scorer.score_catalogue(cases), expected, rtol=0, atol=1e-5)
 
 
@@ -198,12 +202,12 @@ def test_items_that_nobody_took_are_scored():
 
 
 def test_files_hold_no_words_and_damage_is_named(tmp_path):
-    scorer = scorer_of(GOODS, decay=0.7, query_weight=2.0)
+    scorer = scorer_of(GOODS, decay=0.7, query_weight=2.0, letter_weight=0.5)
     scorer.save(tmp_path)
     (path,) = tmp_path.iterdir()
     assert not any(word.encode() in path.read_bytes() for word in ("tent", "lamp", "sofa"))
     loaded = LexicalScorer.load(tmp_path)
-    assert (loaded.decay, loaded.query_weight) == (0.7, 2.0)
+    assert (loaded.decay, loaded.query_weight, loaded.letter_weight) == (0.7, 2.0, 0.5)
     cases = with_queries(cases_of([[0]], [[0, 1, 2, 3]]), ["blue zeppelin"])
     np.testing.assert_array_equal(loaded.score(cases), scorer.score(cases))
     path.write_bytes(path.read_bytes()[:50])

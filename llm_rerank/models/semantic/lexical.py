@@ -28,9 +28,9 @@ FREQUENT_TERMS = 2_048
 class LexicalScorer:
     """Similarity of a candidate to the user's history and searches, in words.
 
-    With v an item's TF-IDF vector (words of its text and letters of its title, in equal parts, unit length), w_j =
-    weight × exp(−decay × age in visits) for each history item j, q the searches newest first, read as both text and
-    title, and u() scaling to unit length:
+    With v an item's TF-IDF vector (words of its text; letters of its title, ``letter_weight`` to one; unit length),
+    w_j = weight × exp(−decay × age in visits) for each history item j, q the searches newest first, read as both text
+    and title, and u() scaling to unit length:
 
         user  = u( u(Σ_j w_j v_j) + query_weight × u(Σ_r exp(−decay × r) v(q_r)) )
         score = user · v_i
@@ -39,18 +39,20 @@ class LexicalScorer:
     term is stays as it was at the fit.
     NaN where the candidate has no text or where the case has neither a history with text nor a search.
 
-    decay: 0 or more, a visit; read when scoring, so it may be changed after the fit. query_weight: 0 or more.
+    decay: 0 or more, a visit; read when scoring, so it may be changed after the fit. query_weight, letter_weight: 0 or
+    more.
     """
 
     name = "lexical"
     depends_on_list = False
 
-    def __init__(self, *, decay: float = 0.2, query_weight: float = 1.0) -> None:
-        for name, value in (("decay", decay), ("query_weight", query_weight)):
+    def __init__(self, *, decay: float = 0.2, query_weight: float = 1.0, letter_weight: float = 0.25) -> None:
+        for name, value in (("decay", decay), ("query_weight", query_weight), ("letter_weight", letter_weight)):
             if not value >= 0:
                 raise DataError(f"{name} is {value}; it must be 0 or more")
         self.decay = decay
         self.query_weight = query_weight
+        self.letter_weight = letter_weight
         self._features: TextFeatures | None = None
 
     def fit(self, past: Interactions, items: Items, *, seed: int = 0) -> Self:
@@ -83,7 +85,7 @@ class LexicalScorer:
 
     def save(self, folder: Path) -> None:
         """Write settings and the hashed terms of the texts; no words."""
-        settings = {"decay": self.decay, "query_weight": self.query_weight}
+        settings = {name: getattr(self, name) for name in ("decay", "query_weight", "letter_weight")}
         write_arrays(folder / _FILE, self._fitted().to_arrays(), settings)
 
     @classmethod
@@ -97,7 +99,7 @@ class LexicalScorer:
     def _keep(self, features: TextFeatures) -> None:
         """Lay the items' vectors out for products: the frequent terms an item a row, the rare ones a term a row."""
         self._features = features
-        self._vectors = _joined(features.words, features.characters)
+        self._vectors = self._joined(features.words, features.characters)
         counts = np.bincount(self._vectors.indices, minlength=self._vectors.shape[1])
         self._frequent_terms = np.sort(np.argsort(-counts, kind="stable")[:FREQUENT_TERMS])
         self._frequent = self._vectors[:, self._frequent_terms]
@@ -124,11 +126,11 @@ class LexicalScorer:
         """Vectors of searches by the measure of the fit: float32 CSR, shape (n_texts, n_terms), of unit length."""
         features = self._fitted()
         words = features.word_weights.vectors(texts, "word")
-        return _joined(words, features.character_weights.vectors(texts, "char_wb"))
+        return self._joined(words, features.character_weights.vectors(texts, "char_wb"))
 
-
-def _joined(words: csr_matrix, characters: csr_matrix) -> csr_matrix:
-    return _unit_rows(hstack([words, characters], format="csr"))
+    def _joined(self, words: csr_matrix, characters: csr_matrix) -> csr_matrix:
+        """Put both kinds of terms side by side, so that an inner product is the weighted mean of both similarities."""
+        return _unit_rows(hstack([words, np.sqrt(self.letter_weight) * characters], format="csr"))
 
 
 def _unit_rows(rows: csr_matrix) -> csr_matrix:
