@@ -39,7 +39,17 @@ LAYERS = {
         "rendering",
     ],
     "models": ["scoring", "changes", "conditional_logit"],
-    "models.semantic": ["weights", "cache", "sentiment", "encoder", "whitening", "index", "similarity"],
+    "models.semantic": [
+        "weights",
+        "cache",
+        "sentiment",
+        "encoder",
+        "whitening",
+        "index",
+        "similarity",
+        "text_features",
+        "lexical",
+    ],
     "models.collaborative": [
         "popularity",
         "item_item",

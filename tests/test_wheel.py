@@ -16,7 +16,7 @@ import pytest
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[1]
-SYSTEMS = {"popularity", "recent_popularity", "item_knn", "als", "text_ease", "semantic", "fused"}
+SYSTEMS = {"popularity", "recent_popularity", "item_knn", "als", "text_ease", "lexical", "semantic", "fused"}
 SAMPLE = ("interactions.csv.gz", "items.jsonl", "users.csv")
 
 

@@ -5,9 +5,12 @@ Nothing here learns. Everything is whole-array numpy and scipy; the only loops a
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from scipy.sparse import csr_matrix
 
+from llm_rerank.data.cases import QUERY_SEPARATOR
 from llm_rerank.types import Cases, CatalogueScorer, DataError, FloatArray, IntArray, Interactions, Items, Ragged
 
 BLOCK_SIZE = 1024
@@ -84,6 +87,21 @@ def _decayed_rows(
     cells, values = cells[last], values[last]
     indptr = np.concatenate([[0], np.cumsum(np.bincount(cells // n_items, minlength=len(history)))])
     return csr_matrix((values.astype(np.float32), cells % n_items, indptr), shape=(len(history), n_items))
+
+
+def search_matrix(queries: Sequence[str], decay: float) -> tuple[list[str], csr_matrix]:
+    """Take searches apart, with what each counts in its case: exp(−decay × searches since), 1 for the newest.
+
+    queries: of each case, joined as ``Cases.queries``. Returns the texts, and float32 CSR, shape (n_cases, n_texts).
+    """
+    searches = [query.split(QUERY_SEPARATOR) if query else [] for query in queries]
+    texts = [text for of_case in searches for text in of_case]
+    ends = np.cumsum([len(of_case) for of_case in searches], dtype=np.int64)
+    lengths = np.diff(ends, prepend=0)
+    age = np.repeat(ends, lengths) - 1 - np.arange(len(texts))
+    weights = np.exp(-decay * age).astype(np.float32)
+    indptr = np.concatenate([[0], ends])
+    return texts, csr_matrix((weights, np.arange(len(texts)), indptr), shape=(len(queries), len(texts)))
 
 
 def require_texts(items: Items, scorer: str) -> None:

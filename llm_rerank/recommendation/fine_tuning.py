@@ -66,7 +66,7 @@ def fine_tune_on_shop(
     tools = FitTools(config, encoder, specs, PAIR_FEATURES, Renderer())
     data = FitData(events, valid_items, users, None, sentiment_of(events, encoder))
     holdout = plan_holdout(events, config.seed, log)
-    standing = stand_on_parts(data, HeldOutCases.of(data, tools, holdout), tools, log)
+    standing = stand_on_parts(HeldOutCases.of(data, tools, holdout), tools, log)
     tools = replace(tools, specs=standing.specs)
     lists = build_training_lists(data, tools, holdout, standing.components, standing.stage, log)
     model, tuning = tune_on_lists(lists, tools, settings, out / CHECKPOINT, log)

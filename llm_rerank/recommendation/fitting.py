@@ -54,7 +54,7 @@ def fit_reranker(data: FitData, tools: FitTools, log: FitLog, start: Start | Non
     reference = reference_items(n_items, config.seed)
     holdout = plan_holdout(data.events, config.seed, log)
     held_out = HeldOutCases.of(data, tools, holdout)
-    standing = stand_on_parts(data, held_out, tools, log, start)
+    standing = stand_on_parts(held_out, tools, log, start)
     tools = replace(tools, specs=standing.specs)
     log.say(standing.stage.verdict.sentence())
     reading = read_with_cross_encoder(data, tools, holdout, held_out.items, standing, log, start)

@@ -15,7 +15,7 @@ from typing import Any, Self
 
 from llm_rerank.recommendation.components import Component
 from llm_rerank.recommendation.held_out import HeldOutCases
-from llm_rerank.recommendation.inputs import FitData, FitTools, Fold
+from llm_rerank.recommendation.inputs import FitTools, Fold
 from llm_rerank.recommendation.log import FitLog, duration
 from llm_rerank.recommendation.specs import PARTS, ComponentSpec, in_use
 from llm_rerank.recommendation.stage import Float64Array, Stage, Start, fit_judged_stage
@@ -105,9 +105,7 @@ def fit_fusion_stage(
     )
 
 
-def stand_on_parts(
-    data: FitData, held_out: HeldOutCases, tools: FitTools, log: FitLog, start: Start | None = None
-) -> Standing:
+def stand_on_parts(held_out: HeldOutCases, tools: FitTools, log: FitLog, start: Start | None = None) -> Standing:
     """Fit what is always there, then try each part on top of what stands."""
     lent = {} if start is None else start.settings
     specs = in_use(tools.specs, ())
@@ -115,14 +113,13 @@ def stand_on_parts(
     standing = Standing.of(specs, components, held_out, tools, start, log)
     for part in PARTS:
         if any(spec.part == part for spec in tools.specs):
-            standing = _try_part(part, standing, data, held_out, tools, log, start)
+            standing = _try_part(part, standing, held_out, tools, log, start)
     return standing
 
 
 def _try_part(
     part: str,
     standing: Standing,
-    data: FitData,
     held_out: HeldOutCases,
     tools: FitTools,
     log: FitLog,
@@ -141,14 +138,12 @@ def _try_part(
     by_name = {component.name: component for component in [*standing.components, *fitted]}
     components = [by_name[spec.name] for spec in specs]
     wider = Standing.of(specs, components, held_out, tools, start, log)
-    verdict = _judge(part, standing, wider, data, tools, perf_counter() - began)
+    verdict = _judge(part, standing, wider, tools, perf_counter() - began)
     log.say(verdict.sentence())
     return replace(wider if verdict.kept else standing, verdicts=[*standing.verdicts, verdict])
 
 
-def _judge(
-    part: str, standing: Standing, wider: Standing, data: FitData, tools: FitTools, seconds: float
-) -> PartVerdict:
+def _judge(part: str, standing: Standing, wider: Standing, tools: FitTools, seconds: float) -> PartVerdict:
     without, with_part = standing.ndcg, wider.ndcg
     difference = None
     ndcg, n_cases = (float("nan"), float("nan")), 0
@@ -158,8 +153,6 @@ def _judge(
         ndcg, n_cases = (float(without.mean()), float(with_part.mean())), len(without)
         pays, reason = difference.mean > 0, ""
     kept = pays
-    if part == "semantic" and not kept and data.events.queries.astype(bool).any():
-        kept, reason = True, "nothing else reads the search phrases"
     if not kept and getattr(tools.config, part) == "always":
         kept, reason = True, f"{part}='always'"
     return PartVerdict(part, ndcg, difference, n_cases, seconds, pays, kept, reason)

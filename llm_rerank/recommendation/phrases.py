@@ -21,8 +21,8 @@ from llm_rerank.types import Cases, CatalogueScorer, FloatArray, IntArray, Ragge
 MOST_PHRASES = 24
 MOST_TITLE_PHRASES = 12
 
-READ_AT_FIT = "text_ease"
-"""The component that reads texts at the fit and never again."""
+READ_AT_FIT = ("text_ease", "lexical")
+"""Components that read an item's text at the fit and not when they score."""
 
 _UNSPACED = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af"
 _WORD = re.compile(rf"[{_UNSPACED}]{{1,2}}|[^\s{_UNSPACED}]+")
@@ -111,8 +111,10 @@ def _read_again(
 def _note(readers: Sequence[Component], blended: Sequence[Component]) -> str:
     read = " and ".join(component.name for component in readers)
     said = f"read again without the phrase by {read}" if read else "no part of this score reads texts anew"
-    kept = any(component.name == READ_AT_FIT for component in blended)
-    return f"{said}; {READ_AT_FIT} read texts at the fit only and keeps its part" if kept else said
+    kept = [component.name for component in blended if component.name in READ_AT_FIT]
+    if not kept:
+        return said
+    return f"{said}; {' and '.join(kept)} read texts at the fit only; what they say stays in the score"
 
 
 def cut_phrases(text: str, title: str = "", *, most: int = MOST_PHRASES) -> list[tuple[str, str]]:

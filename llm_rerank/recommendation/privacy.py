@@ -31,7 +31,14 @@ from llm_rerank.types import UNKNOWN, BoolArray, DataError, IntArray, Interactio
 FORGOTTEN = (
     "users or events were forgotten after the cut was chosen, so the components score otherwise than they did then"
 )
-READS_TEXTS_ALONE = "semantic"
+READS_TEXTS_ALONE = ("lexical", "semantic")
+LEARNED_OF_TEXTS = {
+    "text_ease": "rarity of words, whitening",
+    "lexical": "rarity of words",
+    "semantic": "whitening",
+}
+"""What scorers learned of all texts together, which a text read again does not change."""
+
 MOST_TOUCHED = 0.5
 """Share of the items up to which expiring takes users out of a scorer whose cost grows with their items."""
 
@@ -208,7 +215,7 @@ def _without(saved: Saved, gone: BoolArray, *, all_scorers: bool) -> tuple[Saved
                 scorer = scorer.revised(events.take(knows), events.take(knows[~gone[knows]]))
                 component = replace(component, scorer=scorer)
                 rewritten.append(component.name)
-        if gone[left_in].any() and component.name != READS_TEXTS_ALONE:
+        if gone[left_in].any() and component.name not in READS_TEXTS_ALONE:
             influence.append(_learned_part(component))
         components.append(component)
     torn = saved.torn
@@ -230,11 +237,7 @@ def _without(saved: Saved, gone: BoolArray, *, all_scorers: bool) -> tuple[Saved
     if len(read):
         rewritten.append("texts of items")
         rewritten += [f"{name} (texts)" for name in names if name not in rewritten]
-        influence += [
-            f"{name}: {what}"
-            for name, what in (("text_ease", "rarity of words, whitening"), ("semantic", "whitening"))
-            if name in names
-        ]
+        influence += [f"{name}: {what}" for name, what in LEARNED_OF_TEXTS.items() if name in names]
     return saved, rewritten, influence, read
 
 

@@ -57,6 +57,7 @@ def default_specs(n_items: int, *, encoder: Encoder | None, text: bool = True) -
     from llm_rerank.models.collaborative.item_item import ItemKNN
     from llm_rerank.models.collaborative.popularity import RecentPopularity
     from llm_rerank.models.collaborative.sequence import SequenceScorer
+    from llm_rerank.models.semantic.lexical import LexicalScorer
     from llm_rerank.models.semantic.similarity import SemanticScorer
 
     decays = (0.05, 0.2)  # a visit: for histories of a hundred visits, and of a few
@@ -67,6 +68,8 @@ def default_specs(n_items: int, *, encoder: Encoder | None, text: bool = True) -
     specs.append(ComponentSpec("als", "collaborative", ALS, settings, decays))
     settings = settings_grid(("candidate_exponent",), [(0.1,), (0.4,), (0.7,)])
     specs.append(ComponentSpec("item_knn", "collaborative", ItemKNN, settings, decays))
+    if text:
+        specs.append(ComponentSpec("lexical", "semantic", LexicalScorer, decays=decays))
     # popularity enters the fusion through the sales features; here it only brings candidates
     specs.append(ComponentSpec("recent_popularity", "collaborative", RecentPopularity, blends=False))
     if n_items <= MOST_ITEMS_FOR_NETS:

@@ -8,14 +8,10 @@ from llm_rerank.models.collaborative import text_ease
 from llm_rerank.models.collaborative.ease import EASE
 from llm_rerank.models.collaborative.item_inverse import gram_matrix
 from llm_rerank.models.collaborative.text_ease import TextAwareEASE
-from llm_rerank.models.collaborative.text_kernel import (
-    TextKernel,
-    add_similarities,
-    character_vectors,
-    word_vectors,
-)
+from llm_rerank.models.collaborative.text_kernel import TextKernel
 from llm_rerank.models.scoring import histories_of
 from llm_rerank.models.semantic.encoder import SentenceEncoder
+from llm_rerank.models.semantic.text_features import add_similarities, character_vectors, word_vectors
 from llm_rerank.models.semantic.whitening import Whitening
 from llm_rerank.types import DataError, NotFittedError, StorageError
 from tests.models.test_ease import check_without_user

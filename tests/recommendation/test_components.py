@@ -201,8 +201,9 @@ def test_large_catalogues_do_without_ease():
     assert "ease" not in names
     assert {"als", "item_knn"} <= set(names)
     assert "text_ease" in [spec.name for spec in default_specs(20_000, encoder=None)]
-    # without an encoder there is no semantic scorer to make
+    # without an encoder there is no semantic scorer to make; words need none
     assert "semantic" not in names
+    assert "lexical" in names
     behaviour = [spec.name for spec in default_specs(100, encoder=None, text=False)]
     assert "ease" in behaviour
-    assert "text_ease" not in behaviour
+    assert not {"text_ease", "lexical"} & set(behaviour)

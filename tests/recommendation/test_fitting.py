@@ -192,7 +192,7 @@ def test_the_sales_feature_is_worth_something_in_a_shop_with_fashions(honest):
     plain = fit_stage(fold_f, names_of(components), features=(), n_items=len(items), start=None, seed=0)
     gain = [ndcg_of(stage.score(fold_g), fold_g.candidates, fold_g.targets).mean() for stage in (plain, with_sales)]
     assert gain[1] > 1.05 * gain[0]
-    blended = ("text_ease", "als", "item_knn", "sequence")
+    blended = ("text_ease", "als", "item_knn", "lexical", "sequence")
     assert plain.blend.names == (*blended, *(f"{name} × user_support" for name in blended))
 
 

@@ -75,7 +75,7 @@ def stand(data, part_specs, config=CONFIG):
     tools = FitTools(config, None, [*base, *part_specs], (), Renderer())
     log = FitLog(verbose=False)
     holdout = plan_holdout(data.events, 0, log)
-    return stand_on_parts(data, HeldOutCases.of(data, tools, holdout), tools, log), log
+    return stand_on_parts(HeldOutCases.of(data, tools, holdout), tools, log), log
 
 
 def part(scorer, name="sequence"):
@@ -146,17 +146,6 @@ def test_too_few_cases_to_judge_leave_a_part_out(shop):
     assert names(kept) == ["popularity", "sequence"]
 
 
-def test_what_reads_search_phrases_stays_where_there_are_any(shop):
-    events, items = shop
-    searches = events.assign(query=np.where(np.arange(len(events)) % 50 == 0, "lamp", ""))
-    silent = type("Silent", (Silent,), {"name": "semantic"})
-    with_phrases, log = stand(data_of((searches, items)), [part(silent, "semantic")])
-    assert names(with_phrases) == ["popularity", "semantic"]
-    assert "nothing else reads the search phrases" in log.lines[-1]
-    without, _ = stand(data_of(shop), [part(silent, "semantic")])
-    assert names(without) == ["popularity"]
-
-
 def test_a_part_takes_the_place_of_a_component_of_its_name_and_keeps_its_settings():
     specs = [
         ComponentSpec("a", "collaborative", Popularity),
@@ -174,7 +163,7 @@ def test_the_encoder_joins_text_ease_with_the_settings_of_the_one_without(shop, 
     config = replace(CONFIG, encoder=save_tiny_encoder(tmp_path), sequence="off", semantic="always")
     reranker = Reranker(replace(config, cross_encoder="off"), verbose=False).fit(*shop)
     by_name = {component.name: component for component in reranker.components}
-    assert list(by_name) == ["text_ease", "als", "item_knn", "recent_popularity", "semantic"]
+    assert list(by_name) == ["text_ease", "als", "item_knn", "lexical", "recent_popularity", "semantic"]
     assert by_name["text_ease"].scorer._kernel.encoder is not None
     plain = Reranker(replace(config, semantic="off", cross_encoder="off"), verbose=False).fit(*shop)
     assert plain.components[0].settings == by_name["text_ease"].settings
@@ -193,7 +182,7 @@ def test_a_part_left_out_leaves_the_reranker_that_never_tried_it(shop):
 
 def test_settings_choose_the_specs():
     specs = specs_for(replace(CONFIG, sequence="off"), 100, None)
-    assert [spec.name for spec in specs] == ["text_ease", "als", "item_knn", "recent_popularity"]
+    assert [spec.name for spec in specs] == ["text_ease", "als", "item_knn", "lexical", "recent_popularity"]
     assert [spec.part for spec in default_specs(100, encoder=None)][-1] == "sequence"
     assert all(spec.part != "sequence" for spec in default_specs(60_000, encoder=None))
     for name in ("sequence", "semantic"):

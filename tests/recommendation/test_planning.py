@@ -107,9 +107,9 @@ def said(n_items=3, refit=True):
 
 def test_the_plan_says_what_is_going_to_be_done():
     lines = said()
-    assert lines[0].startswith("plan: 3 events of 2 users on 3 items; components text_ease, als, item_knn, recent")
-    # 4 + 3 + 3 settings with two decays each, and one of recent popularity
-    assert "(21 settings tried), sequence where it pays, then a refit on all rows; about 10 seconds" in lines[0]
+    assert lines[0].startswith("plan: 3 events of 2 users on 3 items; components text_ease, als, item_knn, lexical, ")
+    # 4 + 3 + 3 + 1 settings with two decays each, and one of recent popularity
+    assert "(23 settings tried), sequence where it pays, then a refit on all rows; about 10 seconds" in lines[0]
     assert "refit" not in said(refit=False)[0]
     assert any("no encoder: reviews count through their ratings" in line for line in lines)
     assert not any("EASE, whose inverse is dense" in line for line in lines)

@@ -16,9 +16,10 @@ from llm_rerank.models.collaborative.item_inverse import (
     gram_matrix,
     invert_in_place,
 )
-from llm_rerank.models.collaborative.text_kernel import TextFeatures, TextKernel, texts_and_titles
+from llm_rerank.models.collaborative.text_kernel import TextKernel
 from llm_rerank.models.scoring import score_candidates
 from llm_rerank.models.semantic.encoder import check_same_encoder, encoder_reference, load_encoder
+from llm_rerank.models.semantic.text_features import TextFeatures, texts_and_titles
 from llm_rerank.storage import read_arrays, write_arrays
 from llm_rerank.types import (
     Cases,

@@ -14,9 +14,8 @@ from typing import Any, Self
 import numpy as np
 from scipy.sparse import csr_matrix
 
-from llm_rerank.data.cases import QUERY_SEPARATOR
 from llm_rerank.models.changes import codes_to_read, texts_of, with_rows
-from llm_rerank.models.scoring import history_matrix, require_texts
+from llm_rerank.models.scoring import history_matrix, require_texts, search_matrix
 from llm_rerank.models.semantic.index import ItemIndex
 from llm_rerank.models.semantic.whitening import Whitening
 from llm_rerank.storage import read_arrays, read_json, write_arrays, write_json
@@ -246,21 +245,12 @@ class SemanticScorer:
         history.data[~self._has_text[history.indices]] = 0
         history.eliminate_zeros()
         users = unit_rows(history @ vectors)
-        searched = [case for case, query in enumerate(cases.queries) if query]
-        if searched and self.query_weight:
-            users[searched] += self.query_weight * self._searches([cases.queries[case] for case in searched])
+        searches, weights = search_matrix(cases.queries, self.decay)
+        if searches and self.query_weight:
+            searched = np.diff(weights.indptr) > 0
+            users[searched] += self.query_weight * unit_rows(weights[searched] @ self._search_vectors(searches))
             users = unit_rows(users)
         return users, history
-
-    def _searches(self, queries: list[str]) -> FloatArray:
-        """Vector of each string of searches (newest last): float32, shape (n_queries, size), unit length."""
-        searches = [query.split(QUERY_SEPARATOR) for query in queries]
-        lengths = np.array([len(words) for words in searches], dtype=np.int64)
-        vectors = self._search_vectors([text for words in searches for text in words])
-        rows = np.repeat(np.arange(len(searches)), lengths)
-        age = np.repeat(np.cumsum(lengths), lengths) - 1 - np.arange(len(vectors))
-        weights = np.exp(-self.decay * age).astype(np.float32)
-        return unit_rows(csr_matrix((weights, (rows, np.arange(len(vectors))))) @ vectors)
 
     def _search_vectors(self, texts: list[str]) -> FloatArray:
         """Vectors of searches as ``_encode`` gives them; what was searched before is not encoded again.
