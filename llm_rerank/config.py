@@ -135,7 +135,7 @@ class RerankerConfig:
     candidates_per_source: items that each retriever adds to a user's candidates.
     sequence, semantic, cross_encoder: small nets over text and id; what the encoder's vectors say; a cross-encoder
     fine-tuned on the shop's data. Each "auto": fitted, and kept where it pays on held-out users; "always": kept in any
-    case; "off". (Search phrases are read in any case, by their words.)
+    case; "off". (Search phrases are read by their words in any case, if the fit saw any.)
     cross_encoder_depth: candidates of a user that the cross-encoder reads, best first; the others keep their order
     below. None: all.
     fine_tune_steps: most steps of the fine-tuning; it stops by itself where they no longer help.

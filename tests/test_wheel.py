@@ -16,7 +16,8 @@ import pytest
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[1]
-SYSTEMS = {"popularity", "recent_popularity", "item_knn", "als", "text_ease", "lexical", "semantic", "fused"}
+SYSTEMS = {"popularity", "recent_popularity", "item_knn", "als", "text_ease", "lexical", "fused"}
+PARTS = {"sequence", "semantic"}  # where the fit finds that they pay
 SAMPLE = ("interactions.csv.gz", "items.jsonl", "users.csv")
 
 
@@ -124,6 +125,6 @@ def test_demo_runs_from_the_wheel_without_a_network(installed):
     lines = result.stdout.splitlines()
     rows = [re.match(r"(\w+) +(0\.\d{4}) \[", line) for line in lines]
     systems = {row[1]: float(row[2]) for row in rows if row}
-    assert set(systems) == SYSTEMS
+    assert SYSTEMS <= set(systems) <= SYSTEMS | PARTS
     assert systems["fused"] > systems["popularity"]
     assert any(line.startswith("Why the biggest moves") for line in lines)

@@ -142,7 +142,7 @@ def check_shop(
         fit_seconds=estimate_fit_seconds(
             events,
             valid_items,
-            specs_for(config, len(valid_items), encoder),
+            specs_for(config, events, encoder),
             seconds_per_text=seconds_per_text,
             n_reviews_read=min(int(events.reviews.astype(bool).sum()), MOST_REVIEWS_READ),
             refit=config.refit,

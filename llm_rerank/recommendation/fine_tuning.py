@@ -62,7 +62,7 @@ def fine_tune_on_shop(
     events, valid_items, users, _ = read_shop(config, interactions, items, None, None, columns, time_unit, report)
     log.say_report(report)
     out.mkdir(parents=True, exist_ok=True)
-    specs = specs_for(config, len(valid_items), encoder)
+    specs = specs_for(config, events, encoder)
     tools = FitTools(config, encoder, specs, PAIR_FEATURES, Renderer())
     data = FitData(events, valid_items, users, None, sentiment_of(events, encoder))
     holdout = plan_holdout(events, config.seed, log)

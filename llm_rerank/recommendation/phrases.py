@@ -114,7 +114,7 @@ def _note(readers: Sequence[Component], blended: Sequence[Component]) -> str:
     kept = [component.name for component in blended if component.name in READ_AT_FIT]
     if not kept:
         return said
-    return f"{said}; {' and '.join(kept)} read texts at the fit only; what they say stays in the score"
+    return f"{said}; {' and '.join(kept)} read texts at the fit only, and that stays in the score"
 
 
 def cut_phrases(text: str, title: str = "", *, most: int = MOST_PHRASES) -> list[tuple[str, str]]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from llm_rerank.config import RerankerConfig
 from llm_rerank.recommendation.components import Group
-from llm_rerank.types import Encoder, Scorer
+from llm_rerank.types import Encoder, Interactions, Scorer
 
 MOST_ITEMS_FOR_EASE = 20_000
 """Above this EASE's dense inverse (n² × 4 bytes, n³ time) gives way to sparse co-occurrence."""
@@ -85,9 +85,14 @@ def default_specs(n_items: int, *, encoder: Encoder | None, text: bool = True) -
     return specs
 
 
-def specs_for(config: RerankerConfig, n_items: int, encoder: Encoder | None) -> list[ComponentSpec]:
-    """Leave out of the default components the parts that the settings switch off."""
-    specs = default_specs(n_items, encoder=encoder)
+def specs_for(config: RerankerConfig, events: Interactions, encoder: Encoder | None) -> list[ComponentSpec]:
+    """Leave out of the default components what a shop has no use for, and the parts that the settings switch off.
+
+    Histories are read by their words in text-aware EASE already; "lexical" is for searches, where there are any.
+    """
+    specs = default_specs(events.n_items, encoder=encoder)
+    if not events.queries.astype(bool).any():
+        specs = [spec for spec in specs if spec.name != "lexical"]
     return [spec for spec in specs if spec.part is None or getattr(config, spec.part) != "off"]
 
 

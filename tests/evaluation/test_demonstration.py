@@ -23,7 +23,7 @@ from llm_rerank.recommendation.reranker import Reranker
 from llm_rerank.types import DataError
 from tests.shops import make_shop
 
-NO_ENCODER = RerankerConfig(encoder=None)
+NO_ENCODER = RerankerConfig(encoder=None, sequence="off")
 
 
 @pytest.fixture(scope="module")
@@ -124,8 +124,7 @@ def test_reasons_are_parts_against_the_mean_of_the_first_ten(reranker, second, t
 
 def test_table_has_every_part_and_its_tests(reranker, trial):
     table = compare_systems(reranker, trial)
-    parts = {"popularity", "recent_popularity", "text_ease", "als", "item_knn", "lexical"}
-    assert set(table.results) == parts | {"fused"}
+    assert set(table.results) == {"popularity", "recent_popularity", "text_ease", "als", "item_knn", "fused"}
     assert set(table.tests) == {f"fused vs {name}" for name in table.results if name != "fused"}
     rows = [line.split()[0] for line in str(table).splitlines() if "[0." in line and " vs " not in line]
     by_ndcg = sorted(table.results, key=lambda name: table.results[name].intervals["ndcg@10"].mean)

@@ -163,7 +163,7 @@ def test_the_encoder_joins_text_ease_with_the_settings_of_the_one_without(shop, 
     config = replace(CONFIG, encoder=save_tiny_encoder(tmp_path), sequence="off", semantic="always")
     reranker = Reranker(replace(config, cross_encoder="off"), verbose=False).fit(*shop)
     by_name = {component.name: component for component in reranker.components}
-    assert list(by_name) == ["text_ease", "als", "item_knn", "lexical", "recent_popularity", "semantic"]
+    assert list(by_name) == ["text_ease", "als", "item_knn", "recent_popularity", "semantic"]
     assert by_name["text_ease"].scorer._kernel.encoder is not None
     plain = Reranker(replace(config, semantic="off", cross_encoder="off"), verbose=False).fit(*shop)
     assert plain.components[0].settings == by_name["text_ease"].settings
@@ -180,9 +180,14 @@ def test_a_part_left_out_leaves_the_reranker_that_never_tried_it(shop):
     assert plain.recommend(users, k=10).equals(tried.recommend(users, k=10))
 
 
-def test_settings_choose_the_specs():
-    specs = specs_for(replace(CONFIG, sequence="off"), 100, None)
-    assert [spec.name for spec in specs] == ["text_ease", "als", "item_knn", "lexical", "recent_popularity"]
+def test_settings_and_searches_choose_the_specs(data):
+    always = ["text_ease", "als", "item_knn", "recent_popularity"]
+    assert [spec.name for spec in specs_for(replace(CONFIG, sequence="off"), data.events, None)] == always
+    assert [spec.name for spec in specs_for(CONFIG, data.events, None)] == [*always, "sequence"]
+    queries = data.events.queries.copy()
+    queries[7] = "a lamp"
+    searched = specs_for(replace(CONFIG, sequence="off"), replace(data.events, queries=queries), None)
+    assert [spec.name for spec in searched] == ["text_ease", "als", "item_knn", "lexical", "recent_popularity"]
     assert [spec.part for spec in default_specs(100, encoder=None)][-1] == "sequence"
     assert all(spec.part != "sequence" for spec in default_specs(60_000, encoder=None))
     for name in ("sequence", "semantic"):

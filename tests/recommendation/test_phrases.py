@@ -154,16 +154,14 @@ def test_an_effect_is_the_score_lost_in_a_catalogue_whose_item_lacks_the_phrase(
 def test_the_note_says_what_was_read_again_and_what_was_not(reader, fitted, texts):
     explanation = reader.explain("u5", texts[1]["item_id"][3], phrases=True)
     assert explanation.phrases.note == (
-        "read again without the phrase by semantic and cross_encoder; text_ease and lexical read texts at the fit "
-        "only; what they say stays in the score"
+        "read again without the phrase by semantic and cross_encoder; text_ease read texts at the fit only, and "
+        "that stays in the score"
     )
     assert f"words, by what the score loses without them ({explanation.phrases.note})" in str(explanation)
     assert f"{explanation.phrases.effects[0].effect:+.3f}  {explanation.phrases.effects[0].phrase}" in str(explanation)
     without_encoder = fitted.explain("u5", texts[1]["item_id"][3], phrases=True).phrases
     assert without_encoder.effects == ()
-    assert without_encoder.note.startswith(
-        "no part of this score reads texts anew; text_ease and lexical read texts at"
-    )
+    assert without_encoder.note.startswith("no part of this score reads texts anew; text_ease read texts at the fit")
     assert reader.explain("u5", texts[1]["item_id"][3]).phrases is None
 
 
