@@ -25,6 +25,7 @@ from llm_rerank.evaluation.report_sections import (
     best_other,
     fitted_section,
     guard_section,
+    parts_section,
     protocol_section,
     strata_section,
     systems_section,
@@ -73,6 +74,7 @@ def report_page(
         protocol_section(report, table.trial, line),
         systems_section(table),
         guard_section(report.get("guard")),
+        parts_section(report.get("parts") or ()),
         probability_section(calibration),
         cut_section(cut, report.get("cut_curve"), int(report.get("n_cases") or 0)),
     ]

@@ -16,6 +16,7 @@ from llm_rerank.evaluation.systems import SHOWN, SystemTable
 from llm_rerank.evaluation.timeline import TimeLine
 from llm_rerank.models.cross_encoder.training_plot import PANELS
 from llm_rerank.recommendation.guard import GuardVerdict
+from llm_rerank.recommendation.parts import PartVerdict
 from llm_rerank.statistics import Interval
 
 FUSED = "fused"
@@ -199,6 +200,32 @@ def guard_section(verdict: Mapping[str, Any] | None) -> Section:
         )
     )
     return Section("guard", "The guard", paragraphs, figures)
+
+
+def parts_section(parts: Sequence[Mapping[str, Any]]) -> Section:
+    """Say of each part that is not taken on trust what it gains, what it costs, and whether it stays."""
+    if not parts:
+        return Section("parts", "Parts that must pay", ["No part was tried: nothing but what is always there ranks."])
+    verdicts = [PartVerdict.from_dict(values) for values in parts]
+    paragraphs = [
+        "Each part was fitted on top of what stood before it and measured on fold F, out of fold; it stays where the "
+        "difference is above 0, unless a setting says otherwise.",
+        *(f"{verdict.sentence()}." for verdict in verdicts),
+    ]
+    rows = [
+        Row(v.part, v.difference.mean, v.difference.low, v.difference.high, f"{v.difference.mean:+.4f}", strong=v.kept)
+        for v in verdicts
+        if v.difference is not None
+    ]
+    if not rows:
+        return Section("parts", "Parts that must pay", paragraphs)
+    svg = dot_plot(
+        "What each part adds, NDCG@10",
+        "One row a part: the paired difference with its 95 % interval; parts that stay are strong.",
+        Axis("with − without, NDCG@10", zero=True),
+        rows,
+    )
+    return Section("parts", "Parts that must pay", paragraphs, [Figure(svg, "Held-out cases, 95 % interval.")])
 
 
 def strata_section(table: SystemTable) -> Section:

@@ -8,7 +8,7 @@ cases are too few to fit a blend, it stays out: what text says to a young shop i
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from time import perf_counter
 from typing import Any, Self
@@ -56,6 +56,13 @@ class PartVerdict:
         """Return JSON-ready values."""
         difference = None if self.difference is None else dict(vars(self.difference))
         return {**vars(self), "ndcg": list(self.ndcg), "difference": difference}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """Rebuild from ``to_dict``'s values."""
+        d = values["difference"]
+        difference = None if d is None else Difference(**d)
+        return cls(**{**values, "ndcg": tuple(values["ndcg"]), "difference": difference})
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """The report: what it says follows from the figures, what is absent is said, and a browser shows it as it should be."""
 
+import math
 import os
 import re
 from dataclasses import replace
@@ -21,10 +22,12 @@ from llm_rerank.evaluation.report_probability import (
     probability_section,
     wilson_interval,
 )
-from llm_rerank.evaluation.report_sections import guard_section, systems_section, tuning_section
+from llm_rerank.evaluation.report_sections import guard_section, parts_section, systems_section, tuning_section
 from llm_rerank.evaluation.systems import evaluate_shop
 from llm_rerank.evaluation.timeline import time_line
+from llm_rerank.recommendation.parts import PartVerdict
 from llm_rerank.recommendation.thresholds import Cut
+from llm_rerank.statistics import Difference
 from tests.browser import browser_of_the_system
 from tests.evaluation.test_charts import SVG, marks, read_off, tick_places
 from tests.shops import make_shop
@@ -32,7 +35,8 @@ from tests.shops import make_shop
 HOSTILE = "<img src=x onerror=window.broken=1 "  # tags that are closed are taken out of titles when they are read
 HOSTILE_ID = "<script>window.broken = 1</script>"
 SECTIONS = (
-    "fitted", "protocol", "systems", "guard", "probability", "cut", "diversity", "strata", "tuning", "examples",
+    "fitted", "protocol", "systems", "guard", "parts", "probability", "cut",
+    "diversity", "strata", "tuning", "examples",
 )  # fmt: skip
 CONFIG = RerankerConfig(
     encoder=None,
@@ -250,6 +254,21 @@ def test_the_guard_is_drawn_beside_its_margin(evaluation):
     few = guard_section({**verdict, "difference": None})
     assert not few.figures
     assert "too few to fit a blend" in said(few)
+
+
+def test_parts_are_drawn_with_what_they_gain_and_cost():
+    gains = Difference(0.003, 0.001, 0.005, 0.01, 300)
+    paying = PartVerdict("sequence", (0.1, 0.103), gains, 300, 50.0, pays=True, kept=True)
+    unjudged = PartVerdict("semantic", (math.nan, math.nan), None, 0, 9.0, pays=False, kept=False, reason="few")
+    section = parts_section([paying.to_dict(), unjudged.to_dict()])
+    assert f"{paying.sentence()}." in section.paragraphs
+    assert f"{unjudged.sentence()}." in section.paragraphs
+    svg = section.figures[0].svg
+    across = tick_places(svg, "x")
+    (mark,) = marks(svg)
+    assert read_off(across, mark[0]) == pytest.approx(0.003, abs=0.0002)
+    assert not parts_section([unjudged.to_dict()]).figures
+    assert "No part was tried" in said(parts_section([]))
 
 
 def test_wilson_by_hand():
