@@ -284,7 +284,8 @@ def evaluate(
 
     Fits on the rest, and ranks with the whole, with its parts and by popularity. Every item of the catalogue is ranked
     for every user, items seen before removed. Default cut: the 90 % quantile of times where there are real times, else
-    each user's last event. --report draws all: protocol, intervals, guard, reliability, cut-off, variety, examples.
+    each user's last event. --report draws all: protocol, intervals, guard, parts, reliability, cut-off, variety,
+    examples.
     """
     from llm_rerank.evaluation.systems import evaluate_shop
     from llm_rerank.storage import write_json
