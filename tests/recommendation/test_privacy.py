@@ -137,6 +137,10 @@ def test_no_file_holds_the_id_or_a_sentence_of_a_forgotten_user(whole, tables, t
     assert {"als", "fine-tuned weights of the cross-encoder", "weights of the fusion", "calibrator"} <= set(
         report.influence
     )
+    # what reads texts alone knew of the user by the review alone
+    assert {"lexical (texts)", "semantic (texts)"} <= set(report.rewritten)
+    assert {"lexical: rarity of words", "semantic: whitening"} <= set(report.influence)
+    assert not {"lexical", "semantic"} & set(report.influence)
     assert ERIKA not in str(report)
     assert not any(SENTENCE in text for text in model.saved.fitted.items.texts)
     for encoder in (component.scorer.__dict__.get("encoder") for component in model.components):

@@ -173,6 +173,24 @@ def test_an_event_changes_the_next_answer_and_comes_only_once(client):
     assert counted(client, "llm_rerank_events_total", outcome="duplicate") == 1
 
 
+def test_a_search_changes_the_next_list_without_a_language_model(client):
+    """A stranger, of whom the shop knows one phrase: what it names comes to the front."""
+    ids = ids_of(client)
+
+    def themes(**question):
+        said = good(client.post("/recommend/rerank", json={"candidates": ids, "k": 10, **question}))
+        assert said["degraded"] == []
+        return [item["item_id"][:3] for item in said["items"]]
+
+    before = themes(user_id="a stranger")
+    assert before.count("fis") < 5
+    assert themes(user_id="a stranger", events=[{"query": "fishing rod"}]).count("fis") == 10
+    good(client.post("/events", json={"user_id": "a stranger", "event": "search", "query": "fishing rod"}))
+    assert themes(user_id="a stranger").count("fis") == 10
+    retrieved = good(client.post("/recommend", json={"user_id": "a stranger", "k": 10}))["items"]
+    assert [item["item_id"][:3] for item in retrieved].count("fis") == 10
+
+
 def test_a_batch_of_events_is_taken_whole_or_not_at_all(client):
     ids = ids_of(client)
     events = [{"user_id": "u8", "item_id": ids[0], "event_id": str(number)} for number in range(3)]
