@@ -55,3 +55,8 @@ def make_shop(n_users: int = 700, seed: int = 0) -> tuple[pd.DataFrame, pd.DataF
                 rows.append((f"u{user}", items["item_id"][code], moment + 60, "purchase", stars, review))
     columns = ["user_id", "item_id", "timestamp", "event", "rating", "review"]
     return pd.DataFrame(rows, columns=columns), items
+
+
+def with_searches(events: pd.DataFrame) -> pd.DataFrame:
+    """Give every fortieth event a search phrase, so that the shop is one that records them."""
+    return events.assign(query=np.where(np.arange(len(events)) % 40 == 0, "something for the garden", ""))

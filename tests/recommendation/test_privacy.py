@@ -30,7 +30,7 @@ from llm_rerank.types import DataError
 from tests.data.test_merging import assert_same_statistics
 from tests.planted import CLOCK_START, DAY, cases_of
 from tests.recommendation.test_updating import event, scorer, with_guarantee
-from tests.shops import make_shop
+from tests.shops import make_shop, with_searches
 from tests.tiny_encoder import save_tiny_encoder
 
 ERIKA = "erika.mustermann@shop.example"
@@ -45,7 +45,7 @@ def tables():
     hers = events.index[(events["user_id"] == ERIKA) & (events["event"] == "purchase")]
     events.loc[hers, "review"] = [f"{SENTENCE}, number {place}" for place in range(len(hers))]
     users = pd.DataFrame({"user_id": [ERIKA, "u4"], "city": ["Zwiesel-Rabenstein", "Ulm"], "age": [57.0, np.nan]})
-    return events, items, users
+    return with_searches(events), items, users
 
 
 @pytest.fixture(scope="module")

@@ -14,14 +14,15 @@ from llm_rerank.recommendation.live import LiveShop
 from llm_rerank.recommendation.reranker import Reranker
 from llm_rerank.service.app import create_app
 from llm_rerank.service.settings import ServiceSettings
-from tests.shops import make_shop
+from tests.shops import make_shop, with_searches
 
 ADDRESS = "http://127.0.0.1:8000"
 
 
 @pytest.fixture(scope="session")
 def tables():
-    return make_shop(n_users=300)
+    events, items = make_shop(n_users=300)
+    return with_searches(events), items
 
 
 @pytest.fixture(scope="session")
