@@ -85,12 +85,17 @@ def both_priors(half: Half) -> Fitted:
     return Fitted(lambda fold: half.columns.lay_out(fold)[0] @ weights, said)
 
 
-def transformed(transform: Transform) -> Callable[[Half], Fitted]:
-    """Fit the library's ladder on columns with another transform in the root's place."""
+def transformed(transform: Transform, *, toward_sum: bool = False) -> Callable[[Half], Fitted]:
+    """Fit the library's ladder on columns with another transform in the root's place.
+
+    toward_sum: shrink it toward the plain sum of the transformed scores.
+    """
 
     def fit(half: Half) -> Fitted:
         columns = Columns.of(half.fold, half.names, transform, half.seed)
-        return _linear(columns, half.fuse(*columns.lay_out(half.fold)))
+        laid_out = columns.lay_out(half.fold)
+        start = half.plain_sum(*laid_out) if toward_sum else None
+        return _linear(columns, half.fuse(*laid_out, start))
 
     return fit
 
@@ -112,10 +117,10 @@ def by_penalty(half: Half, design: np.ndarray, fit: Callable[[Lists, float], np.
 
 def lambda_logit(half: Half) -> Fitted:
     """Fit a linear score by pairs, each weighted by the NDCG that its swap would move; penalty by cross-fitted NDCG."""
-    design, names = half.laid_out
+    (design, names), start = half.laid_out, half.plain_sum(*half.laid_out).weights
 
     def fit(lists: Lists, penalty: float) -> np.ndarray:
-        prior = fit_conditional_logit(*lists, prior=half.sum_of_roots.weights, penalty=PAIRS_START_PENALTY)
+        prior = fit_conditional_logit(*lists, prior=start, penalty=PAIRS_START_PENALTY)
         return fit_by_pairs(*lists, prior=prior, penalty=penalty)
 
     weights, penalty = by_penalty(half, design, fit)
@@ -136,7 +141,7 @@ def monotone(half: Half) -> Fitted:
 
     design, n_ramps = lay_out(half.fold), knots.size + n
     is_ramp = np.arange(design.shape[1]) < n_ramps
-    prior = np.where(is_ramp, half.sum_of_roots.weights[0], 0.0)
+    prior = np.where(is_ramp, half.plain_sum(*half.laid_out).weights[0], 0.0)
     least = np.where(is_ramp, 0.0, -np.inf)
     weights, penalty = by_penalty(
         half, design, lambda lists, penalty: fit_above(*lists, prior=prior, least=least, penalty=penalty)
@@ -218,6 +223,7 @@ FORMS: dict[str, Callable[[Half], Fitted]] = {
     "toward the sum": toward_sum,
     "both priors": both_priors,
     "clipped z": transformed(clipped),
+    "clipped z toward the sum": transformed(clipped, toward_sum=True),
     "log rank": transformed(log_rank),
     "reciprocal rank": transformed(reciprocal_rank),
     "lambda logit": lambda_logit,

@@ -19,7 +19,8 @@ from llm_rerank.types import BoolArray, FloatArray, IntArray, Ragged
 Transform = Callable[[FloatArray, Ragged], FloatArray]
 """From standardised component scores, shape (n_candidates, n_components), and their lists, to values of that shape."""
 
-CLIP = 8.0
+CLIP = 20.0
+"""In standard deviations over the catalogue: of candidates one in a thousand lies beyond, of targets one in ten."""
 
 
 def signed_root(scores: FloatArray, rows: Ragged) -> FloatArray:
@@ -121,7 +122,7 @@ class Half:
     @cached_property
     def toward_sum(self) -> FusionFit:
         """The library's ladder of logits, shrunk toward the plain sum of signed roots."""
-        return self.fuse(*self.laid_out, self.sum_of_roots)
+        return self.fuse(*self.laid_out, self.plain_sum(*self.laid_out))
 
     def fuse(self, design: FloatArray, names: tuple[str, ...], start: Blend | None = None) -> FusionFit:
         """Fit the library's ladder of logits on columns; start: what it shrinks toward."""
@@ -138,10 +139,9 @@ class Half:
             seed=self.seed,
         )
 
-    @cached_property
-    def sum_of_roots(self) -> Blend:
-        """The plain sum of the components' signed roots, at the scale that is likeliest."""
-        (design, names), n = self.laid_out, len(self.names)
+    def plain_sum(self, design: FloatArray, names: tuple[str, ...]) -> Blend:
+        """Equal weights on the components' own columns, which come first, at the scale that is likeliest."""
+        n = len(self.names)
         total = design[:, :n].sum(axis=1, keepdims=True)
         scale = fit_conditional_logit(total, self.fold.candidates, self.positive, prior=np.zeros(1), penalty=1e-3)[0]
         weights = np.where(np.arange(len(names)) < n, max(float(scale), 1e-3), 0.0)

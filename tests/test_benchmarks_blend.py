@@ -88,14 +88,26 @@ def test_a_gain_on_average_with_a_loss_somewhere_changes_nothing():
 
 
 def test_forms_on_the_bundled_shop(tmp_path):
-    arguments = ["--dataset", "sample", "--forms", "root sum", "default alone", "--keep", str(tmp_path)]
+    arguments = [
+        "--dataset",
+        "sample",
+        "--forms",
+        "root sum",
+        "default alone",
+        "toward the sum",
+        "--keep",
+        str(tmp_path),
+    ]
     report = blend_forms.main([*arguments, "--out", str(tmp_path / "report.json")])
     found = report["sets"]["sample"]
-    assert list(found["halves"]["forms"]) == ["default alone", "root sum", blend_forms.PRESENT]
+    assert list(found["halves"]["forms"]) == ["default alone", "root sum", blend_forms.PRESENT, "toward the sum"]
     # the halves of blend_rungs, judged by the library's own stage, in benchmarks/results/blend_rungs/sample.json
     assert found["halves"]["n"] == 675
     ndcg = {name: form["ndcg@10"] for name, form in found["halves"]["forms"].items()}
     assert ndcg[blend_forms.PRESENT] == pytest.approx(0.1565, abs=0.004)
     assert ndcg[blend_forms.PRESENT] > ndcg["default alone"] + 0.01
+    # the ladder that is shrunk toward the sum starts from the sum's own order, on 325 users of F and 350 of G
+    first, second = (fit["rungs"]["prior"] for fit in found["fits"]["toward the sum"])
+    assert (325 * first + 350 * second) / 675 == pytest.approx(ndcg["root sum"])
     again = blend_forms.main(arguments)  # what was kept is read, and says the same
     assert again["sets"]["sample"]["halves"] == found["halves"] and again["overall"] == report["overall"]
