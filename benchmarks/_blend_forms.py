@@ -28,6 +28,7 @@ Lists = tuple[np.ndarray, Ragged, BoolArray]
 N_FOLDS = 5
 KNOT_QUANTILES = (0.5, 0.75, 0.9, 0.97, 0.995)
 PAIRS_START_PENALTY = 30.0
+MORE_PENALTIES = (*PENALTIES, 3000.0)
 LEAVES, MOST_TREES, TREES_STEP = (4, 8), 200, 10
 
 
@@ -76,6 +77,16 @@ def present_blend(half: Half) -> Fitted:
 def toward_sum(half: Half) -> Fitted:
     """Fit the library's ladder, shrunk toward the plain sum of signed roots."""
     return _linear(half.columns, half.toward_sum)
+
+
+def penalties_by_ndcg(sharpness: float) -> Callable[[Half], Fitted]:
+    """Fit the library's ladder with more penalties, each rung's chosen or shared by NDCG@10 instead of likelihood."""
+
+    def fit(half: Half) -> Fitted:
+        fusion = half.fuse(*half.laid_out, penalties=MORE_PENALTIES, penalty_sharpness=sharpness)
+        return _linear(half.columns, fusion)
+
+    return fit
 
 
 def both_priors(half: Half) -> Fitted:
@@ -220,6 +231,8 @@ FORMS: dict[str, Callable[[Half], Fitted]] = {
     "z sum": z_sum,
     "root sum": root_sum,
     "present blend": present_blend,
+    "penalty by NDCG": penalties_by_ndcg(np.inf),
+    "penalties shared by NDCG": penalties_by_ndcg(1.0),
     "toward the sum": toward_sum,
     "both priors": both_priors,
     "clipped z": transformed(clipped),

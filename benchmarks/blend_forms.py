@@ -1,6 +1,6 @@
 """Which form of learned blend? On held-out users: fitted on one half, judged on the other, then the reverse.
 
-    python -m benchmarks.blend_forms --dataset amazon_scientific online_retail --data-dir DIR --out FILE.json
+    LLM_RERANK_DATA=DIR python -m benchmarks.blend_forms --dataset amazon_scientific sample --out FILE.json
 
 Every form is compared with the library's present blend, case by case, Holm over the forms; "kept" is the simplest form
 within one standard error of the best. "Later" are the validation trial's own cases, judged by both fits and averaged:
