@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -19,20 +18,14 @@ from llm_rerank.data.datasets import load_dataset
 from llm_rerank.data.features import PAIR_FEATURES, ItemStatistics, pair_features
 from llm_rerank.data.rendering import Renderer
 from llm_rerank.evaluation.protocols import PROTOCOLS, LastOut, Trial, hold_out
-from llm_rerank.models.collaborative.sequence import SequenceScorer
-from llm_rerank.recommendation.components import (
-    ComponentSpec,
-    ScoredCases,
-    default_specs,
-    reference_items,
-    retrieve_and_score,
-)
-from llm_rerank.recommendation.fitting import fit_and_score_holdout
+from llm_rerank.recommendation.components import ScoredCases, reference_items, retrieve_and_score
 from llm_rerank.recommendation.fusion import ndcg_of
+from llm_rerank.recommendation.held_out import fit_and_score_holdout
 from llm_rerank.recommendation.holdout import plan_holdout
 from llm_rerank.recommendation.inputs import FitData, FitTools, Fold
 from llm_rerank.recommendation.log import FitLog
 from llm_rerank.recommendation.planning import make_encoder, sentiment_of
+from llm_rerank.recommendation.specs import default_specs
 from llm_rerank.storage import read_arrays, write_arrays
 from llm_rerank.types import Cases, FloatArray, Ragged
 
@@ -87,7 +80,7 @@ def load_halves(
 ) -> Halves:
     """Fit the components and score the halves, or read what an earlier run left in the folder ``keep``.
 
-    cache: folder of encoded texts. with_sequence: the small nets over text and id join the default components.
+    cache: folder of encoded texts. with_sequence: the small nets are among the components; all other parts always are.
     """
     path = None if keep is None else keep / f"{dataset}{'_with_sequence' if with_sequence else ''}.safetensors"
     if path is not None and path.exists():
@@ -102,9 +95,7 @@ def load_halves(
 
 def _score(trial: Trial, config: RerankerConfig, with_sequence: bool) -> Halves:
     encoder, log = make_encoder(config), FitLog(verbose=True)
-    specs = default_specs(len(trial.items), encoder=encoder)
-    if with_sequence:
-        specs.append(ComponentSpec(SEQUENCE, "collaborative", partial(SequenceScorer, encoder)))
+    specs = [s for s in default_specs(len(trial.items), encoder=encoder) if with_sequence or s.part != SEQUENCE]
     data = FitData(trial.past, trial.items, None, None, sentiment_of(trial.past, encoder))
     tools = FitTools(config, encoder, specs, PAIR_FEATURES, Renderer())
     components, _, fold_f, fold_g = fit_and_score_holdout(data, tools, plan_holdout(data.events, config.seed, log), log)

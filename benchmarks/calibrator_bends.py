@@ -25,12 +25,14 @@ from llm_rerank.evaluation.protocols import PROTOCOLS, LastOut, TimeCut, hold_ou
 from llm_rerank.recommendation.calibration import KNOTS, Bends, fit_calibrator
 from llm_rerank.recommendation.calibration_report import describe_calibration
 from llm_rerank.recommendation.candidates import is_member, ranks_in_row
-from llm_rerank.recommendation.components import default_specs, reference_items, retrieve_and_score
-from llm_rerank.recommendation.fitting import fit_and_score_holdout, fit_fusion_stage
+from llm_rerank.recommendation.components import reference_items, retrieve_and_score
+from llm_rerank.recommendation.held_out import fit_and_score_holdout
 from llm_rerank.recommendation.holdout import plan_holdout
 from llm_rerank.recommendation.inputs import FitData, FitTools, Fold
 from llm_rerank.recommendation.log import FitLog
+from llm_rerank.recommendation.parts import fit_fusion_stage
 from llm_rerank.recommendation.planning import make_encoder, sentiment_of
+from llm_rerank.recommendation.specs import default_specs
 from llm_rerank.recommendation.stage import Stage, supports
 from llm_rerank.types import BoolArray
 
@@ -73,7 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     components, items, fold_f, fold_g = fit_and_score_holdout(
         data, tools, plan_holdout(trial.past, options.seed, log), log
     )
-    stage = fit_fusion_stage(fold_f, components, tools, n_items, None, log)
+    stage, _ = fit_fusion_stage(fold_f, components, tools, n_items, None)
     scored = retrieve_and_score(
         components,
         trial.cases,

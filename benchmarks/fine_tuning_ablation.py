@@ -31,12 +31,13 @@ from llm_rerank.models.cross_encoder.lists import TrainingLists
 from llm_rerank.models.cross_encoder.scorer import HistoryCrossEncoder
 from llm_rerank.models.cross_encoder.training import fine_tune
 from llm_rerank.models.cross_encoder.training_settings import TrainingSettings
-from llm_rerank.recommendation.components import default_specs
-from llm_rerank.recommendation.fitting import fit_and_score_holdout, fit_fusion_stage
+from llm_rerank.recommendation.held_out import fit_and_score_holdout
 from llm_rerank.recommendation.holdout import plan_holdout
 from llm_rerank.recommendation.inputs import FitData, FitTools
 from llm_rerank.recommendation.log import FitLog
+from llm_rerank.recommendation.parts import fit_fusion_stage
 from llm_rerank.recommendation.planning import make_encoder, sentiment_of
+from llm_rerank.recommendation.specs import default_specs
 from llm_rerank.recommendation.training_lists import as_lists, build_training_lists
 from llm_rerank.statistics import bootstrap_interval
 from llm_rerank.types import FloatArray
@@ -90,7 +91,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     data = FitData(trial.past, trial.items, None, None, sentiment_of(trial.past, encoder))
     holdout = plan_holdout(data.events, config.seed, log)
     components, items, fold_f, fold_g = fit_and_score_holdout(data, tools, holdout, log)
-    stage = fit_fusion_stage(fold_f, components, tools, n_items, None, log)
+    stage, _ = fit_fusion_stage(fold_f, components, tools, n_items, None)
     log.step("lists")
     lists = build_training_lists(data, tools, holdout, components, stage, log)
     halves = [as_lists(fold, stage.score(fold).astype(np.float32), n_items)[0] for fold in (fold_f, fold_g)]

@@ -223,6 +223,15 @@ class Benchmark:
         }
 
 
+STEPS = (
+    ("text_ease", "ease"),
+    ("fused_without_language_model", "fused_behaviour"),
+    ("fused_without_language_model", "fused_without_nets"),
+    ("fused_without_cross_encoder", "fused_without_language_model"),
+    ("fused_with_cross_encoder", "fused_without_cross_encoder"),
+)
+"""Pairs of systems that differ in one thing: text, word counts, nets, the encoder, the cross-encoder."""
+
 NOTES = (
     "All items ranked, items the user has seen removed, a target that is not retrieved scores 0.",
     "map@10 divides by min(10, number of targets); mrr and recall@100 read the first 100.",
@@ -235,10 +244,9 @@ NOTES = (
 
 
 def pairs_to_test(names: Sequence[str]) -> list[tuple[str, str]]:
-    """Return the comparisons that are claimed: fused against every other system, and text against no text."""
+    """Return the comparisons that are claimed: fused against every other system, and what each step adds."""
     pairs = [("fused", name) for name in names if name != "fused"] if "fused" in names else []
-    wanted = [("text_ease", "ease"), ("fused_without_language_model", "fused_behaviour")]
-    return pairs + [(a, b) for a, b in wanted if a in names and b in names]
+    return pairs + [(a, b) for a, b in STEPS if a in names and b in names]
 
 
 def print_report(report: Mapping[str, Any]) -> None:

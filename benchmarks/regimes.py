@@ -3,10 +3,12 @@
     python -m benchmarks.regimes --dataset amazon_scientific --data-dir DIR --out FILE.json
 
 Steps, each a whole reranker that tunes itself: behaviour alone; with word counts (TF-IDF, character n-grams); with a
-sentence encoder; with a fine-tuned cross-encoder as well. Regimes: a shop that has the events of 1, 3, 10, 30 or 100 %
-of its users (all users are then asked, histories given); with all users' events, histories cut to their newest one or
-two events, and targets by how often they were taken before; items without any event, ranked among themselves. What an
-earlier run left in the folder of ``--keep``, a value a case and no ids, is not measured again.
+sentence encoder; with a fine-tuned cross-encoder as well; the last two are kept whether they pay or not. "auto" is what
+the fits themselves would have kept, by their held-out users: the last step whose part pays. Regimes: a shop that has
+the events of 1, 3, 10, 30 or 100 % of its users (all users are then asked, histories given); with all users' events,
+histories cut to their newest two, one or no events, and targets by how often they were taken before; items without any
+event, ranked among themselves. What an earlier run left in the folder of ``--keep``, a value a case and no ids, is not
+measured again.
 """
 
 from __future__ import annotations
@@ -38,25 +40,32 @@ STEPS = {
 }
 """Each step and its system in ``systems.FUSED``; each is compared with the one before it."""
 
+PART_OF_STEP = {"encoder": "semantic", "cross_encoder": "cross_encoder"}
+"""The part whose verdict in a step's fit says whether the library would have kept it."""
+
 FRACTIONS = (0.01, 0.03, 0.1, 0.3, 1.0)
 SUPPORTS = {
     "targets nobody took": (0, 0),
     "targets taken 1-4 times": (1, 4),
     "targets taken 5 times or more": (5, None),
 }
-TRUNCATED = (1, 2)
+TRUNCATED = (0, 1, 2)
 LEAST_WINDOW_BUYERS = 5
 LEAST_CASES = 100
 NEW_ITEMS, AT_RANDOM = "new items", "at random"
-SAID = ("guard", "cross-encoder", "warning", "refit")
+SAID = ("guard", "sequence:", "semantic:", "cross_encoder:", "warning", "refit")
 
 
 @dataclass(frozen=True)
 class Measured:
-    """One regime: a value a case for each step. values: NDCG@10, or HR@10 among new items; shape (n_cases,)."""
+    """One regime: a value a case for each step. values: NDCG@10, or HR@10 among new items; shape (n_cases,).
+
+    auto: the step that the library would have taken.
+    """
 
     metric: str
     values: Mapping[str, np.ndarray]
+    auto: str
 
     def to_dict(self, seed: int) -> dict[str, Any]:
         """Give means, and each step's difference from the one below it."""
@@ -71,7 +80,23 @@ class Measured:
                 "relative": difference.mean / base if base > 0 else None,
             }
         means = {name: float(values.mean()) for name, values in self.values.items()}
-        return {"metric": self.metric, "n": n, "means": means, "steps": steps}
+        best = max(means, key=means.__getitem__)
+        losses = self.values[best] - self.values[self.auto]
+        auto = {
+            "choice": self.auto,
+            "best": best,
+            "loss": float(losses.mean()),
+            "standard_error": float(losses.std(ddof=1) / np.sqrt(n)),
+        }
+        return {"metric": self.metric, "n": n, "means": means, "steps": steps, "auto": auto}
+
+
+def chosen_step(names: Sequence[str], pays: Mapping[str, Mapping[str, bool]]) -> str:
+    """Return the last step whose part its own fit found to pay; what stands below parts is always there.
+
+    pays: by step, then by part.
+    """
+    return [name for name in names if pays[name].get(PART_OF_STEP.get(name, ""), name not in PART_OF_STEP)][-1]
 
 
 def young_shop(trial: Trial, fraction: float, seed: int) -> pd.DataFrame:
@@ -90,13 +115,21 @@ def newest_events(frame: pd.DataFrame, n: int) -> pd.DataFrame:
     return order.groupby("user_id", sort=False).tail(n)
 
 
-def ndcg_of(reranker: Reranker, trial: Trial, histories: pd.DataFrame, *, exclude: pd.DataFrame | None) -> np.ndarray:
+def ndcg_of(
+    reranker: Reranker, trial: Trial, histories: pd.DataFrame | None, *, exclude: pd.DataFrame | None
+) -> np.ndarray:
     """NDCG@10 of each case, seen items removed: float64, shape (n_cases,).
 
-    exclude: whole histories, where the ones given are cut: what was seen in them is taken out of longer lists.
+    histories: None: every user is a newcomer. exclude: whole histories, where the ones given are cut: what was seen in
+    them is taken out of longer lists.
     """
     k = 10 if exclude is None else 200
-    result = reranker.recommend(list(trial.user_ids), histories=histories, at=trial.at, k=k)
+    if histories is None:
+        stranger = {f"newcomer {row}": user for row, user in enumerate(trial.user_ids)}
+        result = reranker.recommend(list(stranger), at=trial.at, k=k)
+        result["user_id"] = result["user_id"].map(stranger)
+    else:
+        result = reranker.recommend(list(trial.user_ids), histories=histories, at=trial.at, k=k)
     if exclude is not None:
         seen = pd.MultiIndex.from_frame(exclude[["user_id", "item_id"]])
         result = result[~pd.MultiIndex.from_frame(result[["user_id", "item_id"]]).isin(seen)]
@@ -185,8 +218,10 @@ class Map:
             reranker = FUSED[STEPS[name]](trial, self.options.seed, self.options.cache)
             reranker.fit(events, trial.item_frame, users=trial.user_frame)
             seconds = time.perf_counter() - began
-            said = [line for line in reranker.report().values["lines"] if line.startswith(SAID)]
-            self.fits[key] = {"seconds_fit": seconds, "said": said}
+            report = reranker.report().values
+            said = [line for line in report["lines"] if line.startswith(SAID)]
+            pays = {part["part"]: part["pays"] for part in report["parts"]}
+            self.fits[key] = {"seconds_fit": seconds, "said": said, "pays": pays}
             self.values[key] = {regime: np.asarray(values) for regime, values in measure(reranker).items()}
             if kept is not None:
                 kept.parent.mkdir(parents=True, exist_ok=True)
@@ -209,7 +244,7 @@ class Map:
                 if whole:
                     found |= {regime: ndcg[rows] for regime, rows in supports.items() if rows.sum() >= LEAST_CASES}
                     for n in TRUNCATED:
-                        cut = newest_events(trial.interactions, n)
+                        cut = newest_events(trial.interactions, n) if n else None
                         found[f"newest {n} of each history"] = ndcg_of(reranker, trial, cut, exclude=trial.interactions)
                 return found
 
@@ -243,7 +278,9 @@ class Map:
         for label, values in by_label.items():
             ordered = {name: values[name] for name in STEPS if name in values}
             metric = "hr@10" if label == NEW_ITEMS else "ndcg@10"
-            regimes[label] = Measured(metric, ordered).to_dict(self.options.seed)
+            fit = label.split(",")[0]
+            auto = chosen_step(list(ordered), {name: self.fits[f"{fit}: {name}"]["pays"] for name in ordered})
+            regimes[label] = Measured(metric, ordered, auto).to_dict(self.options.seed)
             if label in chance:
                 regimes[label]["at_random"] = chance[label]
         return {
@@ -261,9 +298,10 @@ def print_map(report: Mapping[str, Any]) -> None:
     for label, regime in report["regimes"].items():
         means = [f"{regime['means'][name]:.4f}" if name in regime["means"] else "" for name in STEPS]
         gains = [f"{step['mean']:+.4f} [{step['low']:+.4f}, {step['high']:+.4f}]" for step in regime["steps"].values()]
-        rows.append([label, f"{regime['n']:,}", *means, *gains, *[""] * (len(STEPS) - 1 - len(gains))])
+        blanks = [""] * (len(STEPS) - 1 - len(gains))
+        rows.append([label, f"{regime['n']:,}", *means, *gains, *blanks, regime["auto"]["choice"]])
     pairs = [f"{name} over {below}" for below, name in zip(STEPS, list(STEPS)[1:], strict=False)]
-    print(table([report["dataset"], "n", *STEPS, *pairs], rows))
+    print(table([report["dataset"], "n", *STEPS, *pairs, "auto"], rows))
 
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:

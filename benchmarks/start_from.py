@@ -4,17 +4,19 @@
 
 The old shop's reranker is fitted on all its events before its cut and saved. The young shop has the events of a few
 users, drawn; it is fitted alone, and with ``start_from`` the old one. Both then answer for every user of the young
-shop's trial, histories given, on the whole catalogue without seen items. Only settings and the weights of the blend
-come from the old shop, none of its items or users.
+shop's trial, histories given, on the whole catalogue without seen items. Settings, the weights of the blend and the
+cross-encoder come from the old shop, none of its items or users. Behaviour only, so that the first two are told apart
+from the last; with ``--cross-encoder`` all of it: without one, with one of its own, with the lent one.
 """
 
 from __future__ import annotations
 
 import argparse
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -25,6 +27,22 @@ from llm_rerank.evaluation.protocols import Trial, hold_out, ranking_from_frame
 from llm_rerank.metrics import hit_matrix, ndcg_at_k
 from llm_rerank.recommendation.reranker import Reranker
 from llm_rerank.statistics import paired_difference
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A way to fit the young shop. started: from the old shop. cross_encoder: as in ``RerankerConfig``."""
+
+    started: bool
+    cross_encoder: Literal["always", "off"] = "off"
+
+
+BEHAVIOUR = {"alone": Variant(False), "started": Variant(True)}
+WITH_CROSS_ENCODER = {
+    **BEHAVIOUR,
+    "alone, own cross-encoder": Variant(False, "always"),
+    "started, lent cross-encoder": Variant(True, "always"),
+}
 
 
 def ndcg_of(reranker: Reranker, trial: Trial) -> np.ndarray:
@@ -43,46 +61,71 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--split", choices=("validation", "test"), default="validation")
     parser.add_argument("--users", type=int, nargs="+", default=[50, 200], help="users of the young shop")
     parser.add_argument("--draws", type=int, default=1, help="young shops of each size")
+    parser.add_argument("--cross-encoder", action="store_true", help="with encoder and cross-encoder; dear")
+    parser.add_argument("--old-model", type=Path, help="a saved reranker of the old shop, instead of fitting one")
+    parser.add_argument("--cache", help="folder that keeps the encoder's vectors")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path)
     options = parser.parse_args(arguments)
     information = run_information(options.seed)
-    # behaviour only: the question is about settings and blend, and encoding would take most of the time
-    config = RerankerConfig(encoder=None, seed=options.seed)
-    old, trial = (
-        # these two bring their own data
-        hold_out(load_dataset(name, None if name in ("sample", "completejourney") else options.data_dir), None, split)
-        for name, split in ((options.old, options.split), (options.dataset, options.split))
-    )
+    variants = WITH_CROSS_ENCODER if options.cross_encoder else BEHAVIOUR
+    trial = _trial(options.dataset, options)
     report: dict[str, Any] = {"old": options.old, "dataset": options.dataset, "split": options.split, "sizes": {}}
     rows = []
     with tempfile.TemporaryDirectory() as place:
-        Reranker(config, verbose=False).fit(old.interactions, old.item_frame, users=old.user_frame).save(f"{place}/old")
+        old_model = options.old_model or Path(place) / "old"
+        if options.old_model is None:
+            old = _trial(options.old, options)
+            old_shop = Reranker(_config(options, "always" if options.cross_encoder else "off"), verbose=False)
+            old_shop.fit(old.interactions, old.item_frame, users=old.user_frame).save(old_model)
         for size in options.users:
-            lent, alone = np.zeros(len(trial.user_ids)), np.zeros(len(trial.user_ids))
+            values = {name: np.zeros(len(trial.user_ids)) for name in variants}
             for draw in range(options.draws):
                 rng = np.random.default_rng([options.seed, size, draw])
-                chosen = rng.choice(trial.user_ids, size, replace=False)
+                chosen = rng.choice(trial.user_ids, min(size, len(trial.user_ids)), replace=False)
                 young = trial.interactions[trial.interactions["user_id"].isin(chosen)]
-                for start, total in ((f"{place}/old", lent), (None, alone)):
-                    reranker = Reranker(config, verbose=False)
+                for name, variant in variants.items():
+                    reranker = Reranker(_config(options, variant.cross_encoder), verbose=False)
+                    start = old_model if variant.started else None
                     reranker.fit(young, trial.item_frame, users=trial.user_frame, start_from=start)
-                    total += ndcg_of(reranker, trial) / options.draws
-            difference = paired_difference(lent, alone, seed=options.seed)
-            means = {"alone": float(alone.mean()), "started from the old shop": float(lent.mean())}
-            report["sizes"][str(size)] = {"n": len(lent), "ndcg@10": means, "difference": vars(difference)}
-            rows.append(
-                [
-                    f"{size}",
-                    *(f"{value:.4f}" for value in means.values()),
-                    f"{difference.mean:+.4f} [{difference.low:+.4f}, {difference.high:+.4f}]",
-                    f"{difference.p:.4f}",
-                ]
-            )
-    write_report(options.out, {**report, **information})
+                    values[name] += ndcg_of(reranker, trial) / options.draws
+                    print(f"{size} users, {name}: {values[name].mean():.4f}", flush=True)
+            rows += _against_alone(size, values, options.seed, report)
+            write_report(options.out, {**report, **information})
     print(trial.describe())
-    print(table(["users", "alone", "started", "NDCG@10 difference, 95 %", "p"], rows))
+    print(table(["users", "fitted", "NDCG@10", "over alone, 95 %", "p"], rows))
     return report
+
+
+def _against_alone(size: int, values: Mapping[str, np.ndarray], seed: int, report: dict[str, Any]) -> list[list[str]]:
+    """Add a size to the report; returns its rows of the table."""
+    alone = values["alone"]
+    entry: dict[str, Any] = {"n": len(alone), "ndcg@10": {}, "differences": {}}
+    rows = []
+    for name, of_case in values.items():
+        entry["ndcg@10"][name] = float(of_case.mean())
+        row = [f"{size}", name, f"{of_case.mean():.4f}", "", ""]
+        if name != "alone":
+            difference = paired_difference(of_case, alone, seed=seed)
+            entry["differences"][f"{name} over alone"] = vars(difference)
+            row[3:] = [
+                f"{difference.mean:+.4f} [{difference.low:+.4f}, {difference.high:+.4f}]", f"{difference.p:.4f}",
+            ]  # fmt: skip
+        rows.append(row)
+    report["sizes"][str(size)] = entry
+    return rows
+
+
+def _trial(name: str, options: argparse.Namespace) -> Trial:
+    # these two bring their own data
+    folder = None if name in ("sample", "completejourney") else options.data_dir
+    return hold_out(load_dataset(name, folder), None, options.split)
+
+
+def _config(options: argparse.Namespace, cross_encoder: Literal["always", "off"]) -> RerankerConfig:
+    if not options.cross_encoder:
+        return RerankerConfig(encoder=None, seed=options.seed)
+    return RerankerConfig(semantic="always", cross_encoder=cross_encoder, cache_folder=options.cache, seed=options.seed)
 
 
 if __name__ == "__main__":

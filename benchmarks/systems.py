@@ -26,8 +26,9 @@ from llm_rerank.models.collaborative.neighbours import UserKNN
 from llm_rerank.models.collaborative.popularity import Popularity, RecentPopularity
 from llm_rerank.models.collaborative.text_ease import TextAwareEASE
 from llm_rerank.models.collaborative.text_kernel import TextKernel
-from llm_rerank.recommendation.components import default_specs, standardize_rows
+from llm_rerank.recommendation.components import standardize_rows
 from llm_rerank.recommendation.reranker import Reranker
+from llm_rerank.recommendation.specs import default_specs
 from llm_rerank.types import Cases, CatalogueScorer, Encoder, FloatArray
 
 Settings = Mapping[str, Any]
@@ -98,6 +99,12 @@ def _semantic(tools: Tools, settings: Settings) -> CatalogueScorer:
     return SemanticScorer(tools.encoder(), **settings)
 
 
+def _sequence(tools: Tools, settings: Settings) -> CatalogueScorer:
+    from llm_rerank.models.collaborative.sequence import SequenceScorer
+
+    return SequenceScorer(**settings)
+
+
 def _neural(tools: Tools, settings: Settings) -> CatalogueScorer:
     from llm_rerank.models.collaborative.neural import NeuralScorer
 
@@ -155,6 +162,11 @@ SINGLES: dict[str, Single] = {
         read_when_scoring=("greatest_weight", "decay"),
         encodes=True,
     ),
+    "sequence": Single(
+        _sequence,
+        _grid(epochs=(3, 5, 8), dropout=(0.2, 0.4), text_dropout=(0.0, 0.2)),
+        drawn=True,
+    ),
     "neural": Single(
         _neural,
         _grid(embedding_size=(32, 128), negative_weight=(5.0, 20.0), decay=DECAYS),
@@ -193,11 +205,17 @@ def _fused(trial: Trial, seed: int, cache: str | None) -> Reranker:
 
 
 def _fused_without_cross_encoder(trial: Trial, seed: int, cache: str | None) -> Reranker:
-    return Reranker(RerankerConfig(cache_folder=cache, cross_encoder="off", seed=seed), verbose=False)
+    config = RerankerConfig(cache_folder=cache, semantic="always", cross_encoder="off", seed=seed)
+    return Reranker(config, verbose=False)
 
 
 def _fused_with_cross_encoder(trial: Trial, seed: int, cache: str | None) -> Reranker:
-    return Reranker(RerankerConfig(cache_folder=cache, cross_encoder="always", seed=seed), verbose=False)
+    config = RerankerConfig(cache_folder=cache, semantic="always", cross_encoder="always", seed=seed)
+    return Reranker(config, verbose=False)
+
+
+def _fused_without_nets(trial: Trial, seed: int, cache: str | None) -> Reranker:
+    return Reranker(RerankerConfig(encoder=None, sequence="off", seed=seed), verbose=False)
 
 
 def _fused_without_language_model(trial: Trial, seed: int, cache: str | None) -> Reranker:
@@ -216,12 +234,13 @@ def _fused_behaviour(trial: Trial, seed: int, cache: str | None) -> Reranker:
 def _fused_without_item_support(trial: Trial, seed: int, cache: str | None) -> Reranker:
     features = [name for name in PAIR_FEATURES if name != "item_support"]
     # beside fused_without_cross_encoder: one thing less, not two
-    config = RerankerConfig(cache_folder=cache, cross_encoder="off", seed=seed)
+    config = RerankerConfig(cache_folder=cache, semantic="always", cross_encoder="off", seed=seed)
     return Reranker(config, features=features, verbose=False)
 
 
 FUSED: dict[str, Fused] = {
     "fused_behaviour": _fused_behaviour,
+    "fused_without_nets": _fused_without_nets,
     "fused_without_language_model": _fused_without_language_model,
     "fused_without_item_support": _fused_without_item_support,
     "fused_without_cross_encoder": _fused_without_cross_encoder,

@@ -11,7 +11,9 @@ from llm_rerank.types import DataError
 THRESHOLD_RULES = ("probability", "f_beta", "recall", "precision", "expected_value", "risk")
 RISKS = ("missed_target", "false_positives", "false_discovery")
 MOST_RETENTION_DAYS = 100_000  # longer than there are dates
-CROSS_ENCODER_CHOICES = ("auto", "always", "off")
+PART_CHOICES = ("auto", "always", "off")
+
+Part = Literal["auto", "always", "off"]
 
 
 @dataclass(frozen=True)
@@ -131,7 +133,9 @@ class RerankerConfig:
     fits; None: nothing is kept on disk.
     history_length: newest events of a user that the cross-encoder reads.
     candidates_per_source: items that each retriever adds to a user's candidates.
-    cross_encoder: "auto": fine-tuned, and kept where it pays on held-out users; "always": kept in any case; "off".
+    sequence, semantic, cross_encoder: small nets over text and id; what the encoder's vectors say; a cross-encoder
+    fine-tuned on the shop's data. Each "auto": fitted, and kept where it pays on held-out users; "always": kept in any
+    case; "off". (Keep ``semantic`` where search phrases will come later: nothing else reads them.)
     cross_encoder_depth: candidates of a user that the cross-encoder reads, best first; the others keep their order
     below. None: all.
     fine_tune_steps: most steps of the fine-tuning; it stops by itself where they no longer help.
@@ -152,7 +156,9 @@ class RerankerConfig:
     cache_folder: str | None = None
     history_length: int = 20
     candidates_per_source: int = 100
-    cross_encoder: Literal["auto", "always", "off"] = "auto"
+    sequence: Part = "auto"
+    semantic: Part = "auto"
+    cross_encoder: Part = "auto"
     cross_encoder_depth: int | None = None
     fine_tune_steps: int = 300
     target_events: tuple[str, ...] | None = None
@@ -176,10 +182,9 @@ class RerankerConfig:
                 raise DataError(f"{name} is {value!r}; it must be a whole number of at least {least}")
         if self.cache_folder is not None and not (isinstance(self.cache_folder, str) and self.cache_folder.strip()):
             raise DataError(f"cache_folder is {self.cache_folder!r}; it must be a folder's name as text, or None")
-        if self.cross_encoder not in CROSS_ENCODER_CHOICES:
-            raise DataError(
-                f"cross_encoder is {self.cross_encoder!r}; it must be one of {', '.join(CROSS_ENCODER_CHOICES)}"
-            )
+        for name in ("sequence", "semantic", "cross_encoder"):
+            if getattr(self, name) not in PART_CHOICES:
+                raise DataError(f"{name} is {getattr(self, name)!r}; it must be one of {', '.join(PART_CHOICES)}")
         if self.max_items is not None and self.max_items < max(1, self.min_items):
             raise DataError(
                 f"max_items is {self.max_items}; it must be at least 1 and at least min_items ({self.min_items})"

@@ -75,6 +75,12 @@ Diversity = Annotated[
 CandidatesPerSource = Annotated[
     int, typer.Option("--candidates-per-source", help="Items that each retriever brings for a user.")
 ]
+SequenceChoice = Annotated[
+    str, typer.Option("--sequence", help="Small nets over text and id. auto: kept where they pay; always; off.")
+]
+SemanticChoice = Annotated[
+    str, typer.Option("--semantic", help="What the encoder's vectors say. auto: kept where it pays; always; off.")
+]
 CrossEncoderChoice = Annotated[
     str,
     typer.Option(

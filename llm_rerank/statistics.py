@@ -39,6 +39,13 @@ class Difference:
     p: float
     n: int = 0
 
+    def relative_to(self, base: float) -> str:
+        """Write it as a share of what it is added to, "+0.2 % [-0.4, +0.9]"; as it is where that is 0."""
+        if base <= 0:
+            return f"{self.mean:+.4f} [{self.low:+.4f}, {self.high:+.4f}]"
+        mean, low, high = (100 * value / base for value in (self.mean, self.low, self.high))
+        return f"{mean:+.1f} % [{low:+.1f}, {high:+.1f}]"
+
 
 def bootstrap_interval(
     values: Values, *, confidence: float = 0.95, n_resamples: int = 2_000, seed: int = 0

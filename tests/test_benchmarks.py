@@ -139,6 +139,8 @@ def test_claimed_comparisons_are_of_fused_with_every_other_system() -> None:
     names = ["ease", "text_ease", "fused"]
     assert pairs_to_test(names) == [("fused", "ease"), ("fused", "text_ease"), ("text_ease", "ease")]
     assert pairs_to_test(["ease"]) == []
+    steps = ["fused_behaviour", "fused_without_language_model", "fused_without_cross_encoder"]
+    assert pairs_to_test(steps) == [(steps[1], steps[0]), (steps[2], steps[1])]
 
 
 def test_the_line_without_item_support_is_there_where_support_leaks() -> None:

@@ -54,7 +54,7 @@ def test_cases_by_the_support_of_all_their_targets():
 
 def test_a_regime_says_means_and_each_step_over_the_one_below():
     values = {"behaviour": np.full(50, 0.2), "words": np.full(50, 0.3), "encoder": np.full(50, 0.27)}
-    said = regimes.Measured("ndcg@10", values).to_dict(seed=0)
+    said = regimes.Measured("ndcg@10", values, "words").to_dict(seed=0)
     assert said["n"] == 50 and said["means"] == pytest.approx({"behaviour": 0.2, "words": 0.3, "encoder": 0.27})
     assert said["steps"]["words over behaviour"]["relative"] == pytest.approx(0.5)
     assert said["steps"]["encoder over words"]["mean"] == pytest.approx(-0.03)
@@ -73,3 +73,28 @@ def test_scorers_told_of_changes_equal_fits_after_them_on_the_bundled_shop():
     assert set(report["taken_out"]) == set(changes.SCORERS) and set(report["played_in"]) == set(changes.COUNTING)
     for name, part in [*report["taken_out"].items(), *report["played_in"].items()]:
         assert part["difference"] <= 1e-6 * max(1.0, part["greatest_score"]), name
+
+
+def test_the_librarys_own_choice_is_the_last_step_that_its_fit_found_to_pay():
+    pays = {
+        "behaviour": {"sequence": False},
+        "words": {"sequence": True},
+        "encoder": {"sequence": True, "semantic": True},
+        "cross_encoder": {"sequence": True, "semantic": True, "cross_encoder": False},
+    }
+    assert regimes.chosen_step(list(pays), pays) == "encoder"
+    pays["encoder"]["semantic"] = False
+    assert regimes.chosen_step(list(pays), pays) == "words"
+    pays["cross_encoder"]["cross_encoder"] = True
+    assert regimes.chosen_step(list(pays), pays) == "cross_encoder"
+    # a part that was not tried at all (no text, nothing to train on) does not pay
+    assert regimes.chosen_step(["words", "encoder"], {"words": {}, "encoder": {}}) == "words"
+
+
+def test_a_choice_is_judged_by_its_loss_against_the_best_in_hindsight():
+    values = {"words": np.array([0.1, 0.2, 0.3, 0.4]), "encoder": np.array([0.2, 0.3, 0.3, 0.4])}
+    auto = regimes.Measured("ndcg@10", values, "words").to_dict(seed=0)["auto"]
+    assert (auto["choice"], auto["best"]) == ("words", "encoder")
+    assert auto["loss"] == pytest.approx(0.05)
+    assert auto["standard_error"] == pytest.approx(np.std([0.1, 0.1, 0, 0], ddof=1) / 2)
+    assert regimes.Measured("ndcg@10", values, "encoder").to_dict(seed=0)["auto"]["loss"] == 0

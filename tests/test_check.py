@@ -16,8 +16,8 @@ from llm_rerank.data.schema import validate_interactions, validate_items
 from llm_rerank.models.semantic.cache import CachedEncoder
 from llm_rerank.recommendation import checking, estimate
 from llm_rerank.recommendation.checking import MULTILINGUAL_ENCODER, _sample_of_texts, check_shop
-from llm_rerank.recommendation.components import ComponentSpec
 from llm_rerank.recommendation.estimate import estimate_fit_seconds, measure_encoder, seconds_in_words
+from llm_rerank.recommendation.specs import ComponentSpec
 from llm_rerank.types import DataError
 from tests.shops import make_shop
 
@@ -190,7 +190,9 @@ def test_thin_data_are_counted_by_hand():
 
 def test_a_refit_is_in_the_estimate_of_time(shop):
     seconds = [
-        check_shop(*shop, columns={"customer": "user_id"}, config=RerankerConfig(encoder=None, refit=refit)).fit_seconds
+        check_shop(
+            *shop, columns={"customer": "user_id"}, config=RerankerConfig(encoder=None, sequence="off", refit=refit)
+        ).fit_seconds
         for refit in (False, True)
     ]
     assert seconds[1] > seconds[0]

@@ -276,8 +276,9 @@ def test_killed_save_leaves_the_old_content_or_the_new(tmp_path):
     written["save_round"](target, 0)
     save_s = time.perf_counter() - started
     draw = random.Random(0)
-    round_ = leftovers = 0
-    for _ in range(12):
+    n_kills = round_ = leftovers = 0
+    while n_kills < 12 or (n_kills < 60 and not (leftovers > 0 and round_ > 3)):  # a busy machine saves slowly
+        n_kills += 1
         saver = start_saving(target, round_ + 1)
         time.sleep(draw.uniform(0, 2.5 * save_s))
         saver.kill()

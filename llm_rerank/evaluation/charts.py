@@ -97,10 +97,12 @@ def xy_chart(
     diagonal: str = "",
     cut: tuple[float, str] | None = None,
     height: float = PLOT_HEIGHT,
+    width: float = WIDTH,
 ) -> str:
     """Draw series over two axes, each with its dash, mark and name beside its end.
 
     diagonal: words at the line y = x, none without them. cut: a value of x marked across the figure, and its words.
+    height, width: units of the plot itself and of the whole figure.
     On a logarithmic y a value of 0 is drawn as a hollow mark at the lower edge.
 
     Raises DataError where no point is finite.
@@ -112,16 +114,16 @@ def xy_chart(
     top = TOP + (LINE if cut else 10.0 if any(one.name for one in shown) else 0.0)
     up = y.scale([v for s in shown for v in (*s.y, *s.low, *s.high)], top + height, top)
     left = max(text_width(label) for label in tick_words(up.ticks(), percent=y.percent)) + 8
-    over = x.scale([*(v for s in shown for v in s.x), *([cut[0]] if cut else [])], left, WIDTH - RIGHT)
+    over = x.scale([*(v for s in shown for v in s.x), *([cut[0]] if cut else [])], left, width - RIGHT)
     parts = _frame(over, up, x, y)
     if diagonal:
         parts += _diagonal(over, up, diagonal)
     if cut is not None:
-        parts += _cut_line(over(cut[0]), cut[1], up)
+        parts += _cut_line(over(cut[0]), cut[1], up, width)
     for number, one in enumerate(shown):
         parts += _series(one, over, up, COLOURS[number % 4], DASHES[number % 4], MARKERS[number % 4])
     parts += _series_names(shown, over, up, up.end if cut else TOP)
-    return figure(title, description, parts, up.start + BOTTOM)
+    return figure(title, description, parts, up.start + BOTTOM, width)
 
 
 def dot_plot(
@@ -195,7 +197,8 @@ def _frame(over: Scale, up: Scale, x: Axis, y: Axis) -> list[str]:
     ticks = up.ticks()
     parts = []
     for value, label in zip(ticks, tick_words(ticks, percent=y.percent), strict=True):
-        parts.append(line((over.start, up(value)), (WIDTH - RIGHT, up(value)), colour=GRID))
+        colour = SOFT if value == 0 and y.zero else GRID
+        parts.append(line((over.start, up(value)), (over.end, up(value)), colour=colour))
         parts.append(words(over.start - 6, up(value), label, anchor="end", soft=True))
     parts += _x_axis(over, x, up.end, up.start)
     parts.append(line((over.start, up.end), (over.start, up.start), colour=SOFT))
@@ -212,7 +215,7 @@ def _x_axis(over: Scale, axis: Axis, top: float, bottom: float) -> list[str]:
     for value, label in zip(ticks, labels, strict=True):
         parts.append(line((over(value), top), (over(value), bottom), colour=GRID))
         parts.append(words(over(value), bottom + 12, label, anchor="middle", soft=True))
-    parts.append(_inside((over.start + over.end) / 2, bottom + 31, axis.name, 0, WIDTH, soft=True))
+    parts.append(_inside((over.start + over.end) / 2, bottom + 31, axis.name, 0, max(WIDTH, over.end), soft=True))
     return parts
 
 
@@ -225,8 +228,8 @@ def _diagonal(over: Scale, up: Scale, label: str) -> list[str]:
     return [drawn, _halo(words(at[0] - 8, at[1] + 6, label, anchor="end", soft=True))]
 
 
-def _cut_line(at: float, label: str, up: Scale) -> list[str]:
-    return [line((at, up.end), (at, up.start), width=1.5, dash="4 3"), _inside(at, up.end - 8, label, 2, WIDTH - 2)]
+def _cut_line(at: float, label: str, up: Scale, width: float) -> list[str]:
+    return [line((at, up.end), (at, up.start), width=1.5, dash="4 3"), _inside(at, up.end - 8, label, 2, width - 2)]
 
 
 def _series(one: Series, over: Scale, up: Scale, colour: str, dash: str, shape: str) -> list[str]:

@@ -19,10 +19,10 @@ from llm_rerank.config import RerankerConfig
 from llm_rerank.data.features import PAIR_FEATURES
 from llm_rerank.data.item_statistics import DAY_S
 from llm_rerank.data.times import TimeUnit
-from llm_rerank.recommendation.components import ComponentSpec
 from llm_rerank.recommendation.learning import Learner, refit_shop
 from llm_rerank.recommendation.log import FitLog
 from llm_rerank.recommendation.privacy import ForgetReport, expired, exported, forgotten
+from llm_rerank.recommendation.specs import ComponentSpec
 from llm_rerank.recommendation.state import Saved
 from llm_rerank.recommendation.updating import UpdateReport, updated
 from llm_rerank.types import DataError, NotFittedError

@@ -18,11 +18,11 @@ from llm_rerank.data.layouts import as_interactions, as_items
 from llm_rerank.data.rendering import Renderer
 from llm_rerank.data.times import TimeUnit
 from llm_rerank.models.semantic.encoder import SentenceEncoder
-from llm_rerank.recommendation.components import default_specs
 from llm_rerank.recommendation.estimate import estimate_fit_seconds, measure_encoder, seconds_in_words
 from llm_rerank.recommendation.holdout import plan_holdout
 from llm_rerank.recommendation.log import FitLog
 from llm_rerank.recommendation.planning import MOST_REVIEWS_READ, read_shop
+from llm_rerank.recommendation.specs import specs_for
 from llm_rerank.types import UNKNOWN, DataReport, Interactions, Items
 
 MOST_TEXTS_READ = 2_000
@@ -142,7 +142,7 @@ def check_shop(
         fit_seconds=estimate_fit_seconds(
             events,
             valid_items,
-            default_specs(len(valid_items), encoder=encoder),
+            specs_for(config, len(valid_items), encoder),
             seconds_per_text=seconds_per_text,
             n_reviews_read=min(int(events.reviews.astype(bool).sum()), MOST_REVIEWS_READ),
             refit=config.refit,

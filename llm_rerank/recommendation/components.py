@@ -1,55 +1,28 @@
 """Component scores: what each scorer says of each candidate, on one scale, and the candidates that it brings.
 
 A component's score is standardised a case against a fixed sample of reference items, never against list mates, so a
-pair's score is the same in a list of 1 and in a list of 500. Which components there are is said in ``default_specs``.
+pair's score is the same in a list of 1 and in a list of 500. Which components there are is said in ``specs.py``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import partial
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeGuard
 
 import numpy as np
 
 from llm_rerank.recommendation.candidates import union
 from llm_rerank.recommendation.failures import Failures, attempt
-from llm_rerank.types import Cases, CatalogueScorer, DataError, Encoder, FloatArray, IntArray, Ragged, Scorer
+from llm_rerank.types import Cases, CatalogueScorer, DataError, FloatArray, IntArray, Ragged, Scorer
 
 if TYPE_CHECKING:
     from llm_rerank.types import BoolArray
 
 Group = Literal["collaborative", "semantic", "cross_encoder", "upstream"]
 
-MOST_ITEMS_FOR_EASE = 20_000
-"""Above this EASE's dense inverse (n² × 4 bytes, n³ time) gives way to sparse co-occurrence."""
-
 MOST_REFERENCE_ITEMS = 5_000
 BLOCK_CELLS = 2**25  # 128 MiB of float32 scores a component
-
-
-@dataclass(frozen=True)
-class ComponentSpec:
-    """How one component is made and tuned.
-
-    make: builds an unfitted scorer from settings. grid: settings tried in a fit, the first is the default. decays:
-    values of the scorer's ``decay`` tried with each, which needs no other fit; empty: its own default only.
-    retrieves: its best items join the candidates. blends: its score enters the fusion.
-    """
-
-    name: str
-    group: Group
-    make: Callable[..., Scorer]
-    grid: Sequence[Mapping[str, Any]] = field(default_factory=lambda: [{}])
-    decays: Sequence[float] = ()
-    retrieves: bool = True
-    blends: bool = True
-
-    @property
-    def n_settings(self) -> int:
-        """Number of settings that tuning tries."""
-        return len(self.grid) * max(len(self.decays), 1)
 
 
 @dataclass(frozen=True)
@@ -217,49 +190,3 @@ def _gather(
             raw[:, column] = attempt(component.name, component.scorer.score, block, case_rows, failures)
             scores[:, column] = raw[:, column]
     return raw, scores
-
-
-def default_specs(n_items: int, *, encoder: Encoder | None, text: bool = True) -> list[ComponentSpec]:
-    """Components of a fit, by the size of the catalogue.
-
-    encoder: None: no language model. text: False: behaviour only, nothing reads what the items say.
-    """
-    from llm_rerank.models.collaborative.als import ALS
-    from llm_rerank.models.collaborative.ease import EASE
-    from llm_rerank.models.collaborative.item_item import ItemKNN
-    from llm_rerank.models.collaborative.popularity import RecentPopularity
-    from llm_rerank.models.collaborative.text_ease import TextAwareEASE
-    from llm_rerank.models.collaborative.text_kernel import TextKernel
-    from llm_rerank.models.semantic.similarity import SemanticScorer
-
-    decays = (0.05, 0.2)  # a visit: for histories of a hundred visits, and of a few
-    specs: list[ComponentSpec] = []
-    if n_items <= MOST_ITEMS_FOR_EASE:
-        if text:
-            kernel = TextKernel(encoder=encoder)
-            make = partial(TextAwareEASE, kernel=kernel)
-            # the last row suits dense baskets, where neither order nor rarity tells: completejourney .050 → .054
-            settings = settings_grid(
-                ("regularization", "text_weight", "pair_decay", "support_exponent"),
-                [(80, 7, 0.1, 0.1), (250, 30, 0.1, 0.1), (800, 30, 0.1, 0.1), (800, 7, 0, 0)],
-            )
-            specs.append(ComponentSpec("text_ease", "collaborative", make, settings, decays))
-        else:
-            settings = settings_grid(("regularization",), [(200,), (50,), (800,), (3200,)])
-            specs.append(ComponentSpec("ease", "collaborative", EASE, settings, decays))
-    settings = settings_grid(("confidence", "regularization"), [(200, 300), (40, 30), (10, 30)])
-    specs.append(ComponentSpec("als", "collaborative", ALS, settings, decays))
-    settings = settings_grid(("candidate_exponent",), [(0.1,), (0.4,), (0.7,)])
-    specs.append(ComponentSpec("item_knn", "collaborative", ItemKNN, settings, decays))
-    if text and encoder is not None:
-        make_semantic = partial(SemanticScorer, encoder=encoder)
-        # whitening tells near texts apart in a large catalogue, and hurts where there are only a few themes
-        specs.append(ComponentSpec("semantic", "semantic", make_semantic, [{}, {"whiten": False}], decays))
-    # popularity enters the fusion through the sales features; here it only brings candidates
-    specs.append(ComponentSpec("recent_popularity", "collaborative", RecentPopularity, blends=False))
-    return specs
-
-
-def settings_grid(names: Sequence[str], rows: Sequence[Sequence[float]]) -> list[dict[str, float]]:
-    """Name each row's values: one mapping of settings a row."""
-    return [dict(zip(names, map(float, row), strict=True)) for row in rows]

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from copy import copy
 from dataclasses import dataclass, replace
 from pathlib import Path
+from time import perf_counter
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from llm_rerank.recommendation.components import Component, ComponentSpec
+from llm_rerank.recommendation.components import Component
 from llm_rerank.recommendation.holdout import Holdout
 from llm_rerank.recommendation.inputs import FitData, FitTools, Fold
 from llm_rerank.recommendation.log import FitLog
-from llm_rerank.recommendation.residual import CROSS_ENCODER
-from llm_rerank.recommendation.stage import Stage
+from llm_rerank.recommendation.parts import PartVerdict, Standing, fit_fusion_stage
+from llm_rerank.recommendation.residual import CROSS_ENCODER, STEPS, ResidualVerdict
+from llm_rerank.recommendation.specs import ComponentSpec
+from llm_rerank.recommendation.stage import Start
 from llm_rerank.recommendation.training_lists import Lists, build_training_lists
-from llm_rerank.types import Items
+from llm_rerank.types import Items, StorageError
 
 if TYPE_CHECKING:
     from llm_rerank.models.cross_encoder.scorer import HistoryCrossEncoder
@@ -27,13 +29,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class CrossReading:
-    """A fine-tuned cross-encoder as a component, the folds with its scores as their last column, and its tuning."""
+    """A fine-tuned cross-encoder as a component, the folds with its scores as their last column, and its tuning.
+
+    tuning: None where another shop's is used as it is. seconds: what all of it took.
+    """
 
     component: Component
     spec: ComponentSpec
     fold_f: Fold
     fold_g: Fold
-    tuning: FineTuning
+    tuning: FineTuning | None
+    seconds: float
 
 
 def read_with_cross_encoder(
@@ -41,15 +47,14 @@ def read_with_cross_encoder(
     tools: FitTools,
     holdout: Holdout,
     items: Items,
-    components: Sequence[Component],
-    stage: Stage,
-    fold_f: Fold,
-    fold_g: Fold,
+    standing: Standing,
     log: FitLog,
+    start: Start | None = None,
 ) -> CrossReading | None:
     """Fine-tune on lists from the past and score both folds; None where there is nothing to train on.
 
-    items: as rendered for the hold-out. stage: fitted on fold F without the cross-encoder.
+    items: as rendered for the hold-out. standing: without the cross-encoder. start: of another shop, whose
+    cross-encoder is fine-tuned further, or used as it is where there are too few lists.
     """
     from llm_rerank.models.cross_encoder.training import LEAST_LISTS
     from llm_rerank.models.cross_encoder.training_settings import TrainingSettings
@@ -57,32 +62,67 @@ def read_with_cross_encoder(
     config = tools.config
     if config.cross_encoder == "off" or tools.encoder is None or not any(str(text).strip() for text in items.texts):
         return None
+    began = perf_counter()
     log.step("cross-encoder lists")
-    lists = build_training_lists(data, tools, holdout, components, stage, log)
-    if len(lists.training) < LEAST_LISTS or not len(lists.validation):
-        log.say(
-            f"cross-encoder: {len(lists.training)} training lists are too few (at least {LEAST_LISTS}): it is left out"
-        )
-        return None
-    log.step("cross-encoder fine-tuning")
-    settings = TrainingSettings(steps=config.fine_tune_steps, seed=config.seed)
-    checkpoint = None if config.cache_folder is None else Path(config.cache_folder) / "fine-tuning"
-    model, tuning = tune_on_lists(lists, tools, settings, checkpoint, log)
+    lists = build_training_lists(data, tools, holdout, standing.components, standing.stage, log)
+    lent = None if start is None else lent_cross_encoder(start, tools, log)
+    tuning = None
+    if len(lists.training) >= LEAST_LISTS and len(lists.validation):
+        log.step("cross-encoder fine-tuning")
+        settings = TrainingSettings(steps=config.fine_tune_steps, seed=config.seed)
+        checkpoint = None if config.cache_folder is None else Path(config.cache_folder) / "fine-tuning"
+        model, tuning = tune_on_lists(lists, tools, settings, checkpoint, log, lent)
+    else:
+        said = f"cross-encoder: {len(lists.training)} training lists are too few (at least {LEAST_LISTS})"
+        if lent is None:
+            log.say(f"{said}: it is left out")
+            return None
+        log.say(f"{said}: the other shop's is used as it is")
+        model = lent
     log.step("cross-encoder scores")
     model.fit(holdout.past, items, seed=config.seed)
     component = Component(model, "cross_encoder", retrieves=False, blends=True, settings={})
     # a refit reads new texts with the same weights, and must not touch the table of the model that was judged
     spec = ComponentSpec(CROSS_ENCODER, "cross_encoder", lambda: copy(model), retrieves=False)
-    return CrossReading(component, spec, with_scores(fold_f, model), with_scores(fold_g, model), tuning)
+    fold_f, fold_g = with_scores(standing.fold_f, model), with_scores(standing.fold_g, model)
+    return CrossReading(component, spec, fold_f, fold_g, tuning, perf_counter() - began)
+
+
+def judged_reading(
+    standing: Standing, reading: CrossReading, tools: FitTools, n_items: int, start: Start | None, log: FitLog
+) -> Standing:
+    """Let the cross-encoder join what stands where that pays, and say so."""
+    components = [*standing.components, reading.component]
+    log.step("fusion")
+    stage, ndcg = fit_fusion_stage(reading.fold_f, components, tools, n_items, start)
+    verdict = _as_part(stage.residual_verdict, reading.seconds)
+    log.say(verdict.sentence())
+    verdicts = [*standing.verdicts, verdict]
+    if not verdict.kept:
+        return replace(standing, verdicts=verdicts)
+    return Standing([*standing.specs, reading.spec], components, reading.fold_f, reading.fold_g, stage, ndcg, verdicts)
+
+
+def _as_part(verdict: ResidualVerdict | None, seconds: float) -> PartVerdict:
+    assert verdict is not None
+    ndcg = (verdict.ndcg[STEPS[0]], max(verdict.ndcg[step] for step in STEPS[1:]))
+    pays = verdict.difference.mean > 0
+    reason = "" if not verdict.kept else f"with {verdict.step}" if pays else "cross_encoder='always'"
+    return PartVerdict(CROSS_ENCODER, ndcg, verdict.difference, verdict.n_cases, seconds, pays, verdict.kept, reason)
 
 
 def tune_on_lists(
-    lists: Lists, tools: FitTools, settings: TrainingSettings, checkpoint: Path | None, log: FitLog
+    lists: Lists,
+    tools: FitTools,
+    settings: TrainingSettings,
+    checkpoint: Path | None,
+    log: FitLog,
+    lent: HistoryCrossEncoder | None = None,
 ) -> tuple[HistoryCrossEncoder, FineTuning]:
-    """Fine-tune a new cross-encoder from the fit's encoder and say what came out."""
+    """Fine-tune a cross-encoder, a new one from the fit's encoder or the one that was lent, and say what came out."""
     from llm_rerank.models.cross_encoder.training import fine_tune
 
-    model = new_cross_encoder(tools)
+    model = lent or new_cross_encoder(tools)
     log.say(f"cross-encoder: {model.reader.cost_in_words(list(lists.items.texts))}")
     tuning = fine_tune(
         model, lists.training, lists.validation, lists.items, settings, checkpoint=checkpoint, say=log.detail
@@ -103,6 +143,21 @@ def new_cross_encoder(tools: FitTools) -> HistoryCrossEncoder:
         device=config.device,
         seed=config.seed,
     )
+
+
+def lent_cross_encoder(start: Start, tools: FitTools, log: FitLog) -> HistoryCrossEncoder | None:
+    """Load another shop's cross-encoder; None where it has none, or one of another encoder."""
+    from llm_rerank.models.cross_encoder.scorer import HistoryCrossEncoder
+
+    if start.cross_encoder is None:
+        return None
+    try:
+        model = HistoryCrossEncoder.load(start.cross_encoder, encoder=tools.encoder, device=tools.config.device)
+    except StorageError as error:
+        log.say(f"cross-encoder: the other shop's cannot be used: {error}")
+        return None
+    model.cache_folder = None if tools.config.cache_folder is None else Path(tools.config.cache_folder)
+    return model
 
 
 def with_scores(fold: Fold, model: HistoryCrossEncoder) -> Fold:

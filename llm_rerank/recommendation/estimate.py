@@ -12,8 +12,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from llm_rerank.recommendation.components import ComponentSpec
 from llm_rerank.recommendation.holdout import HOLDOUT_SHARE, MOST_HOLDOUT_USERS
+from llm_rerank.recommendation.specs import PARTS, ComponentSpec, in_use
 from llm_rerank.types import Encoder, Interactions, Items
 
 TEXTS_MEASURED = 48
@@ -29,6 +29,8 @@ SECONDS_PER_EVENT = 2e-5  # sorting, histories, features, factorisation
 SECONDS_PER_SQUARED_ITEM = 5e-8  # text kernel and Gram matrix
 SECONDS_PER_CUBED_ITEM = 1.4e-11  # one inverse of items × items
 SECONDS_PER_SCORE = 4e-8  # one score of one item for one held-out user, ranking included
+SECONDS_PER_CELL_OF_NETS = 2e-7  # an event against an item: three nets, five epochs, forward and backward
+MOST_CELLS = 2e8  # of an epoch; nets draw rows above that
 SECONDS_PER_HELD_OUT_USER = 2e-3  # some 200 candidates in the blend
 
 
@@ -49,12 +51,16 @@ def estimate_fit_seconds(
     fine_tune_steps: most steps of the cross-encoder; 0: none is trained.
     """
     n_items = float(len(items))
+    n_nets = sum(spec.part == "sequence" for spec in specs)
+    n_specs, specs = len(specs), in_use(specs, PARTS)
+    n_taken_over = n_specs - len(specs)  # fitted once more, with settings that are chosen already
     n_held_out = min(HOLDOUT_SHARE * len(np.unique(events.users)), MOST_HOLDOUT_USERS)
     passes = 2 if refit else 1  # every component is fitted again, on texts with later reviews
-    n_inverses = sum(len(spec.grid) for spec in specs if "ease" in spec.name) + passes - 1
+    n_inverses = sum(len(spec.grid) for spec in specs if "ease" in spec.name) + n_taken_over + passes - 1
     n_rankings = sum(spec.n_settings for spec in specs) / 2 + passes * len(specs)  # half of the users choose settings
     return (
         START_S
+        + SECONDS_PER_CELL_OF_NETS * n_nets * passes * min(len(events) * n_items, MOST_CELLS)
         + SECONDS_PER_EVENT * passes * len(events)
         + n_inverses * (SECONDS_PER_SQUARED_ITEM * n_items**2 + SECONDS_PER_CUBED_ITEM * n_items**3)
         + SECONDS_PER_SCORE * n_rankings * n_held_out * n_items

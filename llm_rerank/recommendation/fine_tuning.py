@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,13 +12,14 @@ from llm_rerank.data.features import PAIR_FEATURES
 from llm_rerank.data.rendering import Renderer
 from llm_rerank.data.times import TimeUnit
 from llm_rerank.folders import save_folder
-from llm_rerank.recommendation.components import default_specs
 from llm_rerank.recommendation.cross_reading import tune_on_lists
-from llm_rerank.recommendation.fitting import fit_and_score_holdout, fit_fusion_stage
+from llm_rerank.recommendation.held_out import HeldOutCases
 from llm_rerank.recommendation.holdout import plan_holdout
 from llm_rerank.recommendation.inputs import FitData, FitTools
 from llm_rerank.recommendation.log import FitLog
+from llm_rerank.recommendation.parts import stand_on_parts
 from llm_rerank.recommendation.planning import make_encoder, read_shop, sentiment_of
+from llm_rerank.recommendation.specs import specs_for
 from llm_rerank.recommendation.training_lists import build_training_lists
 from llm_rerank.storage import write_json
 from llm_rerank.types import DataError, DataReport
@@ -61,13 +62,13 @@ def fine_tune_on_shop(
     events, valid_items, users, _ = read_shop(config, interactions, items, None, None, columns, time_unit, report)
     log.say_report(report)
     out.mkdir(parents=True, exist_ok=True)
-    specs = default_specs(len(valid_items), encoder=encoder)
+    specs = specs_for(config, len(valid_items), encoder)
     tools = FitTools(config, encoder, specs, PAIR_FEATURES, Renderer())
     data = FitData(events, valid_items, users, None, sentiment_of(events, encoder))
     holdout = plan_holdout(events, config.seed, log)
-    components, _, fold_f, _ = fit_and_score_holdout(data, tools, holdout, log)
-    stage = fit_fusion_stage(fold_f, components, tools, len(valid_items), None, log)
-    lists = build_training_lists(data, tools, holdout, components, stage, log)
+    standing = stand_on_parts(data, HeldOutCases.of(data, tools, holdout), tools, log)
+    tools = replace(tools, specs=standing.specs)
+    lists = build_training_lists(data, tools, holdout, standing.components, standing.stage, log)
     model, tuning = tune_on_lists(lists, tools, settings, out / CHECKPOINT, log)
     model.fit(events, tools.render(valid_items, events, None), seed=config.seed)
     save_folder(out / MODEL, model.save)

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 from llm_rerank.config import RerankerConfig
 from llm_rerank.data.rendering import Renderer
-from llm_rerank.recommendation.components import ComponentSpec, ScoredCases
+from llm_rerank.recommendation.components import ScoredCases
+from llm_rerank.recommendation.specs import ComponentSpec
 from llm_rerank.types import Encoder, FloatArray, IntArray, Interactions, Items, Ragged, Users
 
 if TYPE_CHECKING:

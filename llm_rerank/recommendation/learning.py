@@ -18,12 +18,12 @@ from llm_rerank.data.rendering import Renderer
 from llm_rerank.data.schema import validate_impressions
 from llm_rerank.data.times import TimeUnit
 from llm_rerank.folders import open_folder
-from llm_rerank.recommendation.components import ComponentSpec, default_specs
 from llm_rerank.recommendation.fitting import fit_reranker
 from llm_rerank.recommendation.inputs import FitData, FitTools
 from llm_rerank.recommendation.log import FitLog
 from llm_rerank.recommendation.planning import make_encoder, read_shop, say_plan, sentiment_of
 from llm_rerank.recommendation.saving import Saved, read_start
+from llm_rerank.recommendation.specs import ComponentSpec, specs_for
 from llm_rerank.recommendation.stage import Start
 from llm_rerank.recommendation.state import expiry, settled_targets
 from llm_rerank.types import DataError, DataReport
@@ -126,7 +126,7 @@ def _learned(
     data = _within_retention(data, config, report)
     log.say_report(report)
     encoder = make_encoder(config)
-    specs = learner.specs or default_specs(len(data.items), encoder=encoder)
+    specs = learner.specs or specs_for(config, len(data.items), encoder)
     steps = 0 if config.cross_encoder == "off" else config.fine_tune_steps
     say_plan(log, data.events, data.items, specs, encoder, refit=config.refit, fine_tune_steps=steps)
     log.step("review sentiment")

@@ -61,6 +61,11 @@ class FitLog:
         return tqdm(total=total, desc=description, disable=None if self.verbose else True, leave=False)
 
 
+def duration(seconds: float) -> str:
+    """Write a duration that was measured: "35 s", "4 min"."""
+    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
+
+
 @dataclass(frozen=True)
 class FitReport:
     """What a fit decided and measured. values: JSON-ready; its "lines" are what was said, in order."""

@@ -13,10 +13,10 @@ from llm_rerank.data.frames import applicable, to_pandas
 from llm_rerank.data.schema import validate_impressions, validate_interactions, validate_items, validate_users
 from llm_rerank.data.times import TimeUnit
 from llm_rerank.models.semantic.sentiment import review_sentiment
-from llm_rerank.recommendation.components import MOST_ITEMS_FOR_EASE, ComponentSpec
 from llm_rerank.recommendation.estimate import estimate_fit_seconds, measure_encoder, seconds_in_words
 from llm_rerank.recommendation.item_groups import CLUSTERS, group_column
 from llm_rerank.recommendation.log import FitLog
+from llm_rerank.recommendation.specs import MOST_ITEMS_FOR_EASE, PARTS, ComponentSpec, in_use
 from llm_rerank.types import DataError, DataReport, Encoder, FloatArray, Interactions, Items, Users
 
 if TYPE_CHECKING:
@@ -105,7 +105,10 @@ def say_plan(
     fine_tune_steps: int = 0,
 ) -> None:
     """Say what a fit is going to do and about how long it takes; vectors of earlier fits are not counted on."""
-    n_settings = sum(spec.n_settings for spec in specs)
+    always = in_use(specs, ())
+    parts = [part for part in PARTS if any(spec.part == part for spec in specs)]
+    if encoder is not None and fine_tune_steps:
+        parts.append("a cross-encoder fine-tuned on what they leave")
     # titles and descriptions stand for the texts, which are rendered as of a cut that is not chosen yet
     texts = [" ".join(parts).strip() for parts in zip(items.frame["title"], items.frame["description"], strict=True)]
     if not any(texts):  # items that only their reviews describe
@@ -121,8 +124,8 @@ def say_plan(
     )
     log.say(
         f"plan: {len(events):,} events of {len(np.unique(events.users)):,} users on {len(items):,} items; "
-        f"components {', '.join(spec.name for spec in specs)} ({n_settings} settings tried)"
-        + (", a cross-encoder fine-tuned on what they leave" if encoder is not None and fine_tune_steps else "")
+        f"components {', '.join(spec.name for spec in always)} ({sum(s.n_settings for s in always)} settings tried)"
+        + "".join(f", {part} where it pays" for part in parts)
         + (", then a refit on all rows" if refit else "")
         + f"; about {seconds_in_words(seconds)}, give or take a factor of two"
     )

@@ -8,9 +8,10 @@ from dataclasses import replace
 import numpy as np
 
 from llm_rerank.recommendation.candidates import is_member
-from llm_rerank.recommendation.components import Component, ComponentSpec, retrieve_and_score
+from llm_rerank.recommendation.components import Component, retrieve_and_score
 from llm_rerank.recommendation.inputs import Fold
 from llm_rerank.recommendation.log import FitLog
+from llm_rerank.recommendation.specs import ComponentSpec
 from llm_rerank.recommendation.stage import Stage
 from llm_rerank.types import IntArray, Interactions, Items
 

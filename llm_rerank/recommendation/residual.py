@@ -49,16 +49,6 @@ class ResidualVerdict:
         """Whether the residual counts."""
         return self.step != STEPS[0]
 
-    def sentence(self) -> str:
-        """Say the verdict in one sentence."""
-        d = self.difference
-        tried = ", ".join(f"{name} {value:.4f}" for name, value in self.ndcg.items())
-        outcome = f"joins with {self.step}" if self.kept else "does not pay and is left out"
-        return (
-            f"cross-encoder: {outcome} (NDCG@10 out of fold: {tried}; difference {d.mean:+.4f} "
-            f"[{d.low:+.4f}, {d.high:+.4f}], n = {self.n_cases:,} held-out cases)"
-        )
-
     def to_dict(self) -> dict[str, Any]:
         """Return JSON-ready values."""
         difference = {name: getattr(self.difference, name) for name in self.difference.__dataclass_fields__}

@@ -16,6 +16,7 @@ from llm_rerank.data.features import ItemStatistics
 from llm_rerank.data.rendering import Renderer
 from llm_rerank.recommendation.components import Component
 from llm_rerank.recommendation.fitting import Fitted
+from llm_rerank.recommendation.residual import CROSS_ENCODER
 from llm_rerank.recommendation.stage import Stage, Start
 from llm_rerank.recommendation.state import MARKS
 from llm_rerank.recommendation.state import Saved as Saved
@@ -157,13 +158,15 @@ def read_reranker(folder: Path) -> Saved:
 
 
 def read_start(folder: Path) -> Start:
-    """Read only what another shop lends: the chosen settings and the stages."""
+    """Read only what another shop lends: the chosen settings, the stages, and where its cross-encoder lies."""
     values = read_json(folder / "config.json")
+    weights = folder / "components" / CROSS_ENCODER
     upstream = values["upstream_stage"]
     return Start(
         settings={entry["name"]: entry["settings"] for entry in values["components"]},
         stage=Stage.from_dict(values["stage"]),
         upstream_stage=None if upstream is None else Stage.from_dict(upstream),
+        cross_encoder=weights if weights.is_dir() else None,
     )
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -25,6 +26,7 @@ from llm_rerank.recommendation.fusion import (
     FusionFit,
     design_columns,
     fit_fusion,
+    ndcg_of,
 )
 from llm_rerank.recommendation.guard import GuardVerdict
 from llm_rerank.recommendation.inputs import Fold
@@ -157,11 +159,15 @@ class Stage:
 
 @dataclass(frozen=True)
 class Start:
-    """What another shop's saved reranker lends to a new one: chosen settings and the blends."""
+    """What another shop's saved reranker lends to a new one: chosen settings, the blends, and its cross-encoder.
+
+    cross_encoder: the folder of its fine-tuned weights; None where it has none.
+    """
 
     settings: Mapping[str, Mapping[str, Any]]
     stage: Stage | None
     upstream_stage: Stage | None
+    cross_encoder: Path | None = None
 
 
 def supports(pair_values: FloatArray) -> tuple[FloatArray, FloatArray]:
@@ -197,8 +203,34 @@ def fit_stage(
     cross_encoder: Literal["auto", "always"] = "auto",
     sharpness: float = SHARPNESS,
 ) -> Stage:
-    """Fit blend, guard and calibrator on the cases of fold F.
+    """Fit blend, guard and calibrator on the cases of fold F; see ``fit_judged_stage``."""
+    return fit_judged_stage(
+        fold,
+        component_names,
+        features=features,
+        n_items=n_items,
+        start=start,
+        seed=seed,
+        cross_encoder=cross_encoder,
+        sharpness=sharpness,
+    )[0]
 
+
+def fit_judged_stage(
+    fold: Fold,
+    component_names: Sequence[str],
+    *,
+    features: Sequence[str],
+    n_items: int,
+    start: Stage | None,
+    seed: int,
+    cross_encoder: Literal["auto", "always"] = "auto",
+    sharpness: float = SHARPNESS,
+) -> tuple[Stage, Float64Array | None]:
+    """Fit blend, guard and calibrator on the cases of fold F; also NDCG@10 of each case with a target, held out.
+
+    The NDCG is that of a blend fitted without the case: float64, shape (n_cases,); None where the cases were too few
+    to fit one.
     component_names: of the columns of the fold's scores; a "cross_encoder", if there is one, comes last.
     features: the pair features allowed. start: the stage of another shop, whose blend becomes the prior.
     cross_encoder: "always" lets its score count even where that does not pay. sharpness: see ``shares_of_rungs``.
@@ -247,7 +279,10 @@ def fit_stage(
         )
         names = (*names, CROSS_ENCODER)
     calibrator = fit_calibrator(fusion.out_of_fold, user_support, item_support, positive)
-    return Stage(
+    ndcg = None
+    if fusion.verdict.difference is not None:
+        ndcg = ndcg_of(fusion.out_of_fold, rows, targets)[targets.lengths > 0]
+    stage = Stage(
         names,
         used,
         uses_item_support,
@@ -260,6 +295,7 @@ def fit_stage(
         None,
         residual_verdict,
     )
+    return stage, ndcg
 
 
 def split_residual(component_scores: FloatArray, has_residual: bool) -> tuple[FloatArray, FloatArray | None]:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from llm_rerank.evaluation.charts import Axis, Row, Series, bar_chart, dot_plot, xy_chart
 from llm_rerank.evaluation.scales import Scale, around, linear_ticks, log_ticks, number_words, spread
-from llm_rerank.evaluation.svg import WIDTH, fitted_text, safe, text_width
+from llm_rerank.evaluation.svg import SOFT, WIDTH, fitted_text, safe, text_width
 from llm_rerank.types import DataError
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -263,3 +263,16 @@ def test_long_names_are_shortened_to_their_room():
     assert text_width(cut) <= 100
     svg = dot_plot("t", "d", Axis("x"), [Row("n" * 90, 1.0, note="0.1234")])
     assert all(0 <= float(element.get("x")) <= WIDTH for element in texts(svg))
+
+
+def test_a_wide_chart_uses_its_width_and_marks_the_line_of_no_gain():
+    gains = Series("", [1.0, 2.0], [-1.0, 1.0])
+    svg = xy_chart("t", "d", Axis("x"), Axis("gain", zero=True), [gains], width=900.0)
+    assert 'viewBox="0 0 900 ' in svg
+    lines = re.findall(r'<line x1="([\d.]+)" y1="([\d.]+)" x2="([\d.]+)" y2="([\d.]+)" stroke="(#\w+)"', svg)
+    across = [one for one in lines if one[1] == one[3] and float(one[2]) == 888]
+    middle = sum(float(y) for y in re.findall(r'cy="([\d.]+)"', svg)) / 2
+    strong = [float(one[1]) for one in across if one[4] == SOFT]
+    assert any(level == pytest.approx(middle, abs=0.2) for level in strong)
+    plain = xy_chart("t", "d", Axis("x"), Axis("gain"), [gains], width=900.0)
+    assert plain.count(SOFT) == svg.count(SOFT) - 1

@@ -35,7 +35,12 @@ SECTIONS = (
     "fitted", "protocol", "systems", "guard", "probability", "cut", "diversity", "strata", "tuning", "examples",
 )  # fmt: skip
 CONFIG = RerankerConfig(
-    encoder=None, candidates_per_source=40, threshold=ThresholdConfig("recall", 0.8), refit=False, seed=1
+    encoder=None,
+    sequence="off",
+    candidates_per_source=40,
+    threshold=ThresholdConfig("recall", 0.8),
+    refit=False,
+    seed=1,
 )
 
 

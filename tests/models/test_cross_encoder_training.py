@@ -121,6 +121,20 @@ def test_the_warm_start_takes_from_the_similarity_what_the_lists_support(tiny):
     assert result.log[0]["accuracy"] == 1.0
 
 
+def test_a_trained_model_goes_on_from_where_it_is(tiny):
+    lists = planted_lists(200, 1)
+    model = tiny_model(tiny)
+    trained = fine_tune(model, lists, planted_lists(60, 2), ITEMS, QUICK)
+    before = {name: tensor.clone() for name, tensor in model.network.state_dict().items()}
+    still = replace(QUICK, steps=1, evaluate_every=1, learning_rate=0.0, layer_learning_rate=0.0)
+    again = fine_tune(model, lists, planted_lists(60, 2), ITEMS, still)
+    for name, tensor in model.network.state_dict().items():
+        torch.testing.assert_close(tensor, before[name], atol=0, rtol=0)
+    # without offsets λ says nothing, so it begins with the loss that it ended with
+    assert again.log[0]["loss"] == pytest.approx(min(entry["loss"] for entry in trained.log), rel=1e-5)
+    assert again.log[0]["loss"] < trained.log[0]["loss"]
+
+
 UNEVEN = items_of(
     ["tent", "a red piano of wood", "", "coffee", "bicycle with a bell and a lamp and a lock", "rope", "garden hose"]
 )

@@ -15,5 +15,7 @@ def shop():
 @pytest.fixture(scope="session")
 def fitted(shop):
     """Without an encoder: what is tested here is not the language model, and fits in seconds."""
-    config = RerankerConfig(encoder=None, candidates_per_source=40, threshold=ThresholdConfig("recall", 0.9))
+    config = RerankerConfig(
+        encoder=None, sequence="off", candidates_per_source=40, threshold=ThresholdConfig("recall", 0.9)
+    )
     return Reranker(config, verbose=False).fit(*shop)

@@ -44,6 +44,8 @@ def reader(sample, tmp_path_factory):
     config = RerankerConfig(
         encoder=save_tiny_encoder(tmp_path_factory.mktemp("tiny")),
         candidates_per_source=30,
+        sequence="always",
+        semantic="always",
         cross_encoder="always",
         fine_tune_steps=5,
         target_events=("purchase",),
@@ -382,7 +384,7 @@ def test_ids_are_found_as_number_or_text(shop):
     numbers = {item: 100 + place for place, item in enumerate(items["item_id"])}
     events = events.assign(item_id=events["item_id"].map(numbers), user_id=events["user_id"].str[1:].astype(int))
     items = items.assign(item_id=items["item_id"].map(numbers))
-    config = RerankerConfig(encoder=None, candidates_per_source=20, refit=False)
+    config = RerankerConfig(encoder=None, sequence="off", candidates_per_source=20, refit=False)
     reranker = Reranker(config, verbose=False).fit(events, items)
     as_numbers, as_texts, mixed = answer_questions(
         reranker,

@@ -12,12 +12,11 @@ from llm_rerank.recommendation import components as components_module
 from llm_rerank.recommendation.components import (
     MOST_REFERENCE_ITEMS,
     Component,
-    ComponentSpec,
-    default_specs,
     reference_items,
     retrieve_and_score,
     standardize_rows,
 )
+from llm_rerank.recommendation.specs import ComponentSpec, default_specs
 from llm_rerank.types import DataError, Ragged
 from tests.planted import planted_shop
 

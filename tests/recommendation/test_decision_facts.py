@@ -15,7 +15,7 @@ from llm_rerank.recommendation.fitting import BY_POSITION, REFITTED
 from tests.shops import make_shop
 
 RISK = ThresholdConfig("risk", alpha=0.4, delta=0.1)
-CONFIG = RerankerConfig(encoder=None, threshold=RISK, refit=False)
+CONFIG = RerankerConfig(encoder=None, sequence="off", threshold=RISK, refit=False)
 
 
 @pytest.fixture(scope="module")
@@ -136,7 +136,7 @@ def test_single_last_events_held_out_from_a_clock_carry_no_guarantee(shop, monke
 
 
 def test_without_a_cut_nothing_is_promised_and_drift_is_still_told(shop, users):
-    plain = Reranker(RerankerConfig(encoder=None, refit=False), verbose=False).fit(*shop)
+    plain = Reranker(RerankerConfig(encoder=None, sequence="off", refit=False), verbose=False).fit(*shop)
     with pytest.warns(DriftWarning, match="users without history"):
         facts = plain.recommend([f"new {n}" for n in range(200)], k=5).attrs["decision"]
     assert (facts["least_probability"], facts["guarantee"]) == (None, None)

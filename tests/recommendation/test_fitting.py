@@ -12,18 +12,19 @@ from llm_rerank.data.rendering import Renderer
 from llm_rerank.data.splits import hash_users
 from llm_rerank.models.collaborative.popularity import Popularity
 from llm_rerank.recommendation.candidates import is_member
-from llm_rerank.recommendation.components import ComponentSpec, default_specs
-from llm_rerank.recommendation.fitting import fit_and_score_holdout, fit_reranker, tune
+from llm_rerank.recommendation.fitting import fit_reranker
 from llm_rerank.recommendation.fusion import ndcg_of
+from llm_rerank.recommendation.held_out import fit_and_score_holdout, tune
 from llm_rerank.recommendation.holdout import LEAST_WINDOW_USERS, plan_holdout
 from llm_rerank.recommendation.inputs import FitData, FitTools
 from llm_rerank.recommendation.log import FitLog
 from llm_rerank.recommendation.planning import read_shop
+from llm_rerank.recommendation.specs import ComponentSpec, default_specs
 from llm_rerank.recommendation.stage import fit_stage
 from llm_rerank.types import DataReport, Ragged
 from tests.planted import cases_of
 
-CONFIG = RerankerConfig(encoder=None, candidates_per_source=30, refit=False)
+CONFIG = RerankerConfig(encoder=None, sequence="off", candidates_per_source=30, refit=False)
 
 
 @pytest.fixture(scope="module")
@@ -191,9 +192,8 @@ def test_the_sales_feature_is_worth_something_in_a_shop_with_fashions(honest):
     plain = fit_stage(fold_f, names_of(components), features=(), n_items=len(items), start=None, seed=0)
     gain = [ndcg_of(stage.score(fold_g), fold_g.candidates, fold_g.targets).mean() for stage in (plain, with_sales)]
     assert gain[1] > 1.05 * gain[0]
-    assert plain.blend.names == ("text_ease", "als", "item_knn") + tuple(
-        f"{name} × user_support" for name in ("text_ease", "als", "item_knn")
-    )
+    blended = ("text_ease", "als", "item_knn", "sequence")
+    assert plain.blend.names == (*blended, *(f"{name} × user_support" for name in blended))
 
 
 def test_tuning_takes_the_better_decay_and_leaves_the_scorer_with_it(data, holdout, honest):

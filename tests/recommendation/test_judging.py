@@ -66,7 +66,7 @@ def fold():
 
 def judged(stage, fold, rule=None):
     log = FitLog(verbose=False)
-    stage, report = report_and_cut(stage, fold, RerankerConfig(encoder=None, threshold=rule), 20, log)
+    stage, report = report_and_cut(stage, fold, RerankerConfig(encoder=None, sequence="off", threshold=rule), 20, log)
     return stage, report, log.lines
 
 

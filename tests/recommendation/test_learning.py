@@ -10,10 +10,10 @@ import pytest
 from llm_rerank.config import RerankerConfig
 from llm_rerank.data.features import PAIR_FEATURES
 from llm_rerank.models.collaborative.item_item import ItemKNN
-from llm_rerank.recommendation.components import ComponentSpec
 from llm_rerank.recommendation.learning import LENT_UPSTREAM, Learner, refit_shop
 from llm_rerank.recommendation.log import FitLog
 from llm_rerank.recommendation.reranker import Reranker
+from llm_rerank.recommendation.specs import ComponentSpec
 from llm_rerank.recommendation.updating import updated
 from llm_rerank.types import DataError
 from tests.planted import cases_of
@@ -24,7 +24,7 @@ SPECS = [ComponentSpec("item_knn", "collaborative", ItemKNN)]
 
 @pytest.fixture(scope="module")
 def saved(shop):
-    config = RerankerConfig(encoder=None, candidates_per_source=30)
+    config = RerankerConfig(encoder=None, sequence="off", candidates_per_source=30)
     return Reranker(config, components=SPECS, verbose=False).fit(*shop).saved
 
 

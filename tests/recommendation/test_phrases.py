@@ -98,7 +98,13 @@ def tiny(tmp_path_factory):
 def reader(texts, tiny):
     """With the semantic scorer and a cross-encoder."""
     config = RerankerConfig(
-        encoder=tiny, candidates_per_source=30, cross_encoder="always", fine_tune_steps=20, device="cpu"
+        encoder=tiny,
+        candidates_per_source=30,
+        sequence="off",
+        semantic="always",
+        cross_encoder="always",
+        fine_tune_steps=20,
+        device="cpu",
     )
     return Reranker(config, verbose=False).fit(*texts)
 

@@ -14,10 +14,10 @@ from llm_rerank.data.schema import validate_interactions, validate_items
 from llm_rerank.models.semantic.cache import CachedEncoder
 from llm_rerank.models.semantic.encoder import SentenceEncoder
 from llm_rerank.recommendation import planning
-from llm_rerank.recommendation.components import default_specs
 from llm_rerank.recommendation.log import FitLog
 from llm_rerank.recommendation.planning import make_encoder, read_shop, say_plan, sentiment_of
 from llm_rerank.recommendation.reranker import Reranker
+from llm_rerank.recommendation.specs import default_specs
 from llm_rerank.types import DataError, DataReport
 from tests.planted import events_of
 from tests.shops import make_shop
@@ -109,7 +109,7 @@ def test_the_plan_says_what_is_going_to_be_done():
     lines = said()
     assert lines[0].startswith("plan: 3 events of 2 users on 3 items; components text_ease, als, item_knn, recent")
     # 4 + 3 + 3 settings with two decays each, and one of recent popularity
-    assert "(21 settings tried), then a refit on all rows; about 10 seconds" in lines[0]
+    assert "(21 settings tried), sequence where it pays, then a refit on all rows; about 10 seconds" in lines[0]
     assert "refit" not in said(refit=False)[0]
     assert any("no encoder: reviews count through their ratings" in line for line in lines)
     assert not any("EASE, whose inverse is dense" in line for line in lines)
@@ -128,7 +128,9 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def first(shop, folder) -> Reranker:
-    config = RerankerConfig(cache_folder=str(folder), candidates_per_source=20, cross_encoder="off")
+    config = RerankerConfig(
+        cache_folder=str(folder), candidates_per_source=20, sequence="off", semantic="always", cross_encoder="off"
+    )
     return Reranker(config, verbose=False).fit(*shop)
 
 
@@ -174,9 +176,9 @@ def test_vectors_are_taken_from_the_folder(folder, first, shop, tmp_path):
     events, items = shop
     reviews = [review for review in events["review"].unique() if review]
     CachedEncoder(Constant(), tmp_path).encode(reviews)
-    told = Reranker(RerankerConfig(cache_folder=str(tmp_path), refit=False, cross_encoder="off"), verbose=False).fit(
-        events, items
-    )
+    told = Reranker(
+        RerankerConfig(cache_folder=str(tmp_path), refit=False, sequence="off", cross_encoder="off"), verbose=False
+    ).fit(events, items)
     # all reviews are one vector, so one sentiment; with the encoder's own vectors they differ
     assert len(np.unique(sentiments(told))) == 1
     assert len(np.unique(sentiments(first))) > 1

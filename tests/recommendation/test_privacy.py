@@ -20,10 +20,10 @@ from llm_rerank.models.cross_encoder.discarding import state_key
 from llm_rerank.models.cross_encoder.state_cache import _digest
 from llm_rerank.models.semantic.cache import CachedEncoder, _key
 from llm_rerank.models.semantic.encoder import SentenceEncoder
-from llm_rerank.recommendation.components import ComponentSpec
 from llm_rerank.recommendation.erasing import SOMEONE, without_mentions
 from llm_rerank.recommendation.privacy import expired, exported, forgotten
 from llm_rerank.recommendation.reranker import Reranker
+from llm_rerank.recommendation.specs import ComponentSpec
 from llm_rerank.recommendation.state import END_OF_TIME
 from llm_rerank.recommendation.updating import updated
 from llm_rerank.types import DataError
@@ -58,7 +58,8 @@ def whole(tables, tiny, tmp_path_factory):
     """Everything that a fit has: encoder, cross-encoder, caches, attributes."""
     cache = tmp_path_factory.mktemp("cache")
     config = RerankerConfig(
-        encoder=tiny, candidates_per_source=30, cross_encoder="always", fine_tune_steps=10, device="cpu",
+        encoder=tiny, candidates_per_source=30, sequence="always", semantic="always",
+        cross_encoder="always", fine_tune_steps=10, device="cpu",
         cache_folder=str(cache),
     )  # fmt: skip
     events, items, users = tables
@@ -79,7 +80,7 @@ SPECS = [
 def exact(tables):
     """Scorers that can take users out; nothing is quoted of a review, so texts stay."""
     events, items, _ = tables
-    config = RerankerConfig(encoder=None, candidates_per_source=30)
+    config = RerankerConfig(encoder=None, sequence="off", candidates_per_source=30)
     return Reranker(config, components=SPECS, verbose=False).fit(events.drop(columns="review"), items)
 
 
@@ -382,7 +383,7 @@ def test_retention_is_kept_by_save_and_within_a_day_by_update(exact, tables, tmp
 def test_positions_have_no_age(tables):
     events, items, _ = tables
     numbered = events.head(600).assign(timestamp=range(600))
-    config = RerankerConfig(encoder=None, candidates_per_source=20, retention_days=30)
+    config = RerankerConfig(encoder=None, sequence="off", candidates_per_source=20, retention_days=30)
     with pytest.raises(DataError, match="retention_days is 30 and the events' times are positions"):
         Reranker(config, components=SPECS[2:3], verbose=False).fit(numbered, items)
     for days in (0, -3, "30", True, float("inf"), float("nan")):

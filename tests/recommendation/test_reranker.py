@@ -263,7 +263,7 @@ def test_before_fit_there_is_a_clear_error(candidates):
 
 def test_columns_map_a_shops_own_names(shop):
     events, items = shop
-    config = RerankerConfig(encoder=None, refit=False, candidates_per_source=20)
+    config = RerankerConfig(encoder=None, sequence="off", refit=False, candidates_per_source=20)
     renamed = events.rename(columns={"user_id": "customer", "item_id": "sku"})
     mapping = {"customer": "user_id", "sku": "item_id"}
     reranker = Reranker(config, verbose=False).fit(renamed, items, columns=mapping)
@@ -276,7 +276,7 @@ def test_a_start_from_another_shop_lends_settings_and_blend(fitted, shop, tmp_pa
     fitted.save(tmp_path / "old")
     events, items = shop
     young = events[events["user_id"].isin([f"u{i}" for i in range(40)])]
-    config = RerankerConfig(encoder=None, candidates_per_source=20)
+    config = RerankerConfig(encoder=None, sequence="off", candidates_per_source=20)
     lent = Reranker(config, verbose=False).fit(young, items, start_from=tmp_path / "old")
     alone = Reranker(config, verbose=False).fit(young, items)
     old = fitted._fit_result()
@@ -292,7 +292,7 @@ def test_a_start_from_another_shop_lends_settings_and_blend(fitted, shop, tmp_pa
 
 def test_users_of_another_kind_of_id_are_the_same_users(shop):
     events, items = shop
-    config = RerankerConfig(encoder=None, refit=False, candidates_per_source=20)
+    config = RerankerConfig(encoder=None, sequence="off", refit=False, candidates_per_source=20)
     numbered = events.assign(user_id=events["user_id"].str[1:].astype(int))
     reranker = Reranker(config, verbose=False).fit(numbered, items)
     pair = {"item_id": [items["item_id"][4]]}

@@ -10,9 +10,9 @@ import pytest
 from llm_rerank.config import RerankerConfig
 from llm_rerank.data.features import ItemStatistics
 from llm_rerank.models.collaborative.item_item import ItemKNN
-from llm_rerank.recommendation.components import ComponentSpec, default_specs
 from llm_rerank.recommendation.reranker import Reranker
 from llm_rerank.recommendation.risk_control import Guarantee, conditions_of
+from llm_rerank.recommendation.specs import ComponentSpec, default_specs
 from llm_rerank.recommendation.state import END_OF_TIME, settled_targets, target_kinds
 from llm_rerank.recommendation.updating import updated
 from llm_rerank.types import EVENT_ARRAYS, DataError
@@ -116,7 +116,7 @@ def test_updates_one_by_one_equal_one_batch_and_a_recount(fitted, shop):
 
 
 def test_without_a_refit_counting_scorers_take_in_what_was_held_out_of_the_user_too(shop):
-    config = RerankerConfig(encoder=None, candidates_per_source=30, refit=False)
+    config = RerankerConfig(encoder=None, sequence="off", candidates_per_source=30, refit=False)
     spec = ComponentSpec("item_knn", "collaborative", ItemKNN)
     saved = Reranker(config, components=[spec], verbose=False).fit(*shop).saved
     assert not saved.in_fit.all()
@@ -158,7 +158,7 @@ def test_a_shop_without_purchases_takes_later_kinds_as_targets():
 def test_a_text_id_finds_the_number_that_the_fit_had(shop):
     events, items = shop
     numbered = events.assign(user_id=events["user_id"].str[1:].astype(int))
-    config = RerankerConfig(encoder=None, candidates_per_source=30)
+    config = RerankerConfig(encoder=None, sequence="off", candidates_per_source=30)
     spec = ComponentSpec("item_knn", "collaborative", ItemKNN)
     model = Reranker(config, components=[spec], verbose=False).fit(numbered, items)
     users = model.saved.events.n_users

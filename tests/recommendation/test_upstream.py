@@ -22,7 +22,7 @@ from llm_rerank.recommendation.upstream import fit_upstream_stage, shown_lists
 from llm_rerank.types import DataReport, Ragged
 from tests.planted import events_of
 
-CONFIG = RerankerConfig(encoder=None, candidates_per_source=30, refit=False)
+CONFIG = RerankerConfig(encoder=None, sequence="off", candidates_per_source=30, refit=False)
 
 
 def shown(shop, seed=0):

@@ -28,7 +28,9 @@ def tables():
 def saved_model(tables, tmp_path_factory):
     """A folder that no test may write to."""
     folder = tmp_path_factory.mktemp("fitted") / "shop"
-    config = RerankerConfig(encoder=None, candidates_per_source=40, threshold=ThresholdConfig("recall", 0.9))
+    config = RerankerConfig(
+        encoder=None, sequence="off", candidates_per_source=40, threshold=ThresholdConfig("recall", 0.9)
+    )
     Reranker(config, verbose=False).fit(*tables).save(folder)
     return folder
 

@@ -18,7 +18,9 @@ def folder(tmp_path_factory):
     hostile = items["theme"].map(lambda theme: {"garden": IMAGE, "coffee": SCRIPT}.get(theme, ""))
     items = items.assign(title=hostile + " " + items["title"])
     interactions["user_id"] = interactions["user_id"].replace({"u1": HOSTILE_USER})
-    config = RerankerConfig(encoder=None, candidates_per_source=40, threshold=ThresholdConfig("probability", 0.0005))
+    config = RerankerConfig(
+        encoder=None, sequence="off", candidates_per_source=40, threshold=ThresholdConfig("probability", 0.0005)
+    )
     folder = tmp_path_factory.mktemp("shop")
     Reranker(config, verbose=False).fit(interactions, items).save(folder)
     return folder

@@ -418,7 +418,7 @@ def numbered(tables, tmp_path):
     events, items = tables
     codes = {item: 100 + code for code, item in enumerate(items["item_id"])}
     events = events.assign(user_id=events["user_id"].str[1:].astype(int), item_id=events["item_id"].map(codes))
-    config = RerankerConfig(encoder=None, candidates_per_source=20, refit=False)
+    config = RerankerConfig(encoder=None, sequence="off", candidates_per_source=20, refit=False)
     fitted = Reranker(config, verbose=False).fit(events, items.assign(item_id=items["item_id"].map(codes)))
     fitted.save(tmp_path / "numbered")
     with serving(tmp_path / "numbered") as client:

@@ -164,7 +164,9 @@ def wait_until(true, seconds: float = 30.0) -> None:
 
 def test_a_model_is_replaced_without_a_lost_request_and_events_go_with_it(model, tables, tmp_path):
     events, items = tables
-    other = Reranker(RerankerConfig(encoder=None, candidates_per_source=20, seed=1), verbose=False).fit(events, items)
+    other = Reranker(RerankerConfig(encoder=None, sequence="off", candidates_per_source=20, seed=1), verbose=False).fit(
+        events, items
+    )
     item = items["item_id"][0]
     with (
         LiveShop(model, device="cpu") as shop,
@@ -236,7 +238,9 @@ def test_the_command_serves_takes_over_a_model_on_a_signal_and_ends_after_the_re
 ):
     events, items = tables
     item = items["item_id"][0]
-    other = Reranker(RerankerConfig(encoder=None, candidates_per_source=20, seed=1), verbose=False).fit(events, items)
+    other = Reranker(RerankerConfig(encoder=None, sequence="off", candidates_per_source=20, seed=1), verbose=False).fit(
+        events, items
+    )
     key = {"X-API-Key": KEY}
     file = tmp_path / "key"
     file.write_text(f"{KEY}\n", encoding="utf-8")

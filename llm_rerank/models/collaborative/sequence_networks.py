@@ -119,8 +119,10 @@ class SequenceNetwork(nn.Module):
         pooled = _pooled(vectors, log_weights - self.log_decay.exp() * ages, context)
         if self.settings.attends:
             pooled = nn.functional.normalize(pooled, dim=1)
-            questions = (pooled @ self.attention)[torch.from_numpy(context.rows)]
-            asked = (questions * vectors[torch.from_numpy(context.items)]).sum(dim=1)
+            # embedding, not indexing: its backward adds in one order whatever the number of threads
+            questions = nn.functional.embedding(torch.from_numpy(context.rows), pooled @ self.attention)
+            read = nn.functional.embedding(torch.from_numpy(context.items), vectors)
+            asked = (questions * read).sum(dim=1)
             logits = asked + log_weights - self.log_attention_decay.exp() * ages
             pooled = _pooled(vectors, logits, context)
         # dropout takes whole coordinates out of a sum of unit vectors; the sum's length says nothing

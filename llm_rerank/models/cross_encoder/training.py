@@ -184,9 +184,10 @@ class _Run:
         )
         texts = TrainingTexts.read(model.reader, model.encoder, items, codes)
         scorer = ListScorer(model.network.float(), texts, model.history_length).to(model.device)
-        fit_warm_start(
-            scorer.network, scorer.offset_weight, texts.vectors, texts.row_of_item, lists, scorer.histories(lists)
-        )
+        if not model.training_log:  # one that was trained, on this shop or another, goes on from where it is
+            fit_warm_start(
+                scorer.network, scorer.offset_weight, texts.vectors, texts.row_of_item, lists, scorer.histories(lists)
+            )
         new = {id(p) for name, p in scorer.named_parameters() if ".layers." not in name}
         groups = [
             {"params": [p for p in scorer.parameters() if (id(p) in new) is is_new], "share": rate}

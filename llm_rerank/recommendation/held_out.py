@@ -1,0 +1,136 @@
+"""The held-out cases of a fit: components fitted on what came before them, and their scores of the candidates."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from copy import copy
+from dataclasses import dataclass, replace
+from typing import Any, Self
+
+import numpy as np
+
+from llm_rerank.data.cases import build_cases, seen_items
+from llm_rerank.data.features import ItemStatistics, pair_features
+from llm_rerank.data.splits import hash_users
+from llm_rerank.metrics import hit_matrix, ndcg_at_k
+from llm_rerank.models.scoring import retrieve
+from llm_rerank.recommendation.components import Component, reference_items, retrieve_and_score
+from llm_rerank.recommendation.holdout import Holdout
+from llm_rerank.recommendation.inputs import FitData, FitTools, Fold
+from llm_rerank.recommendation.log import FitLog
+from llm_rerank.recommendation.specs import PARTS, ComponentSpec, in_use
+from llm_rerank.types import Cases, CatalogueScorer, IntArray, Interactions, Items, Ragged, Scorer
+
+MOST_CASES_FOR_TUNING = 1_000
+
+
+@dataclass(frozen=True)
+class HeldOutCases:
+    """Cases of the held-out users as of the cut, and what may be known then: nothing outside ``past``.
+
+    items: with the texts of then. seen: items that each user had before. rows_f, rows_g: cases of the two folds, F for
+    fitting the fusion, G for the report and the cut.
+    """
+
+    past: Interactions
+    items: Items
+    cases: Cases
+    seen: Ragged
+    statistics: ItemStatistics
+    rows_f: IntArray
+    rows_g: IntArray
+
+    @classmethod
+    def of(cls, data: FitData, tools: FitTools, holdout: Holdout) -> Self:
+        """Build them; users fall into the folds by a hash of their id."""
+        targets, past = holdout.targets, holdout.past
+        items = tools.render(data.items, past, holdout.as_of)
+        cases = build_cases(past, targets.users, targets.times, targets=targets.targets)
+        seen = seen_items(past, targets.users, targets.times)
+        sentiment = data.sentiment[holdout.past_rows]
+        statistics = ItemStatistics.from_events(past, items, holdout.as_of, sentiment=sentiment)
+        in_f = hash_users(data.events.user_ids[targets.users], 2, salt=f"fold-{tools.config.seed}") == 0
+        return cls(past, items, cases, seen, statistics, np.flatnonzero(in_f), np.flatnonzero(~in_f))
+
+    def fit_components(
+        self,
+        specs: Sequence[ComponentSpec],
+        tools: FitTools,
+        log: FitLog,
+        settings: Mapping[str, Mapping[str, Any]],
+    ) -> list[Component]:
+        """Fit each component, its settings chosen from the grid by NDCG@10 over the catalogue on fold F.
+
+        settings: chosen already, by component's name.
+        """
+        rows = self.rows_f[:MOST_CASES_FOR_TUNING]
+        tuning, tuning_seen = self.cases.take(rows), self.seen.take(rows)
+        components = []
+        with log.progress(len(specs), "components") as bar:
+            for spec in specs:
+                log.step(spec.name)
+                if spec.name in settings:
+                    spec = replace(spec, grid=[settings[spec.name]], decays=())
+                elif not len(tuning):
+                    spec = replace(spec, grid=spec.grid[:1], decays=())
+                scorer, chosen, ndcg = tune(spec, self.past, self.items, tuning, tuning_seen, tools.config.seed)
+                if spec.n_settings > 1:
+                    log.say(f"{spec.name}: {chosen} of {spec.n_settings} settings (NDCG@10 {ndcg:.4f} on fold F)")
+                components.append(Component(scorer, spec.group, spec.retrieves, spec.blends, chosen))
+                bar.update(1)
+        return components
+
+    def score(self, components: Sequence[Component], tools: FitTools, log: FitLog) -> tuple[Fold, Fold]:
+        """Retrieve candidates with these components and score them: folds F and G."""
+        n_items = len(self.items)
+        log.step("score held-out cases")
+        with log.progress(len(self.cases), "scoring") as bar:
+            scored = retrieve_and_score(
+                components,
+                self.cases,
+                reference_items(n_items, tools.config.seed),
+                n_items,
+                candidates_per_source=tools.config.candidates_per_source,
+                seen=self.seen,
+                progress=bar.update,
+            )
+        fold = Fold(scored, self.seen, pair_features(scored.cases, self.statistics, self.items))
+        return fold.take(self.rows_f), fold.take(self.rows_g)
+
+
+def fit_and_score_holdout(
+    data: FitData, tools: FitTools, holdout: Holdout, log: FitLog, start: Mapping[str, Mapping[str, Any]] | None = None
+) -> tuple[list[Component], Items, Fold, Fold]:
+    """Fit all components, every part among them, on the past and score the held-out cases.
+
+    start: settings that another shop lends. Returns the components, the items as rendered for the past, and the folds F
+    (fusion) and G (report and cut).
+    """
+    held_out = HeldOutCases.of(data, tools, holdout)
+    components = held_out.fit_components(in_use(tools.specs, PARTS), tools, log, start or {})
+    return components, held_out.items, *held_out.score(components, tools, log)
+
+
+def tune(
+    spec: ComponentSpec, past: Interactions, items: Items, cases: Cases, seen: Ragged, seed: int
+) -> tuple[Scorer, dict[str, Any], float]:
+    """Fit a spec with each of its settings; returns the best scorer, its settings and its NDCG@10.
+
+    NDCG is over the whole catalogue without the seen items. With a single setting nothing is scored and it is NaN.
+    """
+    best: tuple[float, dict[str, Any], Scorer] | None = None
+    for settings in spec.grid:
+        scorer = spec.make(**settings).fit(past, items, seed=seed)
+        if spec.n_settings == 1:
+            return scorer, dict(settings), float("nan")
+        assert isinstance(scorer, CatalogueScorer)
+        for decay in spec.decays or (None,):
+            if decay is not None:
+                scorer.decay = decay  # type: ignore[attr-defined]  # read when scoring only
+                settings = {**settings, "decay": decay}
+            top = retrieve(scorer, cases, 10, exclude=seen)
+            value = float(ndcg_at_k(hit_matrix(top, cases.targets, 10), cases.targets.lengths, 10).mean())
+            if best is None or value > best[0]:
+                best = (value, dict(settings), copy(scorer))  # shallow: the arrays are shared, the decay is not
+    assert best is not None
+    return best[2], best[1], best[0]
