@@ -82,7 +82,7 @@ def minimise(
         jac=True,
         method="L-BFGS-B",
         bounds=[(low, None) for low in floor],
-        options={"maxiter": 2000, "maxfun": 4000, "maxcor": 30, "ftol": 1e-9, "gtol": 1e-4},
+        options={"maxiter": 2000, "maxfun": 4000, "maxcor": 30, "ftol": 1e-13, "gtol": 1e-4},
     )
     gradient = np.where((found.x <= floor) & (found.jac > 0), 0.0, found.jac)
     norm = float(np.linalg.norm(gradient))

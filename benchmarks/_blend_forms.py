@@ -79,12 +79,22 @@ def toward_sum(half: Half) -> Fitted:
     return _linear(half.columns, half.toward_sum)
 
 
-def penalties_by_ndcg(sharpness: float) -> Callable[[Half], Fitted]:
-    """Fit the library's ladder with more penalties, each rung's chosen or shared by NDCG@10 instead of likelihood."""
+def ladder(
+    transform: Transform = signed_root, *, toward_sum: bool = False, penalty_sharpness: float | None = None
+) -> Callable[[Half], Fitted]:
+    """Fit the library's ladder with another transform, prior or way to choose penalties.
+
+    toward_sum: shrink it toward the plain sum of the transformed scores. penalty_sharpness: share more penalties by
+    NDCG@10 as rungs are shared, infinity takes the best; None: the likeliest penalty, as the library does.
+    """
 
     def fit(half: Half) -> Fitted:
-        fusion = half.fuse(*half.laid_out, penalties=MORE_PENALTIES, penalty_sharpness=sharpness)
-        return _linear(half.columns, fusion)
+        columns = Columns.of(half.fold, half.names, transform, half.seed)
+        laid_out = columns.lay_out(half.fold)
+        start = half.plain_sum(*laid_out) if toward_sum else None
+        penalties = PENALTIES if penalty_sharpness is None else MORE_PENALTIES
+        fusion = half.fuse(*laid_out, start, penalties=penalties, penalty_sharpness=penalty_sharpness)
+        return _linear(columns, fusion)
 
     return fit
 
@@ -94,21 +104,6 @@ def both_priors(half: Half) -> Fitted:
     weights = (half.present.blend.weights + half.toward_sum.blend.weights) / 2
     said = {"weights": dict(zip(half.laid_out[1], weights.tolist(), strict=True))}
     return Fitted(lambda fold: half.columns.lay_out(fold)[0] @ weights, said)
-
-
-def transformed(transform: Transform, *, toward_sum: bool = False) -> Callable[[Half], Fitted]:
-    """Fit the library's ladder on columns with another transform in the root's place.
-
-    toward_sum: shrink it toward the plain sum of the transformed scores.
-    """
-
-    def fit(half: Half) -> Fitted:
-        columns = Columns.of(half.fold, half.names, transform, half.seed)
-        laid_out = columns.lay_out(half.fold)
-        start = half.plain_sum(*laid_out) if toward_sum else None
-        return _linear(columns, half.fuse(*laid_out, start))
-
-    return fit
 
 
 def by_penalty(half: Half, design: np.ndarray, fit: Callable[[Lists, float], np.ndarray]) -> tuple[np.ndarray, float]:
@@ -231,14 +226,15 @@ FORMS: dict[str, Callable[[Half], Fitted]] = {
     "z sum": z_sum,
     "root sum": root_sum,
     "present blend": present_blend,
-    "penalty by NDCG": penalties_by_ndcg(np.inf),
-    "penalties shared by NDCG": penalties_by_ndcg(1.0),
+    "penalty by NDCG": ladder(penalty_sharpness=np.inf),
+    "penalties shared by NDCG": ladder(penalty_sharpness=1.0),
     "toward the sum": toward_sum,
     "both priors": both_priors,
-    "clipped z": transformed(clipped),
-    "clipped z toward the sum": transformed(clipped, toward_sum=True),
-    "log rank": transformed(log_rank),
-    "reciprocal rank": transformed(reciprocal_rank),
+    "clipped z": ladder(clipped),
+    "clipped z, penalties shared": ladder(clipped, penalty_sharpness=1.0),
+    "clipped z toward the sum": ladder(clipped, toward_sum=True),
+    "log rank": ladder(log_rank),
+    "reciprocal rank": ladder(reciprocal_rank),
     "lambda logit": lambda_logit,
     "monotone": monotone,
     "lambdamart": lambdamart,
