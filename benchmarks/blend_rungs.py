@@ -17,19 +17,9 @@ from typing import Any
 import numpy as np
 
 from benchmarks._common import run_information, table, write_report
-from llm_rerank.config import RerankerConfig
-from llm_rerank.data.datasets import load_dataset
+from benchmarks._halves import judged_ndcg, load_halves
 from llm_rerank.data.features import PAIR_FEATURES
-from llm_rerank.data.rendering import Renderer
-from llm_rerank.evaluation.protocols import PROTOCOLS, LastOut, hold_out
-from llm_rerank.recommendation.fusion import ndcg_of
-from llm_rerank.recommendation.held_out import fit_and_score_holdout
-from llm_rerank.recommendation.holdout import plan_holdout
-from llm_rerank.recommendation.inputs import FitData, FitTools, Fold
-from llm_rerank.recommendation.log import FitLog
-from llm_rerank.recommendation.planning import make_encoder, sentiment_of
-from llm_rerank.recommendation.specs import default_specs
-from llm_rerank.recommendation.stage import Stage, fit_stage
+from llm_rerank.recommendation.stage import fit_stage
 from llm_rerank.statistics import paired_difference
 
 RULES = {
@@ -42,47 +32,32 @@ RULES = {
 }
 
 
-def _fold_ndcg(stage: Stage, fold: Fold) -> Any:
-    judged = fold.targets.lengths > 0
-    return ndcg_of(stage.score(fold), fold.candidates, fold.targets)[judged]
-
-
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     """Run the benchmark; returns the report."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.blend_rungs", description=__doc__.split("\n")[0])
     parser.add_argument("--dataset", default="amazon_scientific")
     parser.add_argument("--data-dir", type=Path)
+    parser.add_argument("--keep", type=Path, help="folder that keeps the scored candidates")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path)
     options = parser.parse_args(arguments)
     information = run_information(options.seed)
-    trial = hold_out(
-        load_dataset(options.dataset, options.data_dir), PROTOCOLS.get(options.dataset, LastOut()), "validation"
-    )
-    config = RerankerConfig(seed=options.seed)
-    encoder = make_encoder(config)
-    log = FitLog(verbose=True)
-    specs = default_specs(len(trial.items), encoder=encoder)
-    data = FitData(trial.past, trial.items, None, None, sentiment_of(trial.past, encoder))
-    tools = FitTools(config, encoder, specs, PAIR_FEATURES, Renderer())
-    components, _, fold_f, fold_g = fit_and_score_holdout(data, tools, plan_holdout(data.events, config.seed, log), log)
-    names = [component.name for component in components if component.blends]
-
+    halves = load_halves(options.dataset, options.data_dir, seed=options.seed, keep=options.keep)
     rows: list[dict[str, Any]] = []
     for name, sharpness in RULES.items():
         chosen, values = [], []
-        for train, judge in ((fold_f, fold_g), (fold_g, fold_f)):
+        for train, judge in halves.turns():
             stage = fit_stage(
                 train,
-                names,
+                halves.names,
                 features=PAIR_FEATURES,
-                n_items=len(trial.items),
+                n_items=halves.n_items,
                 start=None,
                 seed=options.seed,
                 sharpness=sharpness,
             )
             chosen.append(stage.verdict.to_dict())
-            values.append(_fold_ndcg(stage, judge))
+            values.append(judged_ndcg(stage.score(judge), judge))
         rows.append({"rule": name, "sharpness": str(sharpness), "verdicts": chosen, "ndcg": np.concatenate(values)})
     best = rows[0]["ndcg"]
     for row in rows:
@@ -90,7 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         row["difference_from_best_rung"] = [difference.mean, difference.low, difference.high]
         row["n_users"] = len(row["ndcg"])
         row["ndcg"] = float(row["ndcg"].mean())
-    report = {"dataset": options.dataset, "rules": rows, "fit_said": log.lines, **information}
+    report = {"dataset": options.dataset, "rules": rows, "fit_said": halves.said, **information}
     write_report(options.out, report)
     cells = [
         [

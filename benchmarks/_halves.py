@@ -1,0 +1,143 @@
+"""Held-out users of a data set, their candidates scored, in two halves: a blend is fitted on one, judged on the other.
+
+Everything lies inside a validation trial's training data: the components are fitted on the past of the fit's own
+hold-out, and the halves F and G are its held-out users. The trial's own cases, later ones of more users, are scored by
+the same components, for where the halves are too few to tell.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from llm_rerank.config import RerankerConfig
+from llm_rerank.data.datasets import load_dataset
+from llm_rerank.data.features import PAIR_FEATURES, ItemStatistics, pair_features
+from llm_rerank.data.rendering import Renderer
+from llm_rerank.evaluation.protocols import PROTOCOLS, LastOut, Trial, hold_out
+from llm_rerank.recommendation.components import ScoredCases, reference_items, retrieve_and_score
+from llm_rerank.recommendation.fusion import ndcg_of
+from llm_rerank.recommendation.held_out import fit_and_score_holdout
+from llm_rerank.recommendation.holdout import plan_holdout
+from llm_rerank.recommendation.inputs import FitData, FitTools, Fold
+from llm_rerank.recommendation.log import FitLog
+from llm_rerank.recommendation.planning import make_encoder, sentiment_of
+from llm_rerank.recommendation.specs import default_specs
+from llm_rerank.storage import read_arrays, write_arrays
+from llm_rerank.types import Cases, FloatArray, Ragged
+
+SEQUENCE = "sequence"
+FOLDS = ("fold_f", "fold_g", "later")
+
+
+@dataclass(frozen=True)
+class Halves:
+    """The scored cases of a data set. names: of the blended components, columns of the folds' scores.
+
+    later: the trial's own cases. said: what the fit of the components said. Histories are not kept.
+    """
+
+    names: tuple[str, ...]
+    n_items: int
+    fold_f: Fold
+    fold_g: Fold
+    later: Fold
+    said: tuple[str, ...]
+
+    def turns(self) -> Iterator[tuple[Fold, Fold]]:
+        """Give the half to train on and the half to judge on, both ways round."""
+        yield self.fold_f, self.fold_g
+        yield self.fold_g, self.fold_f
+
+    def without(self, name: str) -> Halves:
+        """Leave out a component's score; the candidates that it brought stay."""
+        kept = [column for column, other in enumerate(self.names) if other != name]
+        folds = {label: _with_scores(getattr(self, label), kept) for label in FOLDS}
+        return replace(self, names=tuple(self.names[column] for column in kept), **folds)
+
+
+def _with_scores(fold: Fold, columns: Sequence[int]) -> Fold:
+    scored = replace(fold.scored, scores=fold.scored.scores[:, columns], raw=fold.scored.raw[:, columns])
+    return replace(fold, scored=scored)
+
+
+def judged_ndcg(scores: np.ndarray, fold: Fold) -> np.ndarray:
+    """NDCG@10 of the cases that have a target: float64, shape (n_judged,). scores: shape (n_candidates,)."""
+    return ndcg_of(scores, fold.candidates, fold.targets)[fold.targets.lengths > 0]
+
+
+def load_halves(
+    dataset: str,
+    data_dir: Path | None,
+    *,
+    seed: int = 0,
+    cache: str | None = None,
+    with_sequence: bool = False,
+    keep: Path | None = None,
+) -> Halves:
+    """Fit the components and score the halves, or read what an earlier run left in the folder ``keep``.
+
+    cache: folder of encoded texts. with_sequence: the small nets are among the components; all other parts always are.
+    """
+    path = None if keep is None else keep / f"{dataset}{'_with_sequence' if with_sequence else ''}.safetensors"
+    if path is not None and path.exists():
+        return _read(path)
+    trial = hold_out(load_dataset(dataset, data_dir), PROTOCOLS.get(dataset, LastOut()), "validation")
+    halves = _score(trial, RerankerConfig(seed=seed, cache_folder=cache), with_sequence)
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _write(path, halves)
+    return halves
+
+
+def _score(trial: Trial, config: RerankerConfig, with_sequence: bool) -> Halves:
+    encoder, log = make_encoder(config), FitLog(verbose=True)
+    specs = [s for s in default_specs(len(trial.items), encoder=encoder) if with_sequence or s.part != SEQUENCE]
+    data = FitData(trial.past, trial.items, None, None, sentiment_of(trial.past, encoder))
+    tools = FitTools(config, encoder, specs, PAIR_FEATURES, Renderer())
+    components, _, fold_f, fold_g = fit_and_score_holdout(data, tools, plan_holdout(data.events, config.seed, log), log)
+    scored = retrieve_and_score(
+        components,
+        trial.cases,
+        reference_items(len(trial.items), config.seed),
+        len(trial.items),
+        candidates_per_source=config.candidates_per_source,
+        seen=trial.seen,
+    )
+    as_of = trial.at if trial.at is not None else int(trial.past.times.max()) + 1
+    statistics = ItemStatistics.from_events(trial.past, trial.items, as_of, sentiment=data.sentiment)
+    later = Fold(scored, trial.seen, pair_features(scored.cases, statistics, trial.items))
+    names = tuple(component.name for component in components if component.blends)
+    return Halves(names, len(trial.items), fold_f, fold_g, later, tuple(log.lines))
+
+
+def _write(path: Path, halves: Halves) -> None:
+    arrays: dict[str, np.ndarray] = {}
+    for label in FOLDS:
+        fold: Fold = getattr(halves, label)
+        arrays |= {f"{label}.scores": fold.scored.scores, f"{label}.pair_values": fold.pair_values}
+        for part, rows in (("candidates", fold.candidates), ("targets", fold.targets)):
+            arrays |= {f"{label}.{part}": rows.values, f"{label}.{part}.offsets": rows.offsets}
+    write_arrays(path, arrays, {"names": halves.names, "n_items": halves.n_items, "said": halves.said})
+
+
+def _read(path: Path) -> Halves:
+    arrays, facts = read_arrays(path)
+    folds = {label: _fold(arrays, label) for label in FOLDS}
+    return Halves(tuple(facts["names"]), facts["n_items"], **folds, said=tuple(facts["said"]))
+
+
+def _fold(arrays: dict[str, np.ndarray], label: str) -> Fold:
+    """Build a fold whose cases know candidates and targets only: a blend reads nothing else of them."""
+    candidates, targets = (
+        Ragged(arrays[f"{label}.{part}"], arrays[f"{label}.{part}.offsets"]) for part in ("candidates", "targets")
+    )
+    n, nothing = len(targets), np.empty(0, dtype=np.int64)
+    weights: FloatArray = np.empty(0, dtype=np.float32)
+    never = np.zeros(n, dtype=np.int64)
+    cases = Cases(never - 1, never, Ragged.empty(n), weights, nothing, [""] * n, candidates, targets)
+    scores = arrays[f"{label}.scores"]
+    return Fold(ScoredCases(cases, scores, scores), Ragged.empty(n), arrays[f"{label}.pair_values"])

@@ -1,0 +1,113 @@
+"""The benchmark of forms of blend: its own fits and rules by hand, and a run on the bundled shop."""
+
+import numpy as np
+import pytest
+
+from benchmarks import blend_forms
+from benchmarks._blend_fits import fit_above, fit_by_pairs, minimise, ramps
+from benchmarks._blend_half import log_rank, reciprocal_rank
+from benchmarks.blend_forms import Measured, choose, compare, overall
+from llm_rerank.models.conditional_logit import fit_conditional_logit
+from llm_rerank.types import Ragged
+
+
+@pytest.fixture(scope="module")
+def lists():
+    """Three hundred lists of eight; the first column tells the target, the second is noise, the third tells against."""
+    rng = np.random.default_rng(0)
+    design = rng.normal(size=(2400, 3))
+    rows = Ragged.from_lengths(np.arange(2400), np.full(300, 8))
+    logits = design @ [1.5, 0.0, -1.0] + rng.gumbel(size=2400)
+    positive = np.zeros(2400, dtype=bool)
+    positive[logits.reshape(300, 8).argmax(axis=1) + 8 * np.arange(300)] = True
+    return design, rows, positive
+
+
+def test_a_logit_without_binding_floors_is_the_librarys(lists):
+    found = fit_above(*lists, prior=np.zeros(3), least=np.full(3, -np.inf), penalty=3.0)
+    assert found == pytest.approx(fit_conditional_logit(*lists, prior=np.zeros(3), penalty=3.0), abs=1e-3)
+    held = fit_above(*lists, prior=np.zeros(3), least=np.zeros(3), penalty=3.0)
+    assert held[2] == 0.0 and held[0] > 0.5
+
+
+def test_pairs_find_the_direction_and_the_penalty_holds_them_at_the_prior(lists):
+    weights = fit_by_pairs(*lists, prior=np.zeros(3), penalty=1.0)
+    assert weights[2] / weights[0] == pytest.approx(-1 / 1.5, abs=0.15) and abs(weights[1]) < 0.1 * weights[0]
+    prior = np.array([0.0, 2.0, 0.0])
+    assert fit_by_pairs(*lists, prior=prior, penalty=1e7) == pytest.approx(prior, abs=1e-3)
+
+
+def test_pairs_by_hand():
+    # one list, one column, one target ranked second: the only free pair is with the first; 1/log2(2) - 1/log2(3)
+    design, rows, positive = np.array([[1.0], [0.0]]), Ragged.from_lists([[0, 1]]), np.array([False, True])
+    swap, sd = 1 - 1 / np.log2(3), 0.5
+    w = fit_by_pairs(design, rows, positive, prior=np.array([1e-9]), penalty=1.0)[0]
+    # slope of swap · log(1 + exp(w)) + sd² w² / 2 is 0, once the weight has turned the list over as well as before
+    assert swap / (1 + np.exp(-w)) + sd**2 * w == pytest.approx(0, abs=1e-4)
+
+
+def test_a_fit_that_stops_early_is_an_error():
+    with pytest.raises(RuntimeError, match="did not converge"):
+        minimise(lambda w: (float(w[0]), np.array([50.0])), np.zeros(1), n_cases=1)
+
+
+def test_ramps_add_up_and_are_cut_at_the_knots():
+    values = np.array([[-2.0], [0.5], [1.5], [9.0]], dtype=np.float32)
+    pieces = ramps(values, np.array([[0.0, 1.0]]))
+    assert pieces.tolist() == [[-2, 0, 0], [0, 0.5, 0], [0, 1, 0.5], [0, 1, 8]]
+
+
+def test_ranks_within_lists():
+    scores = np.array([[3.0], [5.0], [np.nan], [1.0]], dtype=np.float32)
+    rows = Ragged.from_lists([[7, 8, 9], [7]])
+    assert reciprocal_rank(scores, rows)[:, 0] == pytest.approx([1 / 62, 1 / 61, np.nan, 1 / 61], nan_ok=True)
+    assert log_rank(scores, rows)[:, 0] == pytest.approx([-np.log(2), 0, np.nan, 0], nan_ok=True)
+
+
+def test_the_simplest_within_one_error_of_the_best_is_kept():
+    noise = np.tile([0.1, -0.1], 50)  # its mean has an error of .01
+    assert choose({"simple": np.full(100, 0.5), "best": 0.509 + noise}) == {"best": "best", "kept": "simple"}
+    assert choose({"simple": np.full(100, 0.5), "best": 0.511 + noise}) == {"best": "best", "kept": "best"}
+
+
+def test_a_gain_on_average_with_a_loss_somewhere_changes_nothing():
+    def found(gain):
+        base = np.full(400, 0.1)
+        form = base + gain + np.tile([0.01, -0.01], 200)
+        measured = {name: Measured(v, v, {}) for name, v in ((blend_forms.PRESENT, base), ("both priors", form))}
+        return compare(measured, seed=0)
+
+    up, down = found(0.01), found(-0.004)
+    assert up["halves"]["forms"]["both priors"]["relative"] == pytest.approx(0.1)
+    both = overall({"a": up, "b": down})["both priors"]
+    assert both["mean_relative_gain"] == pytest.approx(0.03) and both["high"] - both["low"] == pytest.approx(
+        2 * 1.96 * 0.1 * 1.00125 / 20 / 2**0.5, rel=1e-3
+    )
+    assert both["worse_on"] == ["b, halves", "b, later"] and not both["would_change"]
+    assert overall({"a": up, "b": up})["both priors"]["would_change"]
+
+
+def test_forms_on_the_bundled_shop(tmp_path):
+    arguments = [
+        "--dataset",
+        "sample",
+        "--forms",
+        "root sum",
+        "default alone",
+        "toward the sum",
+        "--keep",
+        str(tmp_path),
+    ]
+    report = blend_forms.main([*arguments, "--out", str(tmp_path / "report.json")])
+    found = report["sets"]["sample"]
+    assert list(found["halves"]["forms"]) == ["default alone", "root sum", blend_forms.PRESENT, "toward the sum"]
+    # the halves of blend_rungs, judged by the library's own stage, in benchmarks/results/blend_rungs/sample.json
+    assert found["halves"]["n"] == 675
+    ndcg = {name: form["ndcg@10"] for name, form in found["halves"]["forms"].items()}
+    assert ndcg[blend_forms.PRESENT] == pytest.approx(0.1565, abs=0.004)
+    assert ndcg[blend_forms.PRESENT] > ndcg["default alone"] + 0.01
+    # the ladder that is shrunk toward the sum starts from the sum's own order, on 325 users of F and 350 of G
+    first, second = (fit["rungs"]["prior"] for fit in found["fits"]["toward the sum"])
+    assert (325 * first + 350 * second) / 675 == pytest.approx(ndcg["root sum"])
+    again = blend_forms.main(arguments)  # what was kept is read, and says the same
+    assert again["sets"]["sample"]["halves"] == found["halves"] and again["overall"] == report["overall"]
