@@ -3,8 +3,8 @@
     python -m benchmarks.query_regime --dataset amazon_scientific --data-dir DIR --out FILE.json
 
 A simulation, for no published set here has searches. Where items are known by reviews (musical instruments, gift
-cards) the phrase is the headline that the user later wrote over the review of the target: their own words, no part of
-any item's text. Elsewhere it is one, two or three words of the target's own title, drawn; as they are, each with a
+cards) the phrase is the headline that the user later wrote over the review of the target: their own words, in no item's
+text (other users' later reviews may be, as this split has it). Elsewhere it is one, two or three words of the target's own title, drawn; as they are, each with a
 typing error, or each in another inflection. That favours word counts, since the words come from the title, and says
 nothing of phrases that mean an item without naming it. One target a user; an item that suits the phrase as well counts
 as wrong.

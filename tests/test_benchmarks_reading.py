@@ -69,6 +69,7 @@ def test_the_headline_is_the_users_own_over_the_review_that_was_held_out(tmp_pat
     reviews = [
         ("u1", "a", 10, "an old headline"),
         ("u1", "a", 20, " the held-out one "),
+        ("u1", "a", 30, "a later headline"),
         ("u2", "a", 20, "another user's"),
         ("u3", "b", 30, None),
     ]
