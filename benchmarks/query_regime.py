@@ -4,14 +4,14 @@
 
 A simulation, for no published set here has searches. Where items are known by reviews (musical instruments, gift
 cards) the phrase is the headline that the user later wrote over the review of the target: their own words, in no item's
-text (other users' later reviews may be, as this split has it). Elsewhere it is one, two or three words of the target's own title, drawn; as they are, each with a
-typing error, or each in another inflection. That favours word counts, since the words come from the title, and says
-nothing of phrases that mean an item without naming it. One target a user; an item that suits the phrase as well counts
-as wrong.
+text (other users' later reviews may be, as this split has it). Elsewhere it is one, two or three words of the target's
+own title, drawn; as they are, each with a typing error, or each in another inflection. That favours word counts, since
+the words come from the title, and says nothing of phrases that mean an item without naming it. One target a user; an
+item that suits the phrase as well counts as wrong.
 
 The best of each kind (word counts; encoder; their sum of z-scores, with partner and weight) is chosen on one half of
-the cases and judged on the other, then the halves change places. The encoder is asked as the library asks it, by
-``SemanticScorer`` for cases with a query and no history.
+the cases and judged on the other, then the halves change places. The encoder as the library asks it competes with the
+encoder over passages (``phrase_rankers.py``).
 """
 
 from __future__ import annotations
@@ -23,22 +23,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy.sparse import csr_matrix
-from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS, CountVectorizer
+from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
 
 from benchmarks._common import run_information, table, trial_parser, write_report
+from benchmarks.phrase_rankers import Catalogue
 from benchmarks.systems import Tools
 from llm_rerank.data.datasets import load_dataset
 from llm_rerank.data.readers import read_table
-from llm_rerank.data.rendering import Renderer
 from llm_rerank.evaluation.protocols import Trial, hold_out
 from llm_rerank.metrics import hit_matrix, hit_rate_at_k, ndcg_at_k
-from llm_rerank.models.collaborative.text_kernel import TextFeatures, has_text, texts_and_titles
+from llm_rerank.models.collaborative.text_kernel import texts_and_titles
 from llm_rerank.models.scoring import top_k
-from llm_rerank.models.semantic.similarity import SemanticScorer
 from llm_rerank.recommendation.components import standardize_rows
 from llm_rerank.statistics import holm, paired_difference
-from llm_rerank.types import BoolArray, Cases, DataError, DataReport, Encoder, FloatArray, IntArray, Ragged
+from llm_rerank.types import BoolArray, DataError, DataReport, FloatArray, IntArray, Ragged
 
 REVIEWS = {
     "amazon_musical_instruments": "reviews_Musical_Instruments_5.json.gz",
@@ -53,7 +51,6 @@ WEIGHTS = (0.25, 0.5, 1.0, 2.0)
 WORTH = 0.1
 """Relative gain from which a language model is said to pay, where the difference's interval lies above 0."""
 
-LONG_TOKENS = 1024  # the encoder reads 128; an index of words has no such bound
 WORD = re.compile(r"[^\W_]{3,}")
 
 
@@ -75,101 +72,6 @@ def mistyped(word: str, rng: np.random.Generator) -> str:
 def inflected(word: str) -> str:
     """Take a plural s off, or put one on."""
     return word[:-1] if word.endswith("s") and not word.endswith("ss") else word + "s"
-
-
-@dataclass(frozen=True)
-class BM25:
-    """Okapi BM25 (Robertson and Zaragoza, 2009). weights: float64 CSR, shape (n_items, n_terms)."""
-
-    vectorizer: CountVectorizer
-    weights: csr_matrix
-
-    @classmethod
-    def fit(cls, texts: Sequence[str], k1: float = 1.2, b: float = 0.75) -> BM25:
-        """Weigh each term of each text: idf · tf (k1 + 1) / (tf + k1 (1 − b + b length / mean length))."""
-        vectorizer = CountVectorizer(dtype=np.float64)
-        counts = csr_matrix(vectorizer.fit_transform(texts))
-        lengths = np.asarray(counts.sum(axis=1)).ravel()
-        with_term = np.bincount(counts.indices, minlength=counts.shape[1])
-        idf = np.log(1 + (len(texts) - with_term + 0.5) / (with_term + 0.5))
-        norms = k1 * (1 - b + b * lengths / lengths.mean())
-        rows = np.repeat(np.arange(len(texts)), np.diff(counts.indptr))
-        counts.data = idf[counts.indices] * counts.data * (k1 + 1) / (counts.data + norms[rows])
-        return cls(vectorizer, counts)
-
-    def score(self, phrases: Sequence[str]) -> FloatArray:
-        """Scores: float32, shape (n_phrases, n_items)."""
-        return (self.vectorizer.transform(phrases) @ self.weights.T).toarray().astype(np.float32)
-
-
-class Catalogue:
-    """The items with a text, as of the cut, in a drawn order, so that equal scores do not fall in the file's.
-
-    codes: int64, shape (n,), of the trial's items.
-    """
-
-    def __init__(self, trial: Trial, encoder: Encoder, seed: int) -> None:
-        texts, titles = texts_and_titles(trial.items)
-        long = Renderer().render_items(trial.items, trial.past, max_tokens=LONG_TOKENS).texts
-        self.codes: IntArray = np.random.default_rng(seed).permutation(np.flatnonzero(has_text(texts)))
-        fields = {"text": texts, "title": titles, "long text": list(long)}
-        self.fields = {
-            name: [field[code] for code in self.codes]
-            for name, field in fields.items()
-            if name == "text" or field != texts
-        }
-        self._features = {name: TextFeatures.fit(field, field, None) for name, field in self.fields.items()}
-        self._bm25 = {name: BM25.fit(field) for name, field in self.fields.items()}
-        self._semantic = {
-            f"{kind} of {name}": SemanticScorer(encoder, whiten=kind == "whitened").fit(
-                trial.past, trial.items.with_texts(_in_place(field, self.codes, len(trial.items))), seed=seed
-            )
-            for name, field in self.fields.items()
-            if name != "long text"
-            for kind in ("plain", "whitened")
-        }
-
-    def word_scores(self, phrases: Sequence[str]) -> dict[str, FloatArray]:
-        """Score every item by each word method: float32, shape (n_phrases, n), by name."""
-        scores = {}
-        for name, features in self._features.items():
-            words = features.word_weights.vectors(phrases, "word") @ features.words.T
-            characters = features.character_weights.vectors(phrases, "char_wb") @ features.characters.T
-            scores[f"words of {name}"] = words.toarray()
-            scores[f"characters of {name}"] = characters.toarray()
-            scores[f"BM25 of {name}"] = self._bm25[name].score(phrases)
-        # what the library's own kernel averages where there is no encoder
-        of_title = scores.get("characters of title", scores["characters of text"])
-        scores["words of text and characters of title"] = (scores["words of text"] + of_title) / 2
-        return scores
-
-    def encoder_scores(self, phrases: Sequence[str]) -> dict[str, FloatArray]:
-        """Score every item by the encoder, as the library answers a search: float32, shape (n_phrases, n), by name."""
-        cases = searching(phrases)
-        return {name: scorer.score_catalogue(cases)[:, self.codes] for name, scorer in self._semantic.items()}
-
-
-def _in_place(texts: Sequence[str], codes: IntArray, n_items: int) -> list[str]:
-    placed = [""] * n_items
-    for code, text in zip(codes, texts, strict=True):
-        placed[code] = text
-    return placed
-
-
-def searching(phrases: Sequence[str]) -> Cases:
-    """Build a case for each phrase: a search, no history, no candidates."""
-    n = len(phrases)
-    nothing = np.empty(0, dtype=np.int64)
-    return Cases(
-        user_rows=np.full(n, -1, dtype=np.int64),
-        times=np.zeros(n, dtype=np.int64),
-        history=Ragged.empty(n),
-        history_weights=np.empty(0, dtype=np.float32),
-        history_times=nothing,
-        queries=list(phrases),
-        candidates=Ragged.empty(n),
-        targets=Ragged.empty(n),
-    )
 
 
 def measures(scores: FloatArray, targets: IntArray) -> tuple[np.ndarray, np.ndarray]:
@@ -271,7 +173,7 @@ def measure(label: str, catalogue: Catalogue, phrases: Sequence[str], targets: I
         ndcg, hr = measures(scores, columns)
         rankers[name] = {"ndcg@10": float(ndcg.mean()), "hr@10": float(hr.mean())}
     base = float(found["words"].ndcg.mean())
-    gains = {}
+    gains: dict[str, Any] = {}
     for kind in ("encoder", "sum"):
         difference = paired_difference(found[kind].ndcg, found["words"].ndcg, seed=seed)
         hits = paired_difference(found[kind].hr, found["words"].hr, seed=seed)

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from benchmarks import ablations, query_regime
+from benchmarks import ablations, phrase_rankers, query_regime
 from llm_rerank.types import Ragged
 from tests.shops import make_shop
 
@@ -31,7 +31,7 @@ def test_words_of_a_title_and_how_they_are_changed():
 
 def test_bm25_by_hand():
     texts = ["red mug", "red red tea pot", "tea"]
-    scores = query_regime.BM25.fit(texts).score(["red", "tea mug", "sofa"])
+    scores = phrase_rankers.BM25.fit(texts).score(["red", "tea mug", "sofa"])
 
     def weight(tf: int, n_with: int, length: int) -> float:
         idf = log(1 + (3 - n_with + 0.5) / (n_with + 0.5))
@@ -40,6 +40,24 @@ def test_bm25_by_hand():
     assert scores[0] == pytest.approx([weight(1, 2, 2), weight(2, 2, 4), 0])
     assert scores[1] == pytest.approx([weight(1, 1, 2), weight(1, 2, 4), weight(1, 2, 1)])
     assert scores[2].tolist() == [0, 0, 0]
+
+
+class Letters:
+    """An encoder that counts letters: unit rows, so a passage equal to the phrase scores 1."""
+
+    embedding_size = 26
+    fingerprint = "letters"
+
+    def encode(self, inputs):
+        counts = np.array([[text.count(chr(97 + place)) for place in range(26)] for text in inputs], dtype=np.float32)
+        return counts / np.maximum(np.linalg.norm(counts, axis=1, keepdims=True), 1e-9)
+
+
+def test_an_item_scores_as_its_nearest_passage(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(phrase_rankers, "PASSAGE_WORDS", 2)
+    assert phrase_rankers.passages("a b c d e") == ["a b", "c d", "e"]
+    scores = phrase_rankers.Passages.of(["a b c d e", "f", "e e a"], Letters()).score(["e", "ab", "f"])
+    assert scores == pytest.approx(np.array([[1, 0, 1], [1, 0, 0.5**0.5], [0, 1, 0]]))
 
 
 def perfect_on(rows: np.ndarray, targets: np.ndarray, n_items: int = 40) -> np.ndarray:
