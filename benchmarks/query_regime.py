@@ -9,16 +9,18 @@ own title, drawn; as they are, each with a typing error, or each in another infl
 the words come from the title, and says nothing of phrases that mean an item without naming it. One target a user; an
 item that suits the phrase as well counts as wrong.
 
-The best of each kind (word counts; encoder; their sum of z-scores, with partner and weight) is chosen on one half of
-the cases and judged on the other, then the halves change places. The encoder as the library asks it competes with the
-encoder over passages (``phrase_rankers.py``).
+The best of each kind (word counts; a sum of two of them; the encoder; a sum of word counts and the encoder) is chosen
+on one half of the cases and judged on the other, then the halves change places. Sums are of z-scores; that of two word
+methods tells what any second opinion is worth. The encoder as the library asks it competes with the encoder over
+passages (``phrase_rankers.py``).
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations, product
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +48,12 @@ REVIEWS = {
 
 N_WORDS = (1, 2, 3)
 WEIGHTS = (0.25, 0.5, 1.0, 2.0)
-"""Of the encoder's z-scores in the sum; those of the word method count 1."""
+"""Of the second one's z-scores in a sum; those of the first count 1."""
+
+KINDS = ("words", "two words", "encoder", "sum")
+"""The best word method; the best sum of two; the encoder; the best sum of a word method and the encoder."""
+
+GAINS = (("encoder", "words"), ("sum", "words"), ("sum", "two words"))
 
 WORTH = 0.1
 """Relative gain from which a language model is said to pay, where the difference's interval lies above 0."""
@@ -96,33 +103,40 @@ class Judged:
     hr: np.ndarray
 
 
+def best_sum(
+    pairs: Iterable[tuple[str, str]], tables: Mapping[str, FloatArray], targets: IntArray, fold: BoolArray
+) -> tuple[str, FloatArray]:
+    """Sum of two tables of z-scores with the best NDCG@10 on the fold: the pair is chosen, then the weight."""
+    one, other = max(pairs, key=lambda pair: ndcg_on(fold, tables[pair[0]] + tables[pair[1]], targets))
+    sums = {weight: tables[one] + np.float32(weight) * tables[other] for weight in WEIGHTS}
+    weight = max(sums, key=lambda weight: ndcg_on(fold, sums[weight], targets))
+    return f"{one} + {weight:g} x {other}", sums[weight]
+
+
+def ndcg_on(fold: BoolArray, scores: FloatArray, targets: IntArray) -> float:
+    """Mean NDCG@10 of the fold's cases."""
+    return float(measures(scores[fold], targets[fold])[0].mean())
+
+
 def judge(
     words: Mapping[str, FloatArray], encoder: Mapping[str, FloatArray], targets: IntArray, half: BoolArray
 ) -> dict[str, Judged]:
-    """Choose and judge "words", "encoder" and "sum" across the halves; all that is chosen is chosen by NDCG@10.
+    """Choose and judge each of ``KINDS`` across the halves; all that is chosen is chosen by NDCG@10.
 
     words, encoder: scores by name, float32, shape (n_cases, n_items). half: bool, shape (n_cases,).
     """
-    kinds = ("words", "encoder", "sum")
-    found = {kind: Judged([], np.empty(len(targets)), np.empty(len(targets))) for kind in kinds}
+    found = {kind: Judged([], np.empty(len(targets)), np.empty(len(targets))) for kind in KINDS}
+    tables = {name: z_scores(scores) for name, scores in [*words.items(), *encoder.items()]}
     for fold in (half, ~half):
-        means = {name: measures(s[fold], targets[fold])[0].mean() for name, s in [*words.items(), *encoder.items()]}
-        word = max(words, key=lambda name: means[name])
-        reader = max(encoder, key=lambda name: means[name])
-        read = z_scores(encoder[reader])
-        best, best_sum, best_mean = "", read, -1.0
-        for partner, scores in words.items():
-            standardised = z_scores(scores)
-            for weight in WEIGHTS:
-                both = standardised + np.float32(weight) * read
-                mean = measures(both[fold], targets[fold])[0].mean()
-                if mean > best_mean:
-                    best, best_sum, best_mean = f"{partner} + {weight:g} x {reader}", both, mean
-        for kind, name, scores in (
-            ("words", word, words[word]),
-            ("encoder", reader, encoder[reader]),
-            ("sum", best, best_sum),
-        ):
+        means = {name: ndcg_on(fold, scores, targets) for name, scores in tables.items()}
+        word, reader = max(words, key=means.__getitem__), max(encoder, key=means.__getitem__)
+        best = {
+            "words": (word, tables[word]),
+            "two words": best_sum(combinations(words, 2), tables, targets, fold),
+            "encoder": (reader, tables[reader]),
+            "sum": best_sum(product(words, encoder), tables, targets, fold),
+        }
+        for kind, (name, scores) in best.items():
             found[kind].chosen.append(name)
             found[kind].ndcg[~fold], found[kind].hr[~fold] = measures(scores[~fold], targets[~fold])
     return found
@@ -172,14 +186,14 @@ def measure(label: str, catalogue: Catalogue, phrases: Sequence[str], targets: I
     for name, scores in [*words.items(), *encoder.items()]:
         ndcg, hr = measures(scores, columns)
         rankers[name] = {"ndcg@10": float(ndcg.mean()), "hr@10": float(hr.mean())}
-    base = float(found["words"].ndcg.mean())
     gains: dict[str, Any] = {}
-    for kind in ("encoder", "sum"):
-        difference = paired_difference(found[kind].ndcg, found["words"].ndcg, seed=seed)
-        hits = paired_difference(found[kind].hr, found["words"].hr, seed=seed)
+    for kind, below in GAINS:
+        difference = paired_difference(found[kind].ndcg, found[below].ndcg, seed=seed)
+        hits = paired_difference(found[kind].hr, found[below].hr, seed=seed)
+        base = float(found[below].ndcg.mean())
         relative = difference.mean / base if base > 0 else None
         pays = relative is not None and relative >= WORTH and difference.low > 0
-        gains[f"{kind} over words"] = {**vars(difference), "relative": relative, "pays": pays, "hr@10": vars(hits)}
+        gains[f"{kind} over {below}"] = {**vars(difference), "relative": relative, "pays": pays, "hr@10": vars(hits)}
     return {
         "regime": label,
         "n": len(phrases),
@@ -204,7 +218,7 @@ def print_regimes(report: Mapping[str, Any]) -> None:
             for gain in regime["gains"].values()
         ]
         rows.append([regime["regime"], f"{regime['n']:,}", *means, *gains])
-    heads = [report["dataset"], "n", "words NDCG / HR@10", "encoder", "sum", "encoder over words", "sum over words"]
+    heads = [f"{report['dataset']}: NDCG / HR@10", "n", *KINDS, *(f"{kind} over {below}" for kind, below in GAINS)]
     print(table(heads, rows))
 
 

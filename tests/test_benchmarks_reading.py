@@ -83,6 +83,24 @@ def test_the_best_is_chosen_on_one_half_and_judged_on_the_other():
     assert all(name.startswith("good + ") for name in found["sum"].chosen)
 
 
+def test_a_sum_finds_what_neither_of_its_parts_does():
+    targets, half = np.arange(20), np.arange(20) % 2 == 0
+    # each part has its own twelve items before the target, which only their sum puts first
+    parts = []
+    for other in (range(20, 32), range(32, 40)):
+        scores = np.zeros((20, 40), dtype=np.float32)
+        scores[:, list(other)] = 3
+        scores[np.arange(20), targets] = 2
+        parts.append(scores)
+    noise = np.random.default_rng(0).normal(size=(20, 40)).astype(np.float32)
+    found = query_regime.judge({"a": parts[0], "noise": noise}, {"b": parts[1]}, targets, half)
+    assert [name.split(" + ")[0] for name in found["sum"].chosen] == ["a", "a"]
+    assert found["words"].hr.mean() < 0.5 and found["encoder"].ndcg.mean() < 0.5
+    assert found["sum"].ndcg.mean() == 1
+    found = query_regime.judge({"a": parts[0], "b": parts[1]}, {"noise": noise}, targets, half)
+    assert found["two words"].ndcg.mean() == 1
+
+
 def test_the_headline_is_the_users_own_over_the_review_that_was_held_out(tmp_path: Path):
     reviews = [
         ("u1", "a", 10, "an old headline"),
