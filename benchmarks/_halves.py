@@ -25,7 +25,7 @@ from llm_rerank.recommendation.holdout import plan_holdout
 from llm_rerank.recommendation.inputs import FitData, FitTools, Fold
 from llm_rerank.recommendation.log import FitLog
 from llm_rerank.recommendation.planning import make_encoder, sentiment_of
-from llm_rerank.recommendation.specs import default_specs
+from llm_rerank.recommendation.specs import specs_for
 from llm_rerank.storage import read_arrays, write_arrays
 from llm_rerank.types import Cases, FloatArray, Ragged
 
@@ -95,7 +95,7 @@ def load_halves(
 
 def _score(trial: Trial, config: RerankerConfig, with_sequence: bool) -> Halves:
     encoder, log = make_encoder(config), FitLog(verbose=True)
-    specs = [s for s in default_specs(len(trial.items), encoder=encoder) if with_sequence or s.part != SEQUENCE]
+    specs = [s for s in specs_for(config, trial.past, encoder) if with_sequence or s.part != SEQUENCE]
     data = FitData(trial.past, trial.items, None, None, sentiment_of(trial.past, encoder))
     tools = FitTools(config, encoder, specs, PAIR_FEATURES, Renderer())
     components, _, fold_f, fold_g = fit_and_score_holdout(data, tools, plan_holdout(data.events, config.seed, log), log)

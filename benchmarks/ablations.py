@@ -28,12 +28,13 @@ import pandas as pd
 
 from benchmarks._common import run_information, table, trial_parser, write_report
 from benchmarks.fresh_histories import ndcg_of_lists
-from benchmarks.systems import FUSED, default_specs
+from benchmarks.systems import FUSED
 from llm_rerank.data.datasets import load_dataset
 from llm_rerank.data.features import PAIR_FEATURES, ItemStatistics, pair_features
 from llm_rerank.evaluation.protocols import Trial, hold_out
 from llm_rerank.recommendation.planning import make_encoder
 from llm_rerank.recommendation.reranker import Reranker
+from llm_rerank.recommendation.specs import specs_for
 from llm_rerank.statistics import holm, paired_difference
 from llm_rerank.storage import read_arrays, write_arrays
 
@@ -144,7 +145,7 @@ def built(variant: Variant, trial: Trial, seed: int, cache: str | None) -> Reran
     features = [name for name in PAIR_FEATURES if name not in variant.without]
     if len(features) < len(PAIR_FEATURES):
         return Reranker(whole.config, features=features, verbose=False)
-    specs = default_specs(len(trial.items), encoder=make_encoder(whole.config))
+    specs = specs_for(whole.config, trial.past, make_encoder(whole.config))
     kept = [spec for spec in specs if spec.name not in variant.without]
     return Reranker(whole.config, components=kept, verbose=False)
 
@@ -267,8 +268,8 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     information = run_information(options.seed)
     trial = hold_out(load_dataset(options.dataset, options.data_dir), split=options.split)
     print(trial.describe(), flush=True)
-    encoder = make_encoder(FUSED[SYSTEMS[WHOLE]](trial, options.seed, None).config)
-    names = dict.fromkeys(spec.name for spec in default_specs(len(trial.items), encoder=encoder))
+    config = FUSED[SYSTEMS[WHOLE]](trial, options.seed, None).config
+    names = dict.fromkeys(spec.name for spec in specs_for(config, trial.past, make_encoder(config)))
     variants = plan(trial, list(names))
     wanted = {name: v for name, v in variants.items() if name in options.variants or v.group in options.variants}
     wrong = wrong_histories(trial, options.seed)

@@ -32,7 +32,7 @@ from llm_rerank.recommendation.inputs import FitData, FitTools, Fold
 from llm_rerank.recommendation.log import FitLog
 from llm_rerank.recommendation.parts import fit_fusion_stage
 from llm_rerank.recommendation.planning import make_encoder, sentiment_of
-from llm_rerank.recommendation.specs import default_specs
+from llm_rerank.recommendation.specs import specs_for
 from llm_rerank.recommendation.stage import Stage, supports
 from llm_rerank.types import BoolArray
 
@@ -70,7 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     encoder_name = None if options.encoder == "none" else options.encoder
     config, log = RerankerConfig(encoder=encoder_name, cache_folder=options.cache, seed=options.seed), FitLog()
     encoder, n_items = make_encoder(config), len(trial.items)
-    tools = FitTools(config, encoder, default_specs(n_items, encoder=encoder), PAIR_FEATURES, Renderer())
+    tools = FitTools(config, encoder, specs_for(config, trial.past, encoder), PAIR_FEATURES, Renderer())
     data = FitData(trial.past, trial.items, None, None, sentiment_of(trial.past, encoder))
     components, items, fold_f, fold_g = fit_and_score_holdout(
         data, tools, plan_holdout(trial.past, options.seed, log), log

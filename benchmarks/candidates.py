@@ -192,6 +192,7 @@ def fits_by_length(trial: Trial, reranker: Reranker, sizes: Sequence[int]) -> di
     specs = [
         replace(spec, grid=[settings[spec.name]], decays=(), part=None)
         for spec in in_use(default_specs(len(trial.items), encoder=encoder), tuple(settings))
+        if spec.name in settings
     ]
     targets, values, report = trial.cases.targets, {}, {}
     for size in sizes:

@@ -37,7 +37,7 @@ from llm_rerank.recommendation.inputs import FitData, FitTools
 from llm_rerank.recommendation.log import FitLog
 from llm_rerank.recommendation.parts import fit_fusion_stage
 from llm_rerank.recommendation.planning import make_encoder, sentiment_of
-from llm_rerank.recommendation.specs import default_specs
+from llm_rerank.recommendation.specs import specs_for
 from llm_rerank.recommendation.training_lists import as_lists, build_training_lists
 from llm_rerank.statistics import bootstrap_interval
 from llm_rerank.types import FloatArray
@@ -87,7 +87,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     encoder = make_encoder(config)
     assert encoder is not None
     n_items = len(trial.items)
-    tools = FitTools(config, encoder, default_specs(n_items, encoder=encoder), PAIR_FEATURES, Renderer())
+    tools = FitTools(config, encoder, specs_for(config, trial.past, encoder), PAIR_FEATURES, Renderer())
     data = FitData(trial.past, trial.items, None, None, sentiment_of(trial.past, encoder))
     holdout = plan_holdout(data.events, config.seed, log)
     components, items, fold_f, fold_g = fit_and_score_holdout(data, tools, holdout, log)
