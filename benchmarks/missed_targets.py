@@ -36,8 +36,8 @@ from llm_rerank.data.datasets import load_dataset
 from llm_rerank.evaluation.protocols import Trial, hold_out, ranking_from_frame
 from llm_rerank.metrics import hit_matrix, hit_rate_at_k, ndcg_at_k
 from llm_rerank.models.collaborative.item_item import co_occurrence
-from llm_rerank.models.collaborative.text_kernel import add_similarities, has_text, word_vectors
 from llm_rerank.models.scoring import history_matrix
+from llm_rerank.models.semantic.text_features import add_similarities, has_text, word_vectors
 from llm_rerank.recommendation.candidates import is_member, positions_in_row
 from llm_rerank.recommendation.planning import make_encoder
 from llm_rerank.types import BoolArray, Encoder, FloatArray, IntArray, Items, Ragged

@@ -11,8 +11,8 @@ from sklearn.feature_extraction.text import CountVectorizer
 
 from llm_rerank.data.rendering import Renderer
 from llm_rerank.evaluation.protocols import Trial
-from llm_rerank.models.collaborative.text_kernel import TextFeatures, has_text, texts_and_titles
 from llm_rerank.models.semantic.similarity import SemanticScorer
+from llm_rerank.models.semantic.text_features import TextFeatures, has_text, texts_and_titles
 from llm_rerank.types import Cases, Encoder, FloatArray, IntArray, Ragged
 
 LONG_TOKENS = 1024  # the encoder reads 128; an index of words has no such bound

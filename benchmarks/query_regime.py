@@ -34,8 +34,8 @@ from llm_rerank.data.datasets import load_dataset
 from llm_rerank.data.readers import read_table
 from llm_rerank.evaluation.protocols import Trial, hold_out
 from llm_rerank.metrics import hit_matrix, hit_rate_at_k, ndcg_at_k
-from llm_rerank.models.collaborative.text_kernel import texts_and_titles
 from llm_rerank.models.scoring import top_k
+from llm_rerank.models.semantic.text_features import texts_and_titles
 from llm_rerank.recommendation.components import standardize_rows
 from llm_rerank.statistics import holm, paired_difference
 from llm_rerank.types import BoolArray, DataError, DataReport, FloatArray, IntArray, Ragged
