@@ -92,11 +92,28 @@ def candidates(results: Results) -> str:
     return "\n".join(["### Better candidates at equal length?\n", *lines, ""]) if lines else ""
 
 
+def query_regime(results: Results) -> str:
+    """Say what an encoder adds to word counts where a search phrase is all that is known; simulated searches."""
+    lines = []
+    for dataset, report in load(results.folder, "query_regime").items():
+        for regime in report["regimes"]:
+            gains = [
+                f"{name} {with_interval(gain['mean'], gain['low'], gain['high'])} ({gain['relative']:+.0%})"
+                for name, gain in regime["gains"].items()
+            ]
+            lines.append(
+                f"- {dataset} ({report['split']}), {regime['regime']}, {regime['n']:,} cases: NDCG@10 of the best word "
+                f"count {figure(regime['judged']['words'][METRIC])}; {'; '.join(gains)}"
+            )
+    return "\n".join(["### A search phrase and nothing else (simulated)\n", *lines, ""]) if lines else ""
+
+
 UNIONS = {"learned": "learned quotas", "blend": "the blend's own first ones"}
 
 QUESTIONS: tuple[Callable[[Results], str], ...] = (
     missed_targets,
     candidates,
+    query_regime,
     cross_encoder_gain,
     sequence_gain,
     start_from,
