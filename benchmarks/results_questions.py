@@ -92,6 +92,19 @@ def candidates(results: Results) -> str:
     return "\n".join(["### Better candidates at equal length?\n", *lines, ""]) if lines else ""
 
 
+def ablations(results: Results) -> str:
+    """Say whether a gain is the reading: what is left of it with permuted texts and with another user's history."""
+    lines = []
+    for dataset, report in load(results.folder, "ablations").items():
+        for found in report["comparisons"]:
+            if found["label"].startswith("gain of"):
+                lines.append(
+                    f"- {dataset} ({report['split']}), {found['label']}: "
+                    f"{with_interval(found['mean'], found['low'], found['high'])}"
+                )
+    return "\n".join(["### Is a gain the reading?\n", *lines, ""]) if lines else ""
+
+
 def query_regime(results: Results) -> str:
     """Say what an encoder adds to word counts where a search phrase is all that is known; simulated searches."""
     lines = []
@@ -111,6 +124,7 @@ def query_regime(results: Results) -> str:
 UNIONS = {"learned": "learned quotas", "blend": "the blend's own first ones"}
 
 QUESTIONS: tuple[Callable[[Results], str], ...] = (
+    ablations,
     missed_targets,
     candidates,
     query_regime,
