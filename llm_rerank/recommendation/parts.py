@@ -27,13 +27,13 @@ from llm_rerank.types import DataError
 class PartVerdict:
     """What a part is worth and whether it stays.
 
-    ndcg: held-out NDCG@10 without and with it. difference: of the two, None where the cases were too few to fit a
-    blend. pays: what the figures say. kept: what was done; reason: why, where that is another thing. seconds: what
-    fitting and measuring took.
+    ndcg: held-out NDCG@10 without and with it. difference: of the two. Both are None where the cases were too few to
+    fit a blend. pays: what the figures say. kept: what was done; reason: why, where that is another thing.
+    seconds: what fitting and measuring took.
     """
 
     part: str
-    ndcg: tuple[float, float]
+    ndcg: tuple[float, float] | None
     difference: Difference | None
     n_cases: int
     seconds: float
@@ -45,7 +45,7 @@ class PartVerdict:
         """Say gain, interval, cost and outcome, and how to overrule it."""
         outcome = f"on; leave it out with {self.part}='off'" if self.kept else f"off; keep it with {self.part}='always'"
         outcome += f" ({self.reason})" if self.reason else ""
-        if self.difference is None:
+        if self.difference is None or self.ndcg is None:
             return f"{self.part}: not judged, costs {duration(self.seconds)}: {outcome}"
         return (
             f"{self.part}: {self.difference.relative_to(self.ndcg[0])} (NDCG@10 of {self.n_cases:,} held-out cases "
@@ -55,14 +55,14 @@ class PartVerdict:
     def to_dict(self) -> dict[str, Any]:
         """Return JSON-ready values."""
         difference = None if self.difference is None else dict(vars(self.difference))
-        return {**vars(self), "ndcg": list(self.ndcg), "difference": difference}
+        return {**vars(self), "ndcg": None if self.ndcg is None else list(self.ndcg), "difference": difference}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
         """Rebuild from ``to_dict``'s values."""
-        d = values["difference"]
+        d, ndcg = values["difference"], values["ndcg"]
         difference = None if d is None else Difference(**d)
-        return cls(**{**values, "ndcg": tuple(values["ndcg"]), "difference": difference})
+        return cls(**{**values, "ndcg": None if ndcg is None else tuple(ndcg), "difference": difference})
 
 
 @dataclass(frozen=True)
@@ -152,8 +152,7 @@ def _try_part(
 
 def _judge(part: str, standing: Standing, wider: Standing, tools: FitTools, seconds: float) -> PartVerdict:
     without, with_part = standing.ndcg, wider.ndcg
-    difference = None
-    ndcg, n_cases = (float("nan"), float("nan")), 0
+    difference, ndcg, n_cases = None, None, 0
     pays, reason = False, "too few held-out cases to tell"
     if without is not None and with_part is not None:
         difference = paired_difference(with_part, without, seed=tools.config.seed)

@@ -1,6 +1,5 @@
 """The report: what it says follows from the figures, what is absent is said, and a browser shows it as it should be."""
 
-import math
 import os
 import re
 from dataclasses import replace
@@ -259,7 +258,7 @@ def test_the_guard_is_drawn_beside_its_margin(evaluation):
 def test_parts_are_drawn_with_what_they_gain_and_cost():
     gains = Difference(0.003, 0.001, 0.005, 0.01, 300)
     paying = PartVerdict("sequence", (0.1, 0.103), gains, 300, 50.0, pays=True, kept=True)
-    unjudged = PartVerdict("semantic", (math.nan, math.nan), None, 0, 9.0, pays=False, kept=False, reason="few")
+    unjudged = PartVerdict("semantic", None, None, 0, 9.0, pays=False, kept=False, reason="few")
     section = parts_section([paying.to_dict(), unjudged.to_dict()])
     assert f"{paying.sentence()}." in section.paragraphs
     assert f"{unjudged.sentence()}." in section.paragraphs

@@ -1,5 +1,6 @@
 """Which parts join a fit: measured on held-out users, kept where they pay, and how each setting overrules that."""
 
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -138,8 +139,9 @@ def test_too_few_cases_to_judge_leave_a_part_out(shop):
     few = events[events["user_id"].isin([f"u{n}" for n in range(60)])]
     standing, log = stand(data_of((few, items)), [part(Theme)])
     (verdict,) = standing.verdicts
-    assert verdict.difference is None
+    assert verdict.difference is None and verdict.ndcg is None
     assert not verdict.kept
+    assert PartVerdict.from_dict(json.loads(json.dumps(verdict.to_dict(), allow_nan=False))) == verdict
     assert "not judged" in log.lines[-1]
     assert "too few held-out cases to tell" in log.lines[-1]
     kept, _ = stand(data_of((few, items)), [part(Theme)], replace(CONFIG, sequence="always"))
