@@ -154,6 +154,8 @@ def fit_fusion(
     default: the component to shrink toward and to fall back to; None: ``best_component``, chosen for each fold on the
     other folds. start: a blend from another shop; its weights are the prior where the names agree.
     Cases whose target was not retrieved count in the guard (as 0 for both) but cannot train.
+    sharpness: see ``shares_of_rungs``. penalties: those tried. penalty_sharpness: share a rung among them by NDCG@10 as
+    the blend is shared among rungs; None: the likeliest alone, which did no worse (benchmarks/blend_forms.py).
     """
     by_component = np.stack([ndcg_of(design[:, names.index(name)], rows, targets) for name in component_names])
     judged = targets.lengths > 0  # a shown list from which nothing was taken has no NDCG
