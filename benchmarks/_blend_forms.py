@@ -28,7 +28,6 @@ Lists = tuple[np.ndarray, Ragged, BoolArray]
 N_FOLDS = 5
 KNOT_QUANTILES = (0.5, 0.75, 0.9, 0.97, 0.995)
 PAIRS_START_PENALTY = 30.0
-MORE_PENALTIES = (*PENALTIES, 3000.0)
 LEAVES, MOST_TREES, TREES_STEP = (4, 8), 200, 10
 
 
@@ -79,22 +78,14 @@ def toward_sum(half: Half) -> Fitted:
     return _linear(half.columns, half.toward_sum)
 
 
-def ladder(
-    transform: Transform = signed_root, *, toward_sum: bool = False, penalty_sharpness: float | None = None
-) -> Callable[[Half], Fitted]:
-    """Fit the library's ladder with another transform, prior or way to choose penalties.
-
-    toward_sum: shrink it toward the plain sum of the transformed scores. penalty_sharpness: share more penalties by
-    NDCG@10 as rungs are shared, infinity takes the best; None: the likeliest penalty, as the library does.
-    """
+def transformed(transform: Transform, *, toward_sum: bool = False) -> Callable[[Half], Fitted]:
+    """Fit the library's ladder with another transform; toward_sum: shrunk toward the plain sum of its scores."""
 
     def fit(half: Half) -> Fitted:
         columns = Columns.of(half.fold, half.names, transform, half.seed)
         laid_out = columns.lay_out(half.fold)
         start = half.plain_sum(*laid_out) if toward_sum else None
-        penalties = PENALTIES if penalty_sharpness is None else MORE_PENALTIES
-        fusion = half.fuse(*laid_out, start, penalties=penalties, penalty_sharpness=penalty_sharpness)
-        return _linear(columns, fusion)
+        return _linear(columns, half.fuse(*laid_out, start))
 
     return fit
 
@@ -226,15 +217,12 @@ FORMS: dict[str, Callable[[Half], Fitted]] = {
     "z sum": z_sum,
     "root sum": root_sum,
     "present blend": present_blend,
-    "penalty by NDCG": ladder(penalty_sharpness=np.inf),
-    "penalties shared by NDCG": ladder(penalty_sharpness=1.0),
     "toward the sum": toward_sum,
     "both priors": both_priors,
-    "clipped z": ladder(clipped),
-    "clipped z, penalties shared": ladder(clipped, penalty_sharpness=1.0),
-    "clipped z toward the sum": ladder(clipped, toward_sum=True),
-    "log rank": ladder(log_rank),
-    "reciprocal rank": ladder(reciprocal_rank),
+    "clipped z": transformed(clipped),
+    "clipped z toward the sum": transformed(clipped, toward_sum=True),
+    "log rank": transformed(log_rank),
+    "reciprocal rank": transformed(reciprocal_rank),
     "lambda logit": lambda_logit,
     "monotone": monotone,
     "lambdamart": lambdamart,

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 
@@ -125,10 +124,8 @@ class Half:
         """The library's ladder of logits, shrunk toward the plain sum of signed roots."""
         return self.fuse(*self.laid_out, self.plain_sum(*self.laid_out))
 
-    def fuse(
-        self, design: FloatArray, names: tuple[str, ...], start: Blend | None = None, **settings: Any
-    ) -> FusionFit:
-        """Fit the library's ladder of logits on columns; start: what it shrinks toward. settings: of ``fit_fusion``."""
+    def fuse(self, design: FloatArray, names: tuple[str, ...], start: Blend | None = None) -> FusionFit:
+        """Fit the library's ladder of logits on columns; start: what it shrinks toward."""
         fold = self.fold
         return fit_fusion(
             design,
@@ -140,7 +137,6 @@ class Half:
             default=None,
             start=start,
             seed=self.seed,
-            **settings,
         )
 
     def plain_sum(self, design: FloatArray, names: tuple[str, ...]) -> Blend:

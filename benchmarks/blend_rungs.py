@@ -47,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     for name, sharpness in RULES.items():
         chosen, values = [], []
         for train, judge in halves.turns():
-            stage = fit_stage(
+            stage, _ = fit_stage(
                 train,
                 halves.names,
                 features=PAIR_FEATURES,

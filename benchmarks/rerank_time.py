@@ -21,7 +21,7 @@ import numpy as np
 import pandas as pd
 
 from benchmarks._common import fitted_on, run_information, write_report
-from llm_rerank.config import CROSS_ENCODER_CHOICES, RerankerConfig
+from llm_rerank.config import PART_CHOICES, RerankerConfig
 from llm_rerank.data.datasets import load_dataset
 from llm_rerank.evaluation.protocols import Trial, hold_out
 
@@ -61,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--cache", type=Path, help="folder that keeps encoded texts between runs")
     parser.add_argument("--model", type=Path, help="folder of a fitted reranker; read where it is there: no fit then")
     parser.add_argument("--out", type=Path)
-    parser.add_argument("--cross-encoder", choices=CROSS_ENCODER_CHOICES, default="auto")
+    parser.add_argument("--cross-encoder", choices=PART_CHOICES, default="auto")
     options = parser.parse_args(arguments)
     information = run_information(options.seed)
     trial = hold_out(load_dataset(options.dataset, options.data_dir), split="test")

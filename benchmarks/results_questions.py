@@ -5,7 +5,7 @@ Each takes the reports and returns its markdown, or "" where its folder is absen
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from benchmarks.results_reports import METRIC, Results, figure, load, with_interval
@@ -22,7 +22,7 @@ def cross_encoder_gain(results: Results) -> str:
             f"first 100): log-likelihood {_nats(report['log_likelihood_gain'])} nats; {'; '.join(rare)}. "
             f"NDCG@10 of these users {_nats(report['ndcg@10_difference_over_these_users'])}"
         ]
-    return "\n".join(["### What does the cross-encoder know that the rest does not?\n", *lines, ""]) if lines else ""
+    return _section("What does the cross-encoder know that the rest does not?", lines)
 
 
 def _nats(found: dict[str, Any]) -> str:
@@ -42,7 +42,7 @@ def start_from(results: Results) -> str:
                 f"- {report['dataset']} with the events of {size} users, from {report['old']} ({report['split']}): "
                 f"alone NDCG@10 {figure(found['ndcg@10']['alone'])}; over it {'; '.join(gains)}"
             )
-    return "\n".join(["### Does a start from another shop help a young one?\n", *lines, ""]) if lines else ""
+    return _section("Does a start from another shop help a young one?", lines)
 
 
 def sequence_gain(results: Results) -> str:
@@ -56,7 +56,7 @@ def sequence_gain(results: Results) -> str:
                 f"{figure(run['nets'][METRIC])}; in a plain sum with `text_ease` "
                 f"{with_interval(gain['mean'], gain['low'], gain['high'])} over it"
             )
-    return "\n".join(["### What do small sequence nets add to text-aware EASE?\n", *lines, ""]) if lines else ""
+    return _section("What do small sequence nets add to text-aware EASE?", lines)
 
 
 def missed_targets(results: Results) -> str:
@@ -73,7 +73,7 @@ def missed_targets(results: Results) -> str:
             f"{figure(solved['ndcg@10 at the end'])} (in its last places) to {figure(solved['ndcg@10 at the top'])}, "
             f"now {figure(now['ndcg@10'])}"
         )
-    return "\n".join(["### Why are targets missed?\n", *lines, ""]) if lines else ""
+    return _section("Why are targets missed?", lines)
 
 
 def candidates(results: Results) -> str:
@@ -89,7 +89,7 @@ def candidates(results: Results) -> str:
                 f"- {dataset} ({report['split']}), {length} candidates: recall of equal quotas "
                 f"{figure(unions['equal']['recall']['mean'])}; over it {'; '.join(gains)}"
             )
-    return "\n".join(["### Better candidates at equal length?\n", *lines, ""]) if lines else ""
+    return _section("Better candidates at equal length?", lines)
 
 
 def ablations(results: Results) -> str:
@@ -102,7 +102,7 @@ def ablations(results: Results) -> str:
                     f"- {dataset} ({report['split']}), {found['label']}: "
                     f"{with_interval(found['mean'], found['low'], found['high'])}"
                 )
-    return "\n".join(["### Is a gain the reading?\n", *lines, ""]) if lines else ""
+    return _section("Is a gain the reading?", lines)
 
 
 def query_regime(results: Results) -> str:
@@ -118,7 +118,11 @@ def query_regime(results: Results) -> str:
                 f"- {dataset} ({report['split']}), {regime['regime']}, {regime['n']:,} cases: NDCG@10 of the best word "
                 f"count {figure(regime['judged']['words'][METRIC])}; {'; '.join(gains)}"
             )
-    return "\n".join(["### A search phrase and nothing else (simulated)\n", *lines, ""]) if lines else ""
+    return _section("A search phrase and nothing else (simulated)", lines)
+
+
+def _section(heading: str, lines: Sequence[str]) -> str:
+    return "\n".join([f"### {heading}\n", *lines, ""]) if lines else ""
 
 
 UNIONS = {"learned": "learned quotas", "blend": "the blend's own first ones"}

@@ -175,7 +175,7 @@ SINGLES: dict[str, Single] = {
 }
 
 Z_SUM_PARTS = ("text_ease", "als", "item_knn", "semantic")
-"""The scorers that a reranker blends by default."""
+"""The scorers that the plain sum adds: those that a reranker blended before the nets joined."""
 
 
 @dataclass(frozen=True)

@@ -14,13 +14,12 @@ from typing import Annotated, Any, NoReturn
 import typer
 from typer.core import TyperGroup
 
+from llm_rerank.evaluation_commands import demo, evaluate
 from llm_rerank.fit_commands import finetune, fit
 from llm_rerank.live_commands import export, forget, refit, update
 from llm_rerank.options import (
     At,
-    CacheFolder,
     Columns,
-    CrossEncoderChoice,
     Device,
     Diversity,
     Encoder,
@@ -31,24 +30,19 @@ from llm_rerank.options import (
     MinRating,
     ModelFolder,
     Output,
-    Quiet,
-    Seed,
-    SemanticChoice,
-    SequenceChoice,
     TargetEvents,
-    Threshold,
     TimeUnitOption,
     UsersFile,
+    check_output,
     column_mapping,
     diversity_setting,
     moment,
     note,
     reranker_config,
-    threshold_rule,
     write_result,
 )
 from llm_rerank.serve_command import serve
-from llm_rerank.types import DataError, DriftWarning, RerankError
+from llm_rerank.types import DriftWarning, RerankError
 
 
 class ReportingGroup(TyperGroup):
@@ -95,30 +89,6 @@ app = typer.Typer(
 
 
 @app.command()
-def demo(
-    data: Annotated[
-        str, typer.Option("--data", help="'sample' (built in) or 'completejourney' (a year of real grocery purchases).")
-    ] = "sample",
-    data_dir: Annotated[Path | None, typer.Option("--data-dir", help="Where another published data set lies.")] = None,
-    encoder: Encoder = "default",
-    cross_encoder: CrossEncoderChoice = "off",
-    seed: Seed = 0,
-) -> None:
-    """See it work on a small shop.
-
-    Without the cross-encoder, which takes some minutes to fine-tune, unless --cross-encoder says otherwise.
-
-    Fits it, shows one user's list before and after with the reasons, then a table of systems on held-out events.
-    The built-in sample is a made-up shop; completejourney is real and comes with `pip install "llm-rerank[demo]"`.
-    """
-    from llm_rerank.data.datasets import load_dataset
-    from llm_rerank.evaluation.demonstration import demonstrate
-
-    config = reranker_config(encoder=encoder, cross_encoder=cross_encoder, seed=seed)
-    demonstrate(load_dataset(data, data_dir), config=config, say=typer.echo)
-
-
-@app.command()
 def check(
     interactions: InteractionsFile,
     items: ItemsFile,
@@ -150,6 +120,8 @@ def check(
     typer.echo(str(result))
 
 
+app.command()(demo)
+app.command()(evaluate)
 app.command()(fit)
 app.command()(finetune)
 app.command()(update)
@@ -243,7 +215,7 @@ def explain(
     from llm_rerank.storage import atomic_path
 
     if html is not None:
-        _check_folder(html)
+        check_output(html)
     explanation = _load(model, device).explain(
         user, item, history=history or None, at=moment(at), versus=versus, phrases=phrases
     )
@@ -252,77 +224,6 @@ def explain(
         with atomic_path(html) as unfinished:
             unfinished.write_text(explanation.to_html(), encoding="utf-8", errors="replace")
         note(f"page written to {html}")
-
-
-@app.command()
-def evaluate(
-    interactions: InteractionsFile,
-    items: ItemsFile,
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="JSON file for the figures.")] = None,
-    report: Annotated[
-        Path | None, typer.Option("--report", metavar="OUT.HTML", help="One page with figures; it needs nothing else.")
-    ] = None,
-    users: UsersFile = None,
-    column: Columns = None,
-    time_unit: TimeUnitOption = "auto",
-    cut: Annotated[
-        str | None,
-        typer.Option("--cut", help="Hold out everything from this date on; 'last': each user's last event instead."),
-    ] = None,
-    encoder: Encoder = "default",
-    cache_folder: CacheFolder = None,
-    sequence: SequenceChoice = "auto",
-    semantic: SemanticChoice = "auto",
-    cross_encoder: CrossEncoderChoice = "auto",
-    threshold: Threshold = None,
-    refit: Annotated[bool, typer.Option("--refit/--no-refit", help="Fit again on all rows of the past.")] = True,
-    device: Device = "auto",
-    seed: Seed = 0,
-    quiet: Quiet = False,
-) -> None:
-    """Compare systems on events held out of your own.
-
-    Fits on the rest, and ranks with the whole, with its parts and by popularity. Every item of the catalogue is ranked
-    for every user, items seen before removed. Default cut: the 90 % quantile of times where there are real times, else
-    each user's last event. --report draws all: protocol, intervals, guard, parts, reliability, cut-off, variety,
-    examples.
-    """
-    from llm_rerank.evaluation.systems import evaluate_shop
-    from llm_rerank.storage import write_json
-
-    for path in (out, report):
-        if path is not None:
-            _check_folder(path)
-    config = reranker_config(
-        encoder=encoder,
-        cache_folder=cache_folder,
-        sequence=sequence,
-        semantic=semantic,
-        cross_encoder=cross_encoder,
-        threshold=threshold_rule(threshold),
-        refit=refit,
-        device=device,
-        seed=seed,
-    )
-    evaluation = evaluate_shop(
-        interactions,
-        items,
-        users=users,
-        columns=column_mapping(column),
-        time_unit=time_unit,  # type: ignore[arg-type]  # the library checks it and names the choices
-        cut=cut,
-        config=config,
-        verbose=not quiet,
-    )
-    typer.echo(str(evaluation.table))
-    if out is not None:
-        write_json(out, evaluation.table.to_dict())
-        note(f"figures written to {out}", quiet)
-    if report is not None:
-        from llm_rerank.evaluation.report import write_report
-
-        write_report(report, evaluation)
-        note(f"report written to {report}", quiet)
 
 
 def main() -> None:
@@ -340,14 +241,6 @@ def _load(model: Path, device: str, diversity: str | None = None) -> Any:
     if setting is not None:
         reranker.config = replace(reranker.config, diversity=setting)
     return reranker
-
-
-def _check_folder(out: Path) -> None:
-    """Say before any work that a file cannot be written where it is wanted."""
-    if out.is_dir():
-        raise DataError(f"output {out} is a folder; give the name of a file")
-    if not out.parent.is_dir():
-        raise DataError(f"output {out} lies in a folder that does not exist; make {out.parent} first")
 
 
 def _stop(line: str, code: int) -> NoReturn:

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import KW_ONLY, dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from llm_rerank.types import DataError
 
 THRESHOLD_RULES = ("probability", "f_beta", "recall", "precision", "expected_value", "risk")
 RISKS = ("missed_target", "false_positives", "false_discovery")
 MOST_RETENTION_DAYS = 100_000  # longer than there are dates
-PART_CHOICES = ("auto", "always", "off")
 
 Part = Literal["auto", "always", "off"]
+PART_CHOICES: tuple[Part, ...] = get_args(Part)
 
 
 @dataclass(frozen=True)

@@ -203,3 +203,11 @@ def write_result(result: pd.DataFrame, out: Path | None) -> None:
     facts = result.attrs[DECISION]
     if facts["least_probability"] is not None or facts["drift"]["shifted"]:
         note(decision_sentence(facts))
+
+
+def check_output(out: Path) -> None:
+    """Say before any work that a file cannot be written where it is wanted."""
+    if out.is_dir():
+        raise DataError(f"output {out} is a folder; give the name of a file")
+    if not out.parent.is_dir():
+        raise DataError(f"output {out} lies in a folder that does not exist; make {out.parent} first")

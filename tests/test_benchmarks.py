@@ -1,12 +1,15 @@
 """The benchmarks from the outside: files in, a report out, and what must be true of it, on a planted shop."""
 
+import importlib
 import json
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
 
+import benchmarks
 from benchmarks import cross_encoder_gain, review_sentiment, scoring_speed, throughput
 from benchmarks.ranking import main, pairs_to_test
 from benchmarks.systems import FUSED, N_SETTINGS, SINGLES, system_names
@@ -126,6 +129,14 @@ def test_tuning_does_not_see_the_test_events(shop: list[str], report: dict, tmp_
     other = main(arguments)["systems"]["item_knn"]
     assert other["tuning"] == report["systems"]["item_knn"]["tuning"]
     assert other["ndcg@10"] != report["systems"]["item_knn"]["ndcg@10"]
+
+
+def test_every_benchmark_can_be_imported() -> None:
+    """One that no other test runs would else break unseen where the library moves on."""
+    names = [path.stem for path in Path(benchmarks.__file__).parent.glob("*.py") if path.stem != "__init__"]
+    assert len(names) > 30
+    for name in names:
+        importlib.import_module(f"benchmarks.{name}")
 
 
 def test_every_tuned_system_gets_the_same_number_of_distinct_settings() -> None:

@@ -38,7 +38,7 @@ LAYERS = {
         "features",
         "rendering",
     ],
-    "models": ["scoring", "changes", "conditional_logit"],
+    "models": ["unit_length", "scoring", "changes", "conditional_logit"],
     "models.semantic": [
         "weights",
         "cache",
@@ -192,7 +192,7 @@ LAYERS = {
         "cohere",
         "app",
     ],
-    "doors": ["options", "fit_commands", "live_commands", "serve_command", "cli", "__main__"],
+    "doors": ["options", "evaluation_commands", "fit_commands", "live_commands", "serve_command", "cli", "__main__"],
 }
 """A module may import those before it, in its own folder and in the folders above: nothing below."""
 

@@ -146,16 +146,12 @@ def fit_fusion(
     seed: int,
     n_folds: int = 5,
     sharpness: float = SHARPNESS,
-    penalties: Sequence[float] = PENALTIES,
-    penalty_sharpness: float | None = None,
 ) -> FusionFit:
     """Fit the blend on all cases, and judge it by cross-validation over cases.
 
     default: the component to shrink toward and to fall back to; None: ``best_component``, chosen for each fold on the
     other folds. start: a blend from another shop; its weights are the prior where the names agree.
     Cases whose target was not retrieved count in the guard (as 0 for both) but cannot train.
-    sharpness: see ``shares_of_rungs``. penalties: those tried. penalty_sharpness: share a rung among them by NDCG@10 as
-    the blend is shared among rungs; None: the likeliest alone, which did no worse (benchmarks/blend_forms.py).
     """
     by_component = np.stack([ndcg_of(design[:, names.index(name)], rows, targets) for name in component_names])
     judged = targets.lengths > 0  # a shown list from which nothing was taken has no NDCG
@@ -182,8 +178,8 @@ def fit_fusion(
 
     folds = fold_of_case(len(rows), n_folds, seed)
     columns = columns_of_rungs(names, len(component_names))
-    out_of_fold = np.empty((len(RUNGS), len(penalties), len(design)))
-    log_likelihoods = np.zeros((len(RUNGS), len(penalties)))
+    out_of_fold = np.empty((len(RUNGS), len(PENALTIES), len(design)))
+    log_likelihoods = np.zeros((len(RUNGS), len(PENALTIES)))
     default_ndcg = np.empty(len(rows), dtype=np.float64)
     for fold in range(n_folds):
         inside, outside = np.flatnonzero(folds != fold), np.flatnonzero(folds == fold)
@@ -194,38 +190,29 @@ def fit_fusion(
         train_rows, test_rows = rows.take(inside), rows.take(outside)
         fold_prior = _prior(design[train], names, train_rows, positive[train], chosen, start)
         held_out, held_rows, held_positive = informative(design[test], test_rows, positive[test])
-        for rung, penalty in np.ndindex(len(RUNGS), len(penalties)):
+        for rung, penalty in np.ndindex(len(RUNGS), len(PENALTIES)):
             weights = _fit_columns(
-                design[train], train_rows, positive[train], columns[rung], fold_prior, penalties[penalty]
+                design[train], train_rows, positive[train], columns[rung], fold_prior, PENALTIES[penalty]
             )
             out_of_fold[rung, penalty, test] = design[test].astype(np.float64) @ weights
             if len(held_rows):
                 value = conditional_log_likelihood(weights, held_out, held_rows, held_positive)[0]
                 log_likelihoods[rung, penalty] += value
-    if penalty_sharpness is None:
-        within = np.eye(len(penalties))[log_likelihoods.argmax(axis=1)]
-    else:
-        within = np.stack(
-            [
-                shares_of_rungs(np.stack([ndcg_of(one, rows, targets)[judged] for one in of_rung]), penalty_sharpness)
-                for of_rung in out_of_fold
-            ]
-        )
-    of_rungs = np.einsum("rp,rpc->rc", within, out_of_fold)
-    by_rung = np.stack([ndcg_of(scores, rows, targets)[judged] for scores in of_rungs])
+    penalties = log_likelihoods.argmax(axis=1)
+    by_rung = np.stack([ndcg_of(out_of_fold[r, penalties[r]], rows, targets)[judged] for r in range(len(RUNGS))])
     shares = shares_of_rungs(by_rung, sharpness)
-    blended = shares @ of_rungs
+    blended = np.tensordot(shares, out_of_fold[np.arange(len(RUNGS)), penalties], axes=1)
     blend_ndcg = ndcg_of(blended, rows, targets)[judged]
     verdict = judge(by_rung, shares, blend_ndcg, default_ndcg[judged], overall, seed)
     if not verdict.kept_blend:
         blend = Blend(names, _prior(design, names, rows, positive, overall, None), overall, None)
         return FusionFit(blend, verdict, blend.score(design))
-    weights = np.zeros(len(names))
-    for rung, place in np.argwhere(shares[:, None] * within > 0):
-        fitted = _fit_columns(design, rows, positive, columns[rung], prior, penalties[place])
-        weights += shares[rung] * within[rung, place] * fitted
-    penalty = float(np.exp(shares @ within @ np.log(penalties)))
-    return FusionFit(Blend(names, weights, overall, penalty), verdict, blended)
+    of_rungs = [
+        _fit_columns(design, rows, positive, columns[rung], prior, PENALTIES[penalties[rung]])
+        for rung in range(len(RUNGS))
+    ]
+    penalty = float(np.exp(shares @ np.log(np.array(PENALTIES)[penalties])))
+    return FusionFit(Blend(names, shares @ np.stack(of_rungs), overall, penalty), verdict, blended)
 
 
 def best_component(by_component: Float64Array) -> int:

@@ -99,15 +99,14 @@ class HeldOutCases:
 
 
 def fit_and_score_holdout(
-    data: FitData, tools: FitTools, holdout: Holdout, log: FitLog, start: Mapping[str, Mapping[str, Any]] | None = None
+    data: FitData, tools: FitTools, holdout: Holdout, log: FitLog
 ) -> tuple[list[Component], Items, Fold, Fold]:
     """Fit all components, every part among them, on the past and score the held-out cases.
 
-    start: settings that another shop lends. Returns the components, the items as rendered for the past, and the folds F
-    (fusion) and G (report and cut).
+    Returns the components, the items as rendered for the past, and the folds F (fusion) and G (report and cut).
     """
     held_out = HeldOutCases.of(data, tools, holdout)
-    components = held_out.fit_components(in_use(tools.specs, PARTS), tools, log, start or {})
+    components = held_out.fit_components(in_use(tools.specs, PARTS), tools, log, {})
     return components, held_out.items, *held_out.score(components, tools, log)
 
 

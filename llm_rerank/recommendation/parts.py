@@ -18,7 +18,7 @@ from llm_rerank.recommendation.held_out import HeldOutCases
 from llm_rerank.recommendation.inputs import FitTools, Fold
 from llm_rerank.recommendation.log import FitLog, duration
 from llm_rerank.recommendation.specs import PARTS, ComponentSpec, in_use
-from llm_rerank.recommendation.stage import Float64Array, Stage, Start, fit_judged_stage
+from llm_rerank.recommendation.stage import Float64Array, Stage, Start, fit_stage
 from llm_rerank.statistics import Difference, paired_difference
 from llm_rerank.types import DataError
 
@@ -101,7 +101,7 @@ def fit_fusion_stage(
     fold: Fold, components: Sequence[Component], tools: FitTools, n_items: int, start: Start | None
 ) -> tuple[Stage, Float64Array | None]:
     """Fit blend, guard and calibrator on a fold with the scores of these components; also its held-out NDCG@10."""
-    return fit_judged_stage(
+    return fit_stage(
         fold,
         [component.name for component in components if component.blends],
         features=tools.features,

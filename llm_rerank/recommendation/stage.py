@@ -202,30 +202,6 @@ def fit_stage(
     seed: int,
     cross_encoder: Literal["auto", "always"] = "auto",
     sharpness: float = SHARPNESS,
-) -> Stage:
-    """Fit blend, guard and calibrator on the cases of fold F; see ``fit_judged_stage``."""
-    return fit_judged_stage(
-        fold,
-        component_names,
-        features=features,
-        n_items=n_items,
-        start=start,
-        seed=seed,
-        cross_encoder=cross_encoder,
-        sharpness=sharpness,
-    )[0]
-
-
-def fit_judged_stage(
-    fold: Fold,
-    component_names: Sequence[str],
-    *,
-    features: Sequence[str],
-    n_items: int,
-    start: Stage | None,
-    seed: int,
-    cross_encoder: Literal["auto", "always"] = "auto",
-    sharpness: float = SHARPNESS,
 ) -> tuple[Stage, Float64Array | None]:
     """Fit blend, guard and calibrator on the cases of fold F; also NDCG@10 of each case with a target, held out.
 

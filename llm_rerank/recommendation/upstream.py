@@ -59,7 +59,7 @@ def fit_upstream_stage(
     users = _users_of(data.impressions, data.events, holdout)
     in_f = hash_users(data.events.user_ids[users], 2, salt=f"fold-{tools.config.seed}") == 0
     fold_f, fold_g = fold.take(np.flatnonzero(in_f)), fold.take(np.flatnonzero(~in_f))
-    stage = fit_stage(
+    stage, _ = fit_stage(
         fold_f,
         [component.name for component in components if component.blends],
         features=tools.features,

@@ -132,7 +132,7 @@ def names_of(components):
 
 
 def fitted_stage(fold, components, n_items):
-    return fit_stage(fold, names_of(components), features=PAIR_FEATURES, n_items=n_items, start=None, seed=0)
+    return fit_stage(fold, names_of(components), features=PAIR_FEATURES, n_items=n_items, start=None, seed=0)[0]
 
 
 def test_a_leak_planted_in_the_imputer_earns_nothing(data, honest):
@@ -189,7 +189,7 @@ def test_thin_data_takes_the_last_events_and_says_so(shop):
 def test_the_sales_feature_is_worth_something_in_a_shop_with_fashions(honest):
     components, items, fold_f, fold_g = honest
     with_sales = fitted_stage(fold_f, components, len(items))
-    plain = fit_stage(fold_f, names_of(components), features=(), n_items=len(items), start=None, seed=0)
+    plain, _ = fit_stage(fold_f, names_of(components), features=(), n_items=len(items), start=None, seed=0)
     gain = [ndcg_of(stage.score(fold_g), fold_g.candidates, fold_g.targets).mean() for stage in (plain, with_sales)]
     assert gain[1] > 1.05 * gain[0]
     blended = ("text_ease", "als", "item_knn", "lexical", "sequence")
@@ -341,7 +341,7 @@ def test_the_seed_of_the_settings_draws_the_folds_of_the_blend(data):
     holdout = plan_holdout(data.events, 5, FitLog(verbose=False))
     fold_f = fit_and_score_holdout(data, seeded, holdout, FitLog(verbose=False))[2]
     stages = [
-        fit_stage(fold_f, ["item_knn"], features=PAIR_FEATURES, n_items=len(data.items), start=None, seed=seed)
+        fit_stage(fold_f, ["item_knn"], features=PAIR_FEATURES, n_items=len(data.items), start=None, seed=seed)[0]
         for seed in (5, 0)
     ]
     judged = replace(fitted.stage, profile=None)  # the profile is taken afterwards, on fold G

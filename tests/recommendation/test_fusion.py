@@ -197,21 +197,6 @@ def test_the_blend_is_the_average_of_its_rungs_by_their_shares():
     assert whole.blend.weights[1] == pytest.approx(0.75 * best.blend.weights[1], abs=0.02)
 
 
-def test_a_rung_is_the_average_of_its_penalties_by_their_shares():
-    design, rows, targets = planted(120, [1.0] + [0.0] * 7, seed=4)
-    settings = {"names": ("good", *"abcdefg"), "sharpness": 0.0}
-    loose, tight = (run(design, rows, targets, penalties=(penalty,), **settings) for penalty in (3.0, 3000.0))
-    both = {"penalties": (3.0, 3000.0), **settings}
-    even = run(design, rows, targets, penalty_sharpness=0.0, **both)
-    np.testing.assert_allclose(even.blend.weights, (loose.blend.weights + tight.blend.weights) / 2, rtol=1e-6)
-    assert even.blend.penalty == pytest.approx(np.sqrt(3.0 * 3000.0))
-    np.testing.assert_allclose(even.out_of_fold, (loose.out_of_fold + tight.out_of_fold) / 2, rtol=1e-6)
-    assert tight.verdict.rungs["components"] != loose.verdict.rungs["components"]
-    for penalties in ((3.0, 3000.0), (3000.0, 3.0)):
-        best = run(design, rows, targets, penalty_sharpness=np.inf, **{**both, "penalties": penalties})
-        assert best.verdict.rungs == {rung: max(loose.verdict.rungs[rung], tight.verdict.rungs[rung]) for rung in RUNGS}
-
-
 def test_rungs_hold_their_kinds_of_columns():
     names = ("a", "b", "a × user_support", "b × user_support", "sales_7d")
     assert [list(columns) for columns in columns_of_rungs(names, 2)] == [[], [0, 1], [0, 1, 4], [0, 1, 2, 3, 4]]

@@ -19,17 +19,11 @@ from llm_rerank.models.changes import (
 )
 from llm_rerank.models.collaborative.item_item import SUPPORT_OFFSET, keep_largest
 from llm_rerank.models.scoring import history_matrix, interaction_matrix, score_candidates
+from llm_rerank.models.unit_length import unit_sparse_rows
 from llm_rerank.storage import read_arrays, sparse_arrays, sparse_from, write_arrays
 from llm_rerank.types import BoolArray, Cases, DataError, FloatArray, IntArray, Interactions, Items, NotFittedError
 
 _FILE = "user_knn.safetensors"
-
-
-def unit_rows(matrix: csr_matrix) -> csr_matrix:
-    """Scale each row to unit length; empty rows stay empty. Returns float32 CSR."""
-    lengths = np.sqrt(np.asarray(matrix.multiply(matrix).sum(axis=1), dtype=np.float64).ravel())
-    scale = np.divide(1.0, lengths, out=np.zeros_like(lengths), where=lengths > 0)
-    return csr_matrix(diags_array(scale.astype(np.float32)) @ matrix)
 
 
 class UserKNN:
@@ -97,14 +91,14 @@ class UserKNN:
 
     def _set(self, histories: csr_matrix, rarity: FloatArray) -> None:
         self._histories, self._rarity = histories, rarity
-        self._directions = csr_matrix(unit_rows(csr_matrix(histories @ diags_array(rarity))).T)
+        self._directions = csr_matrix(unit_sparse_rows(csr_matrix(histories @ diags_array(rarity))).T)
 
     def score_catalogue(self, cases: Cases) -> FloatArray:
         """Scores: float32, shape (n_cases, n_items)."""
         histories = self._fitted()
         assert self._rarity is not None and self._directions is not None
         history = history_matrix(cases, len(self._rarity), decay=self.decay)
-        similarities = csr_matrix(unit_rows(csr_matrix(history @ diags_array(self._rarity))) @ self._directions)
+        similarities = csr_matrix(unit_sparse_rows(csr_matrix(history @ diags_array(self._rarity))) @ self._directions)
         similarities.sort_indices()
         scores = (keep_largest(similarities, self.n_neighbours) @ histories).toarray()
         n_takers = np.bincount(histories.indices, minlength=len(self._rarity))

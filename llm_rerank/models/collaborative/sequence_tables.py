@@ -11,6 +11,7 @@ from scipy.sparse import csr_matrix
 
 from llm_rerank.models.changes import longer, with_rows
 from llm_rerank.models.collaborative.sequence_rows import Context
+from llm_rerank.models.unit_length import unit_rows
 from llm_rerank.types import FloatArray, IntArray
 
 
@@ -49,7 +50,7 @@ class SequenceTables:
         ids = np.zeros((len(support), size), dtype=np.float32)
         ids[fitted] = trained["ids"]
         return cls(
-            vectors=_unit(text @ trained["text_layer"] + ids),
+            vectors=unit_rows(text @ trained["text_layer"] + ids),
             ids=ids,
             text_layer=trained["text_layer"],
             biases=biases,
@@ -63,7 +64,7 @@ class SequenceTables:
     def grown(self, n_items: int, codes: IntArray, text: FloatArray) -> SequenceTables:
         """Return tables for n_items items in which these have this text, float32, shape (n_codes, text_size)."""
         ids = longer(self.ids, n_items, 0.0)
-        vectors = with_rows(self.vectors, n_items, codes, _unit(text @ self.text_layer + ids[codes]))
+        vectors = with_rows(self.vectors, n_items, codes, unit_rows(text @ self.text_layer + ids[codes]))
         return replace(self, ids=ids, vectors=vectors, biases=longer(self.biases, n_items, self.cold_bias))
 
     def probabilities(self, context: Context, fitted: IntArray) -> FloatArray:
@@ -98,7 +99,7 @@ class SequenceTables:
         offsets = np.concatenate([[0], np.cumsum(lengths)])
         # unit length at the end: the softmax need not be divided by its sum
         shares = csr_matrix((np.exp(logits), context.items, offsets), shape=(context.n_rows, len(self.vectors)))
-        return _unit(shares @ self.vectors)
+        return unit_rows(shares @ self.vectors)
 
     def to_arrays(self, prefix: str) -> dict[str, np.ndarray]:
         """Give the arrays to write, by name."""
@@ -128,8 +129,3 @@ class SequenceTables:
             arrays.get(f"{prefix}.attention"),
             attention_decay,
         )
-
-
-def _unit(rows: FloatArray) -> FloatArray:
-    norms = np.linalg.norm(rows, axis=1, keepdims=True)
-    return np.divide(rows, norms, out=np.zeros_like(rows), where=norms > 0)

@@ -11,9 +11,9 @@ from typing import Any, Self
 
 import numpy as np
 
-from llm_rerank.models.semantic.similarity import unit_rows
 from llm_rerank.models.semantic.text_features import TermWeights, TextFeatures, has_text, texts_and_titles
 from llm_rerank.models.semantic.whitening import Whitening
+from llm_rerank.models.unit_length import unit_rows
 from llm_rerank.types import Encoder, FloatArray, IntArray, Items
 
 REDUCED_SIZE = 128

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
@@ -20,12 +20,11 @@ from llm_rerank.models.cross_encoder.pairwise_texts import PairTexts, history_te
 from llm_rerank.models.scoring import require_texts
 from llm_rerank.models.semantic.weights import (
     DEFAULT_MODEL,
+    Dtype,
     DTypeName,
-    best_device,
-    best_dtype,
-    check_device,
     network_fingerprint,
     quiet,
+    settled,
 )
 from llm_rerank.storage import read_json, read_strings, write_json, write_strings
 from llm_rerank.types import (
@@ -82,7 +81,7 @@ class PairwiseCrossEncoder:
         history_tokens: int = 200,
         item_tokens: int = 32,
         device: str = "auto",
-        dtype: Literal["auto", "float32", "bfloat16"] = "auto",
+        dtype: Dtype = "auto",
     ) -> Self:
         """Start from a sentence encoder's weights, or from a trained cross-encoder.
 
@@ -97,11 +96,7 @@ class PairwiseCrossEncoder:
         for name, value in (("history_tokens", history_tokens), ("item_tokens", item_tokens)):
             if value < 1:
                 raise DataError(f"{name} is {value}; it must be at least 1 (the defaults are 200 and 32)")
-        if dtype not in ("auto", "float32", "bfloat16"):
-            raise DataError(f"dtype is {dtype!r}; it must be 'auto', 'float32' or 'bfloat16'")
-        if device != "auto":
-            check_device(device)
-        device = best_device() if device == "auto" else device
+        device, number_format = settled(device, dtype)
         network, new_weights = load_pair_network(model, device)
         longest = history_tokens + item_tokens + network.tokenizer.num_special_tokens_to_add(pair=True)
         if longest > network.max_seq_length:
@@ -114,7 +109,7 @@ class PairwiseCrossEncoder:
             network,
             history_tokens=history_tokens,
             item_tokens=item_tokens,
-            dtype=best_dtype(device) if dtype == "auto" else dtype,
+            dtype=number_format,
             new_weights=new_weights,
         )
 

@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -24,7 +24,7 @@ from llm_rerank.models.cross_encoder.scoring import cases_of_visits, readable_hi
 from llm_rerank.models.cross_encoder.state_cache import StateType
 from llm_rerank.models.scoring import require_texts
 from llm_rerank.models.semantic.encoder import SentenceEncoder, check_same_encoder, encoder_reference, load_encoder
-from llm_rerank.models.semantic.weights import DEFAULT_MODEL, DTypeName, best_device, best_dtype, check_device
+from llm_rerank.models.semantic.weights import DEFAULT_MODEL, Dtype, settled, torch_dtype
 from llm_rerank.storage import read_arrays, read_json, write_arrays, write_json
 from llm_rerank.types import (
     BoolArray,
@@ -41,8 +41,6 @@ from llm_rerank.types import (
 
 MOST_TEXTS_KEPT = 100_000
 """Texts that ``predict`` remembers between calls; beyond, it starts afresh."""
-
-Dtype = Literal["auto", "float32", "bfloat16"]
 
 
 class HistoryCrossEncoder:
@@ -84,12 +82,7 @@ class HistoryCrossEncoder:
     ) -> None:
         if history_length < 1:
             raise DataError(f"history_length is {history_length}; it must be at least 1, for example 20")
-        if dtype not in ("auto", "float32", "bfloat16"):
-            raise DataError(f"dtype is {dtype!r}; it must be 'auto', 'float32' or 'bfloat16'")
-        if device != "auto":
-            check_device(device)
-        self.device = best_device() if device == "auto" else device
-        self.dtype: DTypeName = best_dtype(self.device) if dtype == "auto" else dtype
+        self.device, self.dtype = settled(device, dtype)
         self.model = model or str(getattr(encoder, "model", DEFAULT_MODEL))
         self.history_length = history_length
         self.item_tokens = item_tokens
@@ -344,8 +337,3 @@ class HistoryCrossEncoder:
         if self._table is None:
             raise NotFittedError("HistoryCrossEncoder has no items; call fit or load first, or predict over texts")
         return self._table
-
-
-def torch_dtype(name: DTypeName) -> torch.dtype:
-    """Return torch's name of a number format."""
-    return torch.bfloat16 if name == "bfloat16" else torch.float32

@@ -8,18 +8,17 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from llm_rerank.models.semantic.weights import (
     DEFAULT_MODEL,
-    DTypeName,
-    best_device,
-    best_dtype,
-    check_device,
+    Dtype,
     load_network,
     network_fingerprint,
+    settled,
+    torch_dtype,
 )
 from llm_rerank.types import DataError, Encoder, FloatArray, IntArray, StorageError
 
@@ -47,19 +46,14 @@ class SentenceEncoder:
         device: str = "auto",
         batch_size: int = 32,
         max_tokens: int = 128,
-        dtype: Literal["auto", "float32", "bfloat16"] = "auto",
+        dtype: Dtype = "auto",
     ) -> None:
         if batch_size < 1:
             raise DataError(f"batch_size is {batch_size}; it must be at least 1")
         if max_tokens < FEWEST_TOKENS:
             raise DataError(f"max_tokens is {max_tokens}; it must be at least {FEWEST_TOKENS}, for example 128")
-        if dtype not in ("auto", "float32", "bfloat16"):
-            raise DataError(f"dtype is {dtype!r}; it must be 'auto', 'float32' or 'bfloat16'")
-        if device != "auto":
-            check_device(device)
+        self.device, self.dtype = settled(device, dtype)
         self.model = str(model)
-        self.device = best_device() if device == "auto" else device
-        self.dtype: DTypeName = best_dtype(self.device) if dtype == "auto" else dtype
         self.batch_size = batch_size
         self._turn = threading.Lock()
         self._network = load_network(self.model, self.device)
@@ -69,7 +63,7 @@ class SentenceEncoder:
         self._prompt: str | None = self._network.prompts.get(self._network.default_prompt_name)
         self.fingerprint = network_fingerprint(self._network, self.max_tokens, self.dtype, self._prompt)
         # the first module is the transformer; pooling and projection stay in float32
-        next(self._network.children()).to(_torch_dtype(self.dtype))
+        next(self._network.children()).to(torch_dtype(self.dtype))
         self.embedding_size = len(self._forward(["size"])[0])
 
     @property
@@ -192,12 +186,6 @@ def check_same_encoder(encoder: Encoder, reference: Mapping[str, Any]) -> None:
             f"fitted with {str(reference['fingerprint'])[:12]}; its vectors would not match: use the weights, "
             "tokenizer and library versions of then, or fit again"
         )
-
-
-def _torch_dtype(name: DTypeName) -> Any:
-    import torch
-
-    return torch.bfloat16 if name == "bfloat16" else torch.float32
 
 
 def _clean(texts: Sequence[Any]) -> list[str]:

@@ -16,6 +16,7 @@ from scipy.sparse import csr_matrix, hstack
 from llm_rerank.models.changes import codes_to_read
 from llm_rerank.models.scoring import history_matrix, score_candidates, search_matrix
 from llm_rerank.models.semantic.text_features import TextFeatures, texts_and_titles
+from llm_rerank.models.unit_length import unit_sparse_rows
 from llm_rerank.storage import read_arrays, write_arrays
 from llm_rerank.types import Cases, DataError, FloatArray, IntArray, Interactions, Items, NotFittedError
 
@@ -116,10 +117,12 @@ class LexicalScorer:
     def _users(self, cases: Cases) -> csr_matrix:
         """Vector of each case: float32 CSR, shape (n_cases, n_terms), unit length; empty where it says nothing."""
         history = history_matrix(cases, self._vectors.shape[0], decay=self.decay, positive_only=False)
-        users = _unit_rows(history @ self._vectors)
+        users = unit_sparse_rows(history @ self._vectors)
         searches, weights = search_matrix(cases.queries, self.decay)
         if searches and self.query_weight:
-            users = _unit_rows(users + self.query_weight * _unit_rows(weights @ self._search_vectors(searches)))
+            users = unit_sparse_rows(
+                users + self.query_weight * unit_sparse_rows(weights @ self._search_vectors(searches))
+            )
         return users
 
     def _search_vectors(self, texts: Sequence[str]) -> csr_matrix:
@@ -130,15 +133,4 @@ class LexicalScorer:
 
     def _joined(self, words: csr_matrix, characters: csr_matrix) -> csr_matrix:
         """Put both kinds of terms side by side, so that an inner product is the weighted mean of both similarities."""
-        return _unit_rows(hstack([words, np.sqrt(self.letter_weight) * characters], format="csr"))
-
-
-def _unit_rows(rows: csr_matrix) -> csr_matrix:
-    """Scale rows to unit length: float32 CSR; rows of (nearly) nothing become empty."""
-    rows = csr_matrix(rows, dtype=np.float32, copy=True)
-    row_of_entry = np.repeat(np.arange(rows.shape[0]), np.diff(rows.indptr))
-    norms = np.sqrt(np.bincount(row_of_entry, weights=rows.data.astype(np.float64) ** 2, minlength=rows.shape[0]))
-    scales = np.where(norms > 1e-6, 1 / np.maximum(norms, 1e-6), 0)
-    rows.data *= scales[row_of_entry].astype(np.float32)
-    rows.eliminate_zeros()
-    return rows
+        return unit_sparse_rows(hstack([words, np.sqrt(self.letter_weight) * characters], format="csr"))

@@ -18,6 +18,7 @@ from llm_rerank.models.changes import codes_to_read, texts_of, with_rows
 from llm_rerank.models.scoring import history_matrix, require_texts, search_matrix
 from llm_rerank.models.semantic.index import ItemIndex
 from llm_rerank.models.semantic.whitening import Whitening
+from llm_rerank.models.unit_length import unit_rows
 from llm_rerank.storage import read_arrays, read_json, write_arrays, write_json
 from llm_rerank.types import (
     BoolArray,
@@ -316,10 +317,3 @@ def greatest_similarity(history: csr_matrix, vectors: FloatArray, candidates: Fl
             entries = liked.indptr[rows] + place
             block[rows] = np.maximum(block[rows], share[entries, None] * similarities[row_of_entry[entries]])
     return greatest
-
-
-def unit_rows(rows: FloatArray) -> FloatArray:
-    """Scale rows to unit length: float32, shape as given; rows of (nearly) nothing become zero."""
-    rows = np.asarray(rows, dtype=np.float32)
-    norms = np.linalg.norm(rows, axis=1, keepdims=True)
-    return np.where(norms > 1e-6, rows / np.maximum(norms, 1e-6), np.float32(0))

@@ -13,7 +13,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from llm_rerank.types import DataError, StorageError
 
@@ -23,6 +23,7 @@ DEFAULT_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9
 """Of model.safetensors: the file of sentence-transformers/all-MiniLM-L6-v2."""
 
 DTypeName = Literal["float32", "bfloat16"]
+Dtype = Literal["auto", "float32", "bfloat16"]
 
 
 def default_folder() -> Path:
@@ -112,6 +113,27 @@ def _hub_silence(name: str) -> Exception | None:
     except Exception as error:  # the client's kinds of errors differ between its versions
         return error
     return None
+
+
+def settled(device: str, dtype: Dtype) -> tuple[str, DTypeName]:
+    """Check a device and a number format, and choose where they say "auto".
+
+    Raises DataError for a device that is not there, or a format that is none of the three.
+    """
+    if dtype not in get_args(Dtype):
+        raise DataError(f"dtype is {dtype!r}; it must be 'auto', 'float32' or 'bfloat16'")
+    if device == "auto":
+        device = best_device()
+    else:
+        check_device(device)
+    return device, best_dtype(device) if dtype == "auto" else dtype
+
+
+def torch_dtype(name: DTypeName) -> Any:
+    """Return torch's own of a number format."""
+    import torch
+
+    return torch.bfloat16 if name == "bfloat16" else torch.float32
 
 
 def best_dtype(device: str) -> DTypeName:
