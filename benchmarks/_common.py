@@ -9,6 +9,7 @@ import platform
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -88,6 +89,21 @@ def fitted_on(trial: Trial, config: RerankerConfig, folder: Path | None, *, impr
     if folder is not None:
         reranker.save(folder)
     return reranker
+
+
+def peak_memory_mb() -> float | None:
+    """Greatest resident memory of this process, since the start or ``forget_peak``; None where Linux does not say."""
+    try:
+        lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return None
+    return next((int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM")), None)
+
+
+def forget_peak() -> None:
+    """Start counting the greatest resident memory afresh, at what is resident now."""
+    with suppress(OSError):  # elsewhere the peak of the fit stays in the figure
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
 
 
 def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

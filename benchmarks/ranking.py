@@ -18,7 +18,7 @@ from typing import Any, TypeVar, cast
 
 import numpy as np
 
-from benchmarks._common import run_information, table, write_report
+from benchmarks._common import forget_peak, peak_memory_mb, run_information, table, write_report
 from benchmarks.systems import FUSED, SINGLES, Z_SUM_PARTS, Settings, Single, Tools, ZSum, system_names
 from llm_rerank.data.datasets import LOADERS, Dataset, load_dataset
 from llm_rerank.data.readers import read_interactions, read_items
@@ -46,11 +46,12 @@ SHOWN = ("ndcg@10", "hr@10", "map@10", "mrr", f"recall@{DEPTH}")
 
 @dataclass(frozen=True)
 class Outcome:
-    """One system on one trial. extra: further JSON-ready entries of the report."""
+    """One system on one trial. peak_memory_mb: of the whole process. extra: further JSON-ready entries."""
 
     result: RankingResult
     seconds_fit: float
     seconds_score: float
+    peak_memory_mb: float | None
     settings: Settings | str
     extra: Mapping[str, Any] = field(default_factory=dict)
 
@@ -60,6 +61,7 @@ class Outcome:
             **self.result.summary(),
             "seconds_fit": self.seconds_fit,
             "seconds_score": self.seconds_score,
+            "peak_memory_mb": self.peak_memory_mb,
             "settings": self.settings if isinstance(self.settings, str) else dict(self.settings),
             **self.extra,
         }
@@ -193,18 +195,20 @@ class Benchmark:
         self, fit: Callable[[int], Model], rank: Callable[[Model], Ragged], *, drawn: bool
     ) -> tuple[Outcome, Model, Ragged]:
         """Fit, rank and judge with the first seed; with further ones, where a fit draws at random, only the mean."""
+        forget_peak()
         began = time.perf_counter()
         model = fit(self.seed)
         fitted = time.perf_counter()
         ranked = rank(model)
         scored = time.perf_counter()
+        peak = peak_memory_mb()
         result = evaluate_ranking(ranked, self.trial, depth=DEPTH, seed=self.seed)
         extra = {}
         if drawn and self.n_seeds > 1:
             further = (rank(fit(seed)) for seed in range(self.seed + 1, self.seed + self.n_seeds))
             means = [_mean_ndcg(other, self.trial) for other in further]
             extra[f"{METRIC}_by_seed"] = [result.intervals[METRIC].mean, *means]
-        return Outcome(result, fitted - began, scored - fitted, {}, extra), model, ranked
+        return Outcome(result, fitted - began, scored - fitted, peak, {}, extra), model, ranked
 
     def report(self, *, complete: bool) -> dict[str, Any]:
         """Lay out what is known so far."""
@@ -237,6 +241,8 @@ NOTES = (
     "map@10 divides by min(10, number of targets); mrr and recall@100 read the first 100.",
     "seconds_fit of single systems is without the encoding of texts (seconds_encode), of fused ones with it; texts "
     "that an earlier run left in the folder of --cache take no time.",
+    "peak_memory_mb: greatest resident memory of the process while a system was fitted and ranked, with libraries, the "
+    "data and the scorers fitted before it, which z_sum needs.",
     "Validation figures of single systems are those of the best of their settings on the same users: optimistic.",
     "Settings {}: the scorer's own defaults, chosen on the validation split of amazon_scientific.",
     "ceiling: what the best order of the 100 items that were returned would reach.",
@@ -251,12 +257,14 @@ def pairs_to_test(names: Sequence[str]) -> list[tuple[str, str]]:
 
 def print_report(report: Mapping[str, Any]) -> None:
     """Print the table of systems and the tests."""
-    heads = ["system", *SHOWN, "coverage@10", "fit s", "score s"]
+    heads = ["system", *SHOWN, "coverage@10", "fit s", "score s", "MiB"]
     rows = []
     for name, entry in report["systems"].items():
         low, high = entry["ci95"][METRIC]
         figures = [f"{entry[METRIC]:.4f} [{low:.4f}, {high:.4f}]", *(f"{entry[metric]:.4f}" for metric in SHOWN[1:])]
         seconds = [f"{entry['seconds_fit']:.1f}", f"{entry['seconds_score']:.1f}"]
+        memory = entry["peak_memory_mb"]
+        seconds.append("" if memory is None else f"{memory:,.0f}")
         rows.append([name, *figures, f"{entry['coverage@10']:.3f}", *seconds])
     print(f"\n{report['protocol']}\n\n{table(heads, rows)}\n")
     tests = [

@@ -13,14 +13,13 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from benchmarks._common import fitted_on, run_information, write_report
+from benchmarks._common import fitted_on, forget_peak, peak_memory_mb, run_information, write_report
 from llm_rerank.config import PART_CHOICES, RerankerConfig
 from llm_rerank.data.datasets import load_dataset
 from llm_rerank.evaluation.protocols import Trial, hold_out
@@ -34,21 +33,6 @@ def drawn_candidates(trial: Trial, n_candidates: int, seed: int) -> pd.DataFrame
     n_candidates = min(n_candidates, len(trial.items))
     codes = np.concatenate([rng.choice(len(trial.items), n_candidates, replace=False) for _ in trial.user_ids])
     return pd.DataFrame({"user_id": np.repeat(trial.user_ids, n_candidates), "item_id": trial.items.ids[codes]})
-
-
-def peak_memory_mb() -> float | None:
-    """Greatest resident memory of this process, since the start or ``forget_peak``; None where Linux does not say."""
-    try:
-        lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
-    except OSError:
-        return None
-    return next((int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM")), None)
-
-
-def forget_peak() -> None:
-    """Start counting the greatest resident memory afresh, at what is resident now."""
-    with suppress(OSError):  # elsewhere the peak of the fit stays in the figure
-        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
 
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:

@@ -12,7 +12,6 @@ Weights are random where training would have put them: the work is the same, and
 from __future__ import annotations
 
 import argparse
-import resource
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -22,7 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks._common import run_information, table, write_report
+from benchmarks._common import peak_memory_mb, run_information, table, write_report
 from llm_rerank.data.datasets import load_dataset
 from llm_rerank.data.rendering import Renderer
 from llm_rerank.evaluation.protocols import LastOut, hold_out
@@ -38,11 +37,6 @@ from llm_rerank.types import FloatArray, IntArray, Ragged
 ITEM_TOKENS = 28  # about 26 are used: most texts are longer, some shorter
 BATCH_SIZES = (16, 32, 100)
 LEAST_REPEATS = 3
-
-
-def peak_memory_mb() -> float:
-    """Greatest resident memory of this process so far."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def as_if_trained(model: HistoryCrossEncoder, seed: int) -> None:
@@ -69,7 +63,7 @@ def seconds_of(work: Callable[[], Any], repeats: int) -> list[float]:
     return seconds
 
 
-def entry(seconds_a_user: Sequence[float], n_candidates: int) -> dict[str, float]:
+def entry(seconds_a_user: Sequence[float], n_candidates: int) -> dict[str, float | None]:
     """Pairs per second by the median user, and the users' quantiles."""
     return {
         "pairs_per_second": n_candidates / float(np.median(seconds_a_user)),

@@ -14,7 +14,6 @@ import argparse
 import cProfile
 import io
 import pstats
-import resource
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,7 +22,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from benchmarks._common import run_information, table, write_report
+from benchmarks._common import peak_memory_mb, run_information, table, write_report
 from llm_rerank.config import RerankerConfig
 from llm_rerank.recommendation.reranker import Reranker
 
@@ -104,7 +103,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
                     "users_per_second": N_USERS_RERANKED / float(np.median(seconds)),
                     "seconds_fit": seconds_fit,
                     "components": names,
-                    "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+                    "peak_memory_mb": peak_memory_mb(),
                 }
             )
         print(f"{n_items:,} items: fit {seconds_fit:.0f} s", flush=True)
