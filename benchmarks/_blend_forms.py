@@ -73,28 +73,14 @@ def present_blend(half: Half) -> Fitted:
     return _linear(half.columns, half.present)
 
 
-def toward_sum(half: Half) -> Fitted:
-    """Fit the library's ladder, shrunk toward the plain sum of signed roots."""
-    return _linear(half.columns, half.toward_sum)
-
-
-def transformed(transform: Transform, *, toward_sum: bool = False) -> Callable[[Half], Fitted]:
-    """Fit the library's ladder with another transform; toward_sum: shrunk toward the plain sum of its scores."""
+def transformed(transform: Transform) -> Callable[[Half], Fitted]:
+    """Fit the library's ladders with one transform in both forms: shrunk toward the default, and toward the sum."""
 
     def fit(half: Half) -> Fitted:
-        columns = Columns.of(half.fold, half.names, transform, half.seed)
-        laid_out = columns.lay_out(half.fold)
-        start = half.plain_sum(*laid_out) if toward_sum else None
-        return _linear(columns, half.fuse(*laid_out, start))
+        columns = Columns.of(half.fold, half.names, (transform, transform), half.seed)
+        return _linear(columns, half.fuse(*columns.lay_out(half.fold)))
 
     return fit
-
-
-def both_priors(half: Half) -> Fitted:
-    """Average the weights of the library's blend and of the one shrunk toward the sum."""
-    weights = (half.present.blend.weights + half.toward_sum.blend.weights) / 2
-    said = {"weights": dict(zip(half.laid_out[1], weights.tolist(), strict=True))}
-    return Fitted(lambda fold: half.columns.lay_out(fold)[0] @ weights, said)
 
 
 def by_penalty(half: Half, design: np.ndarray, fit: Callable[[Lists, float], np.ndarray]) -> tuple[np.ndarray, float]:
@@ -133,7 +119,7 @@ def monotone(half: Half) -> Fitted:
 
     def lay_out(fold: Fold) -> np.ndarray:
         design, names = half.columns.lay_out(fold)
-        features = [column for column, name in enumerate(names) if column >= n and "×" not in name]
+        features = [column for column, name in enumerate(names) if column >= 2 * n and "×" not in name]
         return np.column_stack([ramps(design[:, :n], knots), design[:, features]])
 
     design, n_ramps = lay_out(half.fold), knots.size + n
@@ -216,13 +202,11 @@ FORMS: dict[str, Callable[[Half], Fitted]] = {
     "default alone": default_alone,
     "z sum": z_sum,
     "root sum": root_sum,
-    "present blend": present_blend,
-    "toward the sum": toward_sum,
-    "both priors": both_priors,
-    "clipped z": transformed(clipped),
-    "clipped z toward the sum": transformed(clipped, toward_sum=True),
+    "roots only": transformed(signed_root),
+    "linear only": transformed(clipped),
     "log rank": transformed(log_rank),
     "reciprocal rank": transformed(reciprocal_rank),
+    "present blend": present_blend,
     "lambda logit": lambda_logit,
     "monotone": monotone,
     "lambdamart": lambdamart,

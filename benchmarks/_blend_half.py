@@ -11,16 +11,23 @@ import numpy as np
 from llm_rerank.data.features import PAIR_FEATURES, MissingValues, Standardizer
 from llm_rerank.models.conditional_logit import fit_conditional_logit
 from llm_rerank.recommendation.candidates import is_member, ranks_in_row
-from llm_rerank.recommendation.fusion import Blend, FusionFit, design_columns, fit_fusion
+from llm_rerank.recommendation.fusion import (
+    ITEM_SUPPORT,
+    LINEAR,
+    USER_SUPPORT,
+    Blend,
+    FusionFit,
+    centred_support,
+    design_columns,
+    fit_fusion,
+    linear_form,
+)
 from llm_rerank.recommendation.inputs import Fold
 from llm_rerank.recommendation.stage import supports, usable_features
 from llm_rerank.types import BoolArray, FloatArray, IntArray, Ragged
 
 Transform = Callable[[FloatArray, Ragged], FloatArray]
 """From standardised component scores, shape (n_candidates, n_components), and their lists, to values of that shape."""
-
-CLIP = 20.0
-"""In standard deviations over the catalogue: of candidates one in a thousand lies beyond, of targets one in ten."""
 
 
 def signed_root(scores: FloatArray, rows: Ragged) -> FloatArray:
@@ -29,8 +36,12 @@ def signed_root(scores: FloatArray, rows: Ragged) -> FloatArray:
 
 
 def clipped(scores: FloatArray, rows: Ragged) -> FloatArray:
-    """Scores held within ``CLIP`` standard deviations."""
-    return np.clip(scores, -CLIP, CLIP)
+    """Hold scores within bounds: the library's linear form."""
+    return linear_form(scores)
+
+
+LIBRARY = (signed_root, clipped)
+"""Transforms of the two forms in which a score enters: shrunk toward the default, and toward the plain sum."""
 
 
 def reciprocal_rank(scores: FloatArray, rows: Ragged) -> FloatArray:
@@ -50,44 +61,55 @@ def _of_ranks(scores: FloatArray, rows: Ragged, value: Callable[[IntArray], np.n
 
 @dataclass(frozen=True)
 class Columns:
-    """The columns of a blend as a half of the users has them, with any transform in the root's place.
+    """The columns of a blend as a half of the users has them, with any transforms in the place of the library's two.
 
-    centre, scale: of the transformed scores, shape (n_components,); 0 and 1 for the root, which has its own zero.
+    scales: mean and deviation of each transform's values; the root alone has its own zero and scale.
     """
 
     component_names: tuple[str, ...]
     used: tuple[str, ...]
     missing: MissingValues
     standardizer: Standardizer
-    transform: Transform
-    centre: FloatArray
-    scale: FloatArray
+    transforms: tuple[Transform, Transform]
+    scales: tuple[Standardizer, Standardizer]
 
     @classmethod
-    def of(cls, fold: Fold, component_names: tuple[str, ...], transform: Transform, seed: int) -> Columns:
+    def of(
+        cls, fold: Fold, component_names: tuple[str, ...], transforms: tuple[Transform, Transform], seed: int
+    ) -> Columns:
         """Learn filling and scale from a half, as ``fit_stage`` does."""
         used = usable_features(fold.pair_values, fold.candidates, PAIR_FEATURES)
         selected = fold.pair_values[:, [PAIR_FEATURES.index(name) for name in used]]
         missing = MissingValues().fit(selected, used, seed=seed)
         standardizer = Standardizer().fit(missing.transform(selected))
-        n = len(component_names)
-        centre, scale = np.zeros(n, dtype=np.float32), np.ones(n, dtype=np.float32)
-        if transform is not signed_root:
-            values = transform(fold.scored.scores, fold.candidates)
-            centre, scale = np.nanmean(values, axis=0), np.maximum(np.nanstd(values, axis=0), 1e-9)
-        return cls(component_names, used, missing, standardizer, transform, centre, scale)
+        first, second = (Standardizer().fit(transform(fold.scored.scores, fold.candidates)) for transform in transforms)
+        return cls(component_names, used, missing, standardizer, transforms, (first, second))
 
     def lay_out(self, fold: Fold) -> tuple[FloatArray, tuple[str, ...]]:
         """Columns of a fold's candidates, float32, shape (n_candidates, n_columns), and their names."""
-        values = (self.transform(fold.scored.scores, fold.candidates) - self.centre) / self.scale
         selected = fold.pair_values[:, [PAIR_FEATURES.index(name) for name in self.used]]
-        return design_columns(
-            np.sign(values) * values**2,  # of which the library takes the signed root
+        user_support, item_support = supports(fold.pair_values)
+        design, names = design_columns(
+            fold.scored.scores,
             self.component_names,
+            self.scales[1],
             self.standardizer.transform(self.missing.transform(selected)),
             self.missing.output_names,
-            *supports(fold.pair_values),
+            user_support,
+            item_support,
         )
+        times = {
+            "": 1.0,
+            f" × {USER_SUPPORT}": centred_support(user_support),
+            f" × {ITEM_SUPPORT}": centred_support(item_support),
+        }
+        for form, transform, scale in zip(("", LINEAR), self.transforms, self.scales, strict=True):
+            values = transform(fold.scored.scores, fold.candidates)
+            values = np.nan_to_num(values if transform is signed_root else scale.transform(values), nan=0.0)
+            for column, name in enumerate(self.component_names):
+                for with_support, factor in times.items():
+                    design[:, names.index(f"{name}{form}{with_support}")] = values[:, column] * factor
+        return design, names
 
 
 @dataclass(frozen=True)
@@ -107,7 +129,7 @@ class Half:
     @cached_property
     def columns(self) -> Columns:
         """The library's columns."""
-        return Columns.of(self.fold, self.names, signed_root, self.seed)
+        return Columns.of(self.fold, self.names, LIBRARY, self.seed)
 
     @cached_property
     def laid_out(self) -> tuple[FloatArray, tuple[str, ...]]:
@@ -119,13 +141,8 @@ class Half:
         """The library's blend."""
         return self.fuse(*self.laid_out)
 
-    @cached_property
-    def toward_sum(self) -> FusionFit:
-        """The library's ladder of logits, shrunk toward the plain sum of signed roots."""
-        return self.fuse(*self.laid_out, self.plain_sum(*self.laid_out))
-
-    def fuse(self, design: FloatArray, names: tuple[str, ...], start: Blend | None = None) -> FusionFit:
-        """Fit the library's ladder of logits on columns; start: what it shrinks toward."""
+    def fuse(self, design: FloatArray, names: tuple[str, ...]) -> FusionFit:
+        """Fit the library's ladders of logits on columns."""
         fold = self.fold
         return fit_fusion(
             design,
@@ -135,12 +152,12 @@ class Half:
             self.positive,
             fold.targets,
             default=None,
-            start=start,
+            start=None,
             seed=self.seed,
         )
 
     def plain_sum(self, design: FloatArray, names: tuple[str, ...]) -> Blend:
-        """Equal weights on the components' own columns, which come first, at the scale that is likeliest."""
+        """Equal weights on the components' roots, which come first, at the scale that is likeliest."""
         n = len(self.names)
         total = design[:, :n].sum(axis=1, keepdims=True)
         scale = fit_conditional_logit(total, self.fold.candidates, self.positive, prior=np.zeros(1), penalty=1e-3)[0]

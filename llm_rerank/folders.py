@@ -28,7 +28,7 @@ from llm_rerank.storage import (
 from llm_rerank.types import ReplacedError, StorageError
 
 FORMAT = "llm_rerank"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 """Raised by one whenever an older library could not read what this one writes."""
 
 CURRENT = "CURRENT"

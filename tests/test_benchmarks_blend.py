@@ -74,17 +74,17 @@ def test_a_gain_on_average_with_a_loss_somewhere_changes_nothing():
     def found(gain):
         base = np.full(400, 0.1)
         form = base + gain + np.tile([0.01, -0.01], 200)
-        measured = {name: Measured(v, v, {}) for name, v in ((blend_forms.PRESENT, base), ("both priors", form))}
+        measured = {name: Measured(v, v, {}) for name, v in ((blend_forms.PRESENT, base), ("roots only", form))}
         return compare(measured, seed=0)
 
     up, down = found(0.01), found(-0.004)
-    assert up["halves"]["forms"]["both priors"]["relative"] == pytest.approx(0.1)
-    both = overall({"a": up, "b": down})["both priors"]
-    assert both["mean_relative_gain"] == pytest.approx(0.03) and both["high"] - both["low"] == pytest.approx(
+    assert up["halves"]["forms"]["roots only"]["relative"] == pytest.approx(0.1)
+    roots = overall({"a": up, "b": down})["roots only"]
+    assert roots["mean_relative_gain"] == pytest.approx(0.03) and roots["high"] - roots["low"] == pytest.approx(
         2 * 1.96 * 0.1 * 1.00125 / 20 / 2**0.5, rel=1e-3
     )
-    assert both["worse_on"] == ["b, halves", "b, later"] and not both["would_change"]
-    assert overall({"a": up, "b": up})["both priors"]["would_change"]
+    assert roots["worse_on"] == ["b, halves", "b, later"] and not roots["would_change"]
+    assert overall({"a": up, "b": up})["roots only"]["would_change"]
 
 
 def test_forms_on_the_bundled_shop(tmp_path):
@@ -94,20 +94,20 @@ def test_forms_on_the_bundled_shop(tmp_path):
         "--forms",
         "root sum",
         "default alone",
-        "toward the sum",
+        "roots only",
         "--keep",
         str(tmp_path),
     ]
     report = blend_forms.main([*arguments, "--out", str(tmp_path / "report.json")])
     found = report["sets"]["sample"]
-    assert list(found["halves"]["forms"]) == ["default alone", "root sum", blend_forms.PRESENT, "toward the sum"]
+    assert list(found["halves"]["forms"]) == ["default alone", "root sum", "roots only", blend_forms.PRESENT]
     # the halves of blend_rungs, judged by the library's own stage, in benchmarks/results/blend_rungs/sample.json
     assert found["halves"]["n"] == 675
     ndcg = {name: form["ndcg@10"] for name, form in found["halves"]["forms"].items()}
     assert ndcg[blend_forms.PRESENT] == pytest.approx(0.1565, abs=0.004)
     assert ndcg[blend_forms.PRESENT] > ndcg["default alone"] + 0.01
-    # the ladder that is shrunk toward the sum starts from the sum's own order, on 325 users of F and 350 of G
-    first, second = (fit["rungs"]["prior"] for fit in found["fits"]["toward the sum"])
+    # the rungs shrunk toward the sum start from the sum's own order, on 325 users of F and 350 of G
+    first, second = (fit["rungs"]["sum"] for fit in found["fits"]["roots only"])
     assert (325 * first + 350 * second) / 675 == pytest.approx(ndcg["root sum"])
     again = blend_forms.main(arguments)  # what was kept is read, and says the same
     assert again["sets"]["sample"]["halves"] == found["halves"] and again["overall"] == report["overall"]

@@ -159,7 +159,7 @@ def test_other_format_version_is_named_before_anything_else(tmp_path):
     manifest = folders.open_folder(saved(tmp_path)) / "manifest.json"
     values = json.loads(manifest.read_text())
     manifest.write_text(json.dumps({**values, "format_version": 99}))
-    with pytest.raises(StorageError, match=r"manifest\.json has format version 99, this library reads 1"):
+    with pytest.raises(StorageError, match=r"manifest\.json has format version 99, this library reads 2"):
         folders.open_folder(tmp_path / "shop")
     manifest.write_text(json.dumps({**values, "format": "other"}))
     with pytest.raises(StorageError, match="no manifest of llm_rerank"):

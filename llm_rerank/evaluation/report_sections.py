@@ -185,18 +185,15 @@ def guard_section(verdict: Mapping[str, Any] | None) -> Section:
     )
     caption = f"Right of the dashed line is harmless or better; {guard.n_cases:,} out-of-fold cases, 95 % interval."
     figures = [Figure(svg, caption)]
-    added = {
-        name.split(" + ")[-1] if " + " not in name else f"+ {name.split(' + ')[-1]}": value
-        for name, value in guard.rungs.items()
-    }
-    tried = {f"default: {guard.default}": guard.default_ndcg, **added, "blend": guard.blend_ndcg}
+    tried = {f"default: {guard.default}": guard.default_ndcg, **guard.rungs, "blend": guard.blend_ndcg}
     rows = [Row(name, value, note=f"{value:.4f}", strong=name == "blend") for name, value in tried.items()]
     figures.append(
         Figure(
             dot_plot(
                 "NDCG@10 out of fold of each rung", "One row a rung of the blend.", Axis("NDCG@10, out of fold"), rows
             ),
-            "What each kind of column adds: single component, all components, pair features, item support.",
+            "What each kind of column adds: components, pair features, support; first with the root of each "
+            "component's score, shrunk toward the default, then with the score itself, shrunk toward the plain sum.",
         )
     )
     return Section("guard", "The guard", paragraphs, figures)

@@ -16,6 +16,7 @@ from llm_rerank.recommendation.components import ScoredCases, retrieve_and_score
 from llm_rerank.recommendation.diversity import diversify_cases
 from llm_rerank.recommendation.failures import Failures, attempt
 from llm_rerank.recommendation.fitting import Fitted
+from llm_rerank.recommendation.fusion import column_label
 from llm_rerank.recommendation.inputs import Fold
 from llm_rerank.recommendation.residual import CROSS_ENCODER
 from llm_rerank.recommendation.stage import UPSTREAM, Stage
@@ -245,7 +246,7 @@ def groups_of_columns(fitted: Fitted, stage: Stage) -> list[str]:
     """Group of each column of the blend: that of its component, with or without a support, else "context"."""
     group_of: dict[str, str] = {component.name: component.group for component in fitted.components}
     group_of[UPSTREAM] = UPSTREAM
-    return [group_of.get(name.split(" × ")[0], CONTEXT) for name in stage.blend.names]
+    return [group_of.get(column_label(name).split(" × ")[0], CONTEXT) for name in stage.blend.names]
 
 
 def sums_of_groups(contributions: npt.NDArray[np.float64], groups: Sequence[str]) -> dict[str, npt.NDArray[np.float64]]:

@@ -29,7 +29,7 @@ SECONDS_PER_EVENT = 2e-5  # sorting, histories, features, factorisation
 SECONDS_PER_SQUARED_ITEM = 5e-8  # text kernel and Gram matrix
 SECONDS_PER_CUBED_ITEM = 1.4e-11  # one inverse of items × items
 SECONDS_PER_SCORE = 4e-8  # one score of one item for one held-out user, ranking included
-SECONDS_PER_CELL_OF_NETS = 2e-7  # an event against an item: three nets, five epochs, forward and backward
+SECONDS_PER_CELL_OF_NETS = 1.2e-7  # an event against an item: three nets, three epochs, forward and backward
 MOST_CELLS = 2e8  # of an epoch; nets draw rows above that
 SECONDS_PER_HELD_OUT_USER = 2e-3  # some 200 candidates in the blend
 

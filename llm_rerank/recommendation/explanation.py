@@ -16,6 +16,7 @@ import pandas as pd
 from llm_rerank.data.frames import id_codes
 from llm_rerank.recommendation.deciding import Decided, groups_of_columns
 from llm_rerank.recommendation.fitting import Fitted
+from llm_rerank.recommendation.fusion import column_label
 from llm_rerank.recommendation.histories import join_cases, without_each_item
 from llm_rerank.recommendation.phrases import Phrases
 from llm_rerank.types import Cases, DataError, Items, Ragged
@@ -41,7 +42,7 @@ STYLE = (
 
 @dataclass(frozen=True)
 class Contribution:
-    """One column of the blend: its name, its group, and its part of the score (weight × value)."""
+    """One column of the blend, both forms of a component in one: its name, its group, its part of the score."""
 
     name: str
     group: str
@@ -227,11 +228,15 @@ def explain_item(
     scores = decided.scores.reshape(len(codes), len(histories))
     contributions = decided.contributions.reshape(len(codes), len(histories), -1)[:, 0]
     effects = scores[:, :1] - scores[:, 1:]
-    names, groups = decided.stage.blend.names, groups_of_columns(fitted, decided.stage)
+    labels = [column_label(name) for name in decided.stage.blend.names]
+    group_of = dict(zip(labels, groups_of_columns(fitted, decided.stage), strict=True))
     ids, titles = fitted.items.ids, fitted.items.frame["title"].to_numpy(dtype=object)
 
     def parts(values: np.ndarray) -> list[Contribution]:
-        return [Contribution(*part) for part in zip(names, groups, values.tolist(), strict=True)]
+        sums = dict.fromkeys(labels, 0.0)
+        for label, value in zip(labels, values.tolist(), strict=True):
+            sums[label] += value
+        return [Contribution(label, group_of[label], value) for label, value in sums.items()]
 
     def of_history(values: np.ndarray) -> list[HistoryEffect]:
         order = np.argsort(-np.abs(values), kind="stable")

@@ -14,6 +14,7 @@ import numpy as np
 from llm_rerank.data.item_statistics import ItemStatistics
 from llm_rerank.recommendation.candidates import ranks_in_row
 from llm_rerank.recommendation.components import Component
+from llm_rerank.recommendation.fusion import column_label
 from llm_rerank.recommendation.stage import Stage
 from llm_rerank.types import FloatArray, IntArray, Ragged
 
@@ -27,7 +28,9 @@ _LAST_TIME = np.iinfo(np.int64).max
 def can_rank(stage: Stage, failed: Collection[str]) -> bool:
     """Tell whether the blend still ranks without these components: one that has a weight other than 0 is left."""
     weighted = {
-        name.split(" × ")[0] for name, weight in zip(stage.blend.names, stage.blend.weights, strict=True) if weight != 0
+        column_label(name).split(" × ")[0]
+        for name, weight in zip(stage.blend.names, stage.blend.weights, strict=True)
+        if weight != 0
     }
     carrying = weighted & set(stage.component_names)
     return not carrying or not carrying <= set(failed)

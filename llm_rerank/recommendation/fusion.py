@@ -1,12 +1,16 @@
 """The blend of component scores and pair features, and the guard that falls back to the best single component.
 
 A conditional logit: within a case's list, P(target = i) = softmax_i(x_i · w). Linear, so a score splits exactly into
-contributions. The weights are shrunk toward a prior (the default component alone, or another shop's blend).
+contributions. The weights are shrunk toward a prior.
 
-How far they are shrunk, and which kinds of columns join at all (``RUNGS``), is decided by cross-validation over cases:
-the penalty by likelihood, the rungs by NDCG@10, because many columns on few cases gain likelihood in the tail of the
-list and lose its top. No rung is chosen: each has a share of the blend by how near it comes to the best, in units of
-the error of that difference (``shares_of_rungs``), so that noise between equals moves nothing.
+A component's standardised score may enter in two forms, and neither is better everywhere (benchmarks/blend_forms.py):
+as its signed root, shrunk toward the default component alone, or as it is up to ``CLIP``, shrunk toward the plain sum.
+Another shop's blend, where one is lent, is the prior of both.
+
+How far the weights are shrunk, and which kinds of columns join at all (``RUNGS``), is decided by cross-validation over
+cases: the penalty by likelihood, the rungs by NDCG@10, because many columns on few cases gain likelihood in the tail
+of the list and lose its top. No rung is chosen: each has a share of the blend by how near it comes to the best, in
+units of the error of that difference (``shares_of_rungs``), so that noise between equals moves nothing.
 """
 
 from __future__ import annotations
@@ -30,6 +34,7 @@ from llm_rerank.recommendation.guard import LEAST_CASES_FOR_BLEND, RUNGS, GuardV
 from llm_rerank.types import FloatArray, IntArray, Ragged
 
 if TYPE_CHECKING:
+    from llm_rerank.data.missing import Standardizer
     from llm_rerank.types import BoolArray
 
 PENALTIES = (3.0, 30.0, 300.0)
@@ -38,6 +43,12 @@ SHARPNESS = 1.0
 
 SUPPORT_CAP = np.log1p(40.0)
 """Log support beyond which more behaviour changes nothing: findings put the turn near 40 interactions."""
+
+CLIP = 20.0
+"""Bound of a linear score, in standard deviations over the catalogue: one candidate in a thousand lies beyond it."""
+
+LINEAR = " (linear)"
+"""Marks the columns of linear scores: "als (linear)" beside "als", which is the root."""
 
 USER_SUPPORT, ITEM_SUPPORT = "user_support", "item_support"
 
@@ -79,23 +90,32 @@ class Blend:
         return cls(tuple(values["names"]), weights, values["default"], values["penalty"])
 
 
+def linear_form(scores: FloatArray) -> FloatArray:
+    """Hold standardised scores within ``CLIP``; NaN stays NaN."""
+    return np.clip(scores, -CLIP, CLIP)
+
+
 def design_columns(
     scores: FloatArray,
     component_names: Sequence[str],
+    linear: Standardizer,
     features: FloatArray,
     feature_names: Sequence[str],
     user_support: FloatArray,
     item_support: FloatArray | None,
 ) -> tuple[FloatArray, tuple[str, ...]]:
-    """Lay out the columns of the blend: components, components × support, pair features.
+    """Lay out the columns of the blend: components in both forms, each × support, pair features.
 
-    scores: float32, shape (n_candidates, n_components), standardised; each enters as its signed square root, because
-    their tails are long and a fivefold score is not five times the log-odds. NaN becomes 0, the component's mean over
-    reference items.
+    scores: float32, shape (n_candidates, n_components), standardised over the catalogue. Each enters as its signed
+    square root, because their tails are long and a fivefold score is not five times the log-odds, and in its linear
+    form, standardised once more, over candidates. Unknown becomes 0: the mean over the catalogue, and over candidates.
+    linear: fitted on the ``linear_form`` of the scores of held-out candidates.
     features: float32, shape (n_candidates, n_features), complete and standardised.
     user_support, item_support: log1p counts, shape (n_candidates,), capped; item_support None leaves its columns out.
     """
-    known = np.nan_to_num(np.sign(scores) * np.sqrt(np.abs(scores)), nan=0.0)
+    root = np.sign(scores) * np.sqrt(np.abs(scores))
+    known = np.nan_to_num(np.concatenate([root, linear.transform(linear_form(scores))], axis=1), nan=0.0)
+    component_names = [*component_names, *(f"{name}{LINEAR}" for name in component_names)]
     blocks, names = [known], list(component_names)
     for label, support in ((USER_SUPPORT, user_support), (ITEM_SUPPORT, item_support)):
         if support is not None:
@@ -103,6 +123,11 @@ def design_columns(
             names += [f"{name} × {label}" for name in component_names]
     blocks.append(features)
     return np.concatenate(blocks, axis=1, dtype=np.float32), (*names, *feature_names)
+
+
+def column_label(name: str) -> str:
+    """Name of a column as people read it: both forms of a component are one."""
+    return name.replace(LINEAR, "")
 
 
 def centred_support(support: FloatArray) -> FloatArray:
@@ -149,18 +174,18 @@ def fit_fusion(
 ) -> FusionFit:
     """Fit the blend on all cases, and judge it by cross-validation over cases.
 
-    default: the component to shrink toward and to fall back to; None: ``best_component``, chosen for each fold on the
-    other folds. start: a blend from another shop; its weights are the prior where the names agree.
+    default: the component that the root's rungs shrink toward, and to fall back to; None: ``best_component``, chosen
+    for each fold on the other folds. start: a blend from another shop; its weights are the prior where the names agree.
     Cases whose target was not retrieved count in the guard (as 0 for both) but cannot train.
     """
     by_component = np.stack([ndcg_of(design[:, names.index(name)], rows, targets) for name in component_names])
     judged = targets.lengths > 0  # a shown list from which nothing was taken has no NDCG
     overall = default or component_names[best_component(by_component[:, judged])]
     default_row = by_component[component_names.index(overall)]
-    prior = _prior(design, names, rows, positive, overall, start)
+    priors = _priors(design, names, component_names, rows, positive, overall, start)
     n_informative = int((np.bincount(rows.row_of_value, weights=positive, minlength=len(rows)) > 0).sum())
     if n_informative < LEAST_CASES_FOR_BLEND:
-        blend = Blend(names, prior, overall, None)
+        blend = Blend(names, priors[0], overall, None)
         scores = blend.score(design)
         verdict = GuardVerdict(
             default=overall,
@@ -177,7 +202,7 @@ def fit_fusion(
         return FusionFit(blend, verdict, scores)
 
     folds = fold_of_case(len(rows), n_folds, seed)
-    columns = columns_of_rungs(names, len(component_names))
+    columns = columns_of_rungs(names, component_names)
     out_of_fold = np.empty((len(RUNGS), len(PENALTIES), len(design)))
     log_likelihoods = np.zeros((len(RUNGS), len(PENALTIES)))
     default_ndcg = np.empty(len(rows), dtype=np.float64)
@@ -188,11 +213,11 @@ def fit_fusion(
         default_ndcg[outside] = by_component[component_names.index(chosen), outside]
         train, test = rows.value_positions(inside), rows.value_positions(outside)
         train_rows, test_rows = rows.take(inside), rows.take(outside)
-        fold_prior = _prior(design[train], names, train_rows, positive[train], chosen, start)
+        fold_priors = _priors(design[train], names, component_names, train_rows, positive[train], chosen, start)
         held_out, held_rows, held_positive = informative(design[test], test_rows, positive[test])
         for rung, penalty in np.ndindex(len(RUNGS), len(PENALTIES)):
             weights = _fit_columns(
-                design[train], train_rows, positive[train], columns[rung], fold_prior, PENALTIES[penalty]
+                design[train], train_rows, positive[train], columns[rung], fold_priors[rung], PENALTIES[penalty]
             )
             out_of_fold[rung, penalty, test] = design[test].astype(np.float64) @ weights
             if len(held_rows):
@@ -205,10 +230,11 @@ def fit_fusion(
     blend_ndcg = ndcg_of(blended, rows, targets)[judged]
     verdict = judge(by_rung, shares, blend_ndcg, default_ndcg[judged], overall, seed)
     if not verdict.kept_blend:
-        blend = Blend(names, _prior(design, names, rows, positive, overall, None), overall, None)
+        alone = _priors(design, names, component_names, rows, positive, overall, None)[0]
+        blend = Blend(names, alone, overall, None)
         return FusionFit(blend, verdict, blend.score(design))
     of_rungs = [
-        _fit_columns(design, rows, positive, columns[rung], prior, PENALTIES[penalties[rung]])
+        _fit_columns(design, rows, positive, columns[rung], priors[rung], PENALTIES[penalties[rung]])
         for rung in range(len(RUNGS))
     ]
     penalty = float(np.exp(shares @ np.log(np.array(PENALTIES)[penalties])))
@@ -249,12 +275,19 @@ def shares_of_rungs(by_rung: Float64Array, sharpness: float) -> Float64Array:
     return shares / shares.sum()
 
 
-def columns_of_rungs(names: Sequence[str], n_components: int) -> list[IntArray]:
+def columns_of_rungs(names: Sequence[str], component_names: Sequence[str]) -> list[IntArray]:
     """Columns that each rung may fit: int64 positions in ``names``, one array a rung of ``RUNGS``."""
     support = np.array(["×" in name for name in names], dtype=bool)
-    component = np.arange(len(names)) < n_components
-    kinds = (np.zeros(len(names), dtype=bool), component, ~support, np.ones(len(names), dtype=bool))
-    return [np.flatnonzero(kind) for kind in kinds]
+    linear = np.array([LINEAR in name for name in names], dtype=bool)
+    component = np.array([column_label(name) in component_names for name in names], dtype=bool)
+    feature = ~np.array([column_label(name).split(" × ")[0] in component_names for name in names], dtype=bool)
+    columns: list[IntArray] = []
+    for form in (~linear, linear):
+        of_form = form | feature
+        nothing = np.zeros(len(names), dtype=bool)
+        kinds = (nothing, form & component, of_form & ~support, of_form)
+        columns += [np.flatnonzero(kind).astype(np.int64) for kind in kinds]
+    return columns
 
 
 def _fit_columns(
@@ -278,21 +311,35 @@ def _mean(values: npt.NDArray[np.floating[Any]]) -> float:
     return float(values.mean()) if len(values) else 0.0
 
 
-def _prior(
+def _priors(
     design: FloatArray,
     names: tuple[str, ...],
+    component_names: Sequence[str],
     rows: Ragged,
     positive: BoolArray,
     default: str,
     start: Blend | None,
-) -> Float64Array:
-    """Weights to shrink toward: another shop's where there are some, else the default component at its best scale."""
-    prior = np.zeros(len(names), dtype=np.float64)
+) -> list[Float64Array]:
+    """Weights that each rung shrinks toward, one array a rung of ``RUNGS``.
+
+    Another shop's where there are some; else, at the scale that is likeliest, the default component's root or the sum
+    of the linear scores.
+    """
     if start is not None:
         known = dict(zip(start.names, start.weights, strict=True))
-        return np.array([known.get(name, 0.0) for name in names], dtype=np.float64)
-    column = names.index(default)
-    scale = fit_conditional_logit(design[:, [column]], rows, positive, prior=np.zeros(1), penalty=1e-3)
-    # a default that ranks against the data would turn its own list over; it then keeps its order at a small scale
-    prior[column] = max(float(scale[0]), 1e-3)
-    return prior
+        return [np.array([known.get(name, 0.0) for name in names], dtype=np.float64)] * len(RUNGS)
+    alone = np.array([name == default for name in names])
+    together = np.isin(names, [f"{name}{LINEAR}" for name in component_names])
+    return [
+        prior
+        for columns in (alone, together)
+        for prior in [_at_best_scale(design, columns, rows, positive)] * (len(RUNGS) // 2)
+    ]
+
+
+def _at_best_scale(design: FloatArray, columns: BoolArray, rows: Ragged, positive: BoolArray) -> Float64Array:
+    """Weigh these columns alike, at the likeliest scale, and all others 0."""
+    total = design[:, columns].sum(axis=1, keepdims=True)
+    scale = fit_conditional_logit(total, rows, positive, prior=np.zeros(1), penalty=1e-3)
+    # a score that ranks against the data would turn its own list over; it then keeps its order at a small scale
+    return np.where(columns, max(float(scale[0]), 1e-3), 0.0)

@@ -15,8 +15,9 @@ Float64Array = npt.NDArray[np.float64]
 
 LEAST_CASES_FOR_BLEND = 50
 GUARD_MARGIN = 0.02
-RUNGS = ("prior", "components", "components + features", "components + features + support")
-"""Kinds of columns that may carry a fitted weight, fewest first."""
+KINDS = ("components", "components + features", "components + features + support")
+RUNGS = ("prior", *KINDS, "sum", *(f"linear {kind}" for kind in KINDS))
+"""Kinds of columns that may carry a fitted weight, fewest first: of root scores, then of linear ones."""
 
 
 @dataclass(frozen=True)

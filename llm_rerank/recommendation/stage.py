@@ -26,6 +26,7 @@ from llm_rerank.recommendation.fusion import (
     FusionFit,
     design_columns,
     fit_fusion,
+    linear_form,
     ndcg_of,
 )
 from llm_rerank.recommendation.guard import GuardVerdict
@@ -49,7 +50,8 @@ UPSTREAM = "upstream"
 class Stage:
     """Everything between component scores and a decision. Built by ``fit_stage``, immutable after.
 
-    feature_names: the pair features in use, a part of ``PAIR_FEATURES``. upstream_scale: mean and standard deviation
+    feature_names: the pair features in use, a part of ``PAIR_FEATURES``. standardizer: of the features; linear: of the
+    components' linear scores. upstream_scale: mean and standard deviation
     of the upstream scores it was fitted on; None where there are none. residual_verdict: what was decided of the
     cross-encoder, whose score is then the last column of the component scores; None without one. profile: what batches
     are compared with; None where there were no lists to take it from.
@@ -61,6 +63,7 @@ class Stage:
     missing: MissingValues
     standardizer: Standardizer
     upstream_scale: tuple[float, float] | None
+    linear: Standardizer
     blend: Blend
     verdict: GuardVerdict
     calibrator: LogisticCalibrator | None
@@ -96,6 +99,7 @@ class Stage:
         design, _ = design_columns(
             scores,
             self.standardised_names,
+            self.linear,
             features,
             self.missing.output_names,
             user_support,
@@ -128,6 +132,7 @@ class Stage:
             "missing": self.missing.to_dict(),
             "standardizer": self.standardizer.to_dict(),
             "upstream_scale": self.upstream_scale,
+            "linear": self.linear.to_dict(),
             "blend": self.blend.to_dict(),
             "verdict": self.verdict.to_dict(),
             "calibrator": None if self.calibrator is None else self.calibrator.to_dict(),
@@ -148,6 +153,7 @@ class Stage:
             missing=MissingValues.from_dict(values["missing"]),
             standardizer=Standardizer.from_dict(values["standardizer"]),
             upstream_scale=None if scale is None else (scale[0], scale[1]),
+            linear=Standardizer.from_dict(values["linear"]),
             blend=Blend.from_dict(values["blend"]),
             verdict=GuardVerdict.from_dict(values["verdict"]),
             calibrator=None if values["calibrator"] is None else LogisticCalibrator.from_dict(values["calibrator"]),
@@ -226,9 +232,11 @@ def fit_stage(
     standardizer = Standardizer().fit(missing.transform(selected))
     user_support, item_support = supports(pair_values)
     uses_item_support = ITEM_SUPPORT in features
+    linear = Standardizer().fit(linear_form(scores))
     design, column_names = design_columns(
         scores,
         names,
+        linear,
         standardizer.transform(missing.transform(selected)),
         missing.output_names,
         user_support,
@@ -265,6 +273,7 @@ def fit_stage(
         missing,
         standardizer,
         scale,
+        linear,
         fusion.blend,
         fusion.verdict,
         calibrator,

@@ -13,7 +13,7 @@ from llm_rerank.data.splits import hash_users
 from llm_rerank.models.collaborative.popularity import Popularity
 from llm_rerank.recommendation.candidates import is_member
 from llm_rerank.recommendation.fitting import fit_reranker
-from llm_rerank.recommendation.fusion import ndcg_of
+from llm_rerank.recommendation.fusion import LINEAR, ndcg_of
 from llm_rerank.recommendation.held_out import fit_and_score_holdout, tune
 from llm_rerank.recommendation.holdout import LEAST_WINDOW_USERS, plan_holdout
 from llm_rerank.recommendation.inputs import FitData, FitTools
@@ -193,7 +193,8 @@ def test_the_sales_feature_is_worth_something_in_a_shop_with_fashions(honest):
     gain = [ndcg_of(stage.score(fold_g), fold_g.candidates, fold_g.targets).mean() for stage in (plain, with_sales)]
     assert gain[1] > 1.05 * gain[0]
     blended = ("text_ease", "als", "item_knn", "lexical", "sequence")
-    assert plain.blend.names == (*blended, *(f"{name} × user_support" for name in blended))
+    both = (*blended, *(f"{name}{LINEAR}" for name in blended))
+    assert plain.blend.names == (*both, *(f"{name} × user_support" for name in both))
 
 
 def test_tuning_takes_the_better_decay_and_leaves_the_scorer_with_it(data, holdout, honest):

@@ -6,11 +6,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import check_grad
 
+from llm_rerank.data.missing import Standardizer
 from llm_rerank.models.conditional_logit import conditional_log_likelihood, fit_conditional_logit
 from llm_rerank.recommendation.candidates import is_member
 from llm_rerank.recommendation.fusion import (
+    CLIP,
+    LINEAR,
     Blend,
     best_component,
+    column_label,
     columns_of_rungs,
     design_columns,
     fit_fusion,
@@ -105,19 +109,31 @@ def test_design_fills_unknown_scores_and_centres_supports():
     scores = np.array([[4.0], [np.nan], [-9.0]], dtype=np.float32)
     cap = np.log1p(40.0)
     user, item = np.array([0.0, cap, cap]), np.array([2 * cap, cap, cap / 2])
-    design, names = design_columns(scores, ["a"], np.empty((3, 0), np.float32), (), user, item)
-    assert names == ("a", "a × user_support", "a × item_support")
+    linear = Standardizer.from_dict({"means": [1.0], "scales": [2.0]})
+    design, names = design_columns(scores, ["a"], linear, np.empty((3, 0), np.float32), (), user, item)
+    both = ("a", "a (linear)")
+    assert names == (*both, *(f"{name} × user_support" for name in both), *(f"{name} × item_support" for name in both))
     # √4 = 2, −√9 = −3; support 0 is −0.5, half the cap 0, the cap and all above +0.5; unknown is 0 throughout
-    np.testing.assert_allclose(design, [[2.0, -1.0, 1.0], [0.0, 0.0, 0.0], [-3.0, -1.5, 0.0]], atol=1e-6)
-    without, names = design_columns(scores, ["a"], np.empty((3, 0), np.float32), (), np.zeros(3), None)
-    assert names == ("a", "a × user_support")
-    assert without.shape == (3, 2)
+    np.testing.assert_allclose(design[:, ::2], [[2.0, -1.0, 1.0], [0.0, 0.0, 0.0], [-3.0, -1.5, 0.0]], atol=1e-6)
+    # (4 − 1) / 2 = 1.5, (−9 − 1) / 2 = −5
+    np.testing.assert_allclose(design[:, 1::2], [[1.5, -0.75, 0.75], [0.0, 0.0, 0.0], [-5.0, -2.5, 0.0]], atol=1e-6)
+    without, names = design_columns(scores * 10, ["a"], linear, np.empty((3, 0), np.float32), (), np.zeros(3), None)
+    assert names == (*both, *(f"{name} × user_support" for name in both))
+    assert without[:, 1].tolist() == [(CLIP - 1) / 2, 0.0, (-CLIP - 1) / 2]
+    assert [column_label(name) for name in names] == ["a", "a", "a × user_support", "a × user_support"]
 
 
 def run(design, rows, targets, names=("good", "noise"), **options):
+    """Fit on columns that are the same in both forms."""
     positive = is_member(rows, targets, 20)
     chosen = {"default": None, "start": None, "seed": 0, **options}
-    return fit_fusion(design, names, list(names), rows, positive, targets, **chosen)
+    columns = (*names, *(f"{name}{LINEAR}" for name in names))
+    return fit_fusion(np.tile(design, 2), columns, list(names), rows, positive, targets, **chosen)
+
+
+def weights_of(blend):
+    """Weights of both forms of each component together."""
+    return blend.weights.reshape(2, -1).sum(axis=0)
 
 
 def test_blend_of_two_halves_of_the_truth_beats_the_better_half():
@@ -128,15 +144,16 @@ def test_blend_of_two_halves_of_the_truth_beats_the_better_half():
     assert fit.verdict.kept_blend
     assert fit.verdict.difference.low > 0.05  # two sources of equal worth: the gain is large and certain
     assert fit.verdict.non_inferior
-    np.testing.assert_allclose(fit.blend.weights, [1.5, 1.2], atol=0.25)
+    np.testing.assert_allclose(weights_of(fit.blend), [1.5, 1.2], atol=0.25)
 
 
 def test_noise_beside_the_truth_does_no_harm():
     design, rows, targets = planted(400, [2.0, 0.0], seed=2)
     fit = run(design, rows, targets)
     assert fit.blend.default == "good"
-    assert fit.blend.weights[0] == pytest.approx(2.0, abs=0.3)
-    assert abs(fit.blend.weights[1]) < 0.15
+    good, noise = weights_of(fit.blend)
+    assert good == pytest.approx(2.0, abs=0.3)
+    assert abs(noise) < 0.15
     assert fit.verdict.difference.mean > -fit.verdict.margin
 
 
@@ -164,7 +181,7 @@ def test_the_verdict_shows_every_rung():
 
 
 def judged(blend, default):
-    return judge(np.stack([default, blend, blend, blend]), np.full(4, 0.25), blend, default, "als", seed=0)
+    return judge(np.stack([default, *[blend] * 7]), np.full(8, 0.125), blend, default, "als", seed=0)
 
 
 def test_guard_falls_back_where_the_blend_loses():
@@ -189,18 +206,31 @@ def test_guard_says_that_n_is_too_small():
 
 def test_the_blend_is_the_average_of_its_rungs_by_their_shares():
     design, rows, targets = planted(600, [1.5, 0.3], seed=4)
-    whole = run(design, rows, targets, names=("first", "second"), sharpness=0.0)
-    best = run(design, rows, targets, names=("first", "second"), sharpness=np.inf)
-    # with these two columns the last three rungs are the same fit and the first is the prior
-    prior = np.array([run(design[:, :1], rows, targets, names=("first",), sharpness=np.inf).blend.weights[0], 0.0])
-    np.testing.assert_allclose(whole.blend.weights, 0.25 * prior + 0.75 * best.blend.weights, atol=0.05)
-    assert whole.blend.weights[1] == pytest.approx(0.75 * best.blend.weights[1], abs=0.02)
+    whole = weights_of(run(design, rows, targets, names=("first", "second"), sharpness=0.0).blend)
+    best = weights_of(run(design, rows, targets, names=("first", "second"), sharpness=np.inf).blend)
+    # with these two columns six rungs are the same fit; one is the first alone, one the sum of both at one scale
+    first = run(design[:, :1], rows, targets, names=("first",), sharpness=np.inf).blend
+    total = run(design.sum(axis=1, keepdims=True), rows, targets, names=("sum",), sharpness=np.inf).blend
+    alone, together = np.array([weights_of(first)[0], 0.0]), np.repeat(weights_of(total), 2)
+    np.testing.assert_allclose(whole, (alone + together + 6 * best) / 8, atol=0.05)
+
+
+def test_linear_rungs_shrink_toward_the_plain_sum():
+    # 60 cases tell little: with the truth in both columns alike the sum is the better guess than the first alone
+    design, rows, targets = planted(60, [1.0, 1.0], seed=6)
+    fit = run(design, rows, targets, names=("first", "second"), sharpness=0.0)
+    root, linear = fit.blend.weights.reshape(2, -1)
+    assert abs(linear[0] - linear[1]) < 0.5 * abs(root[0] - root[1])
+    assert fit.verdict.rungs["sum"] > fit.verdict.rungs["prior"]
 
 
 def test_rungs_hold_their_kinds_of_columns():
-    names = ("a", "b", "a × user_support", "b × user_support", "sales_7d")
-    assert [list(columns) for columns in columns_of_rungs(names, 2)] == [[], [0, 1], [0, 1, 4], [0, 1, 2, 3, 4]]
-    assert len(RUNGS) == 4
+    names = ("a", "b", "a (linear)", "b (linear)", "a × user_support", "a (linear) × user_support", "sales_7d")
+    assert [list(columns) for columns in columns_of_rungs(names, ["a", "b"])] == [
+        *([], [0, 1], [0, 1, 6], [0, 1, 4, 6]),
+        *([], [2, 3], [2, 3, 6], [2, 3, 5, 6]),
+    ]
+    assert len(RUNGS) == 8
 
 
 def test_out_of_fold_scores_do_not_know_their_own_targets():
@@ -222,7 +252,7 @@ def test_too_few_cases_leave_the_default_or_the_start():
     assert fit.blend.weights[0] > 0.0
     assert "too few" in fit.verdict.sentence()
     start = Blend(("noise", "gone"), np.array([0.4, 9.0]), "noise", 1.0)
-    assert run(design, rows, targets, start=start).blend.weights.tolist() == [0.0, 0.4]
+    assert run(design, rows, targets, start=start).blend.weights.tolist() == [0.0, 0.4, 0.0, 0.0]
 
 
 def test_no_cases_at_all():

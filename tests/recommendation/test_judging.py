@@ -10,7 +10,7 @@ from llm_rerank.data.features import PAIR_FEATURES
 from llm_rerank.data.missing import MissingValues, Standardizer
 from llm_rerank.recommendation.calibration import LogisticCalibrator
 from llm_rerank.recommendation.components import ScoredCases
-from llm_rerank.recommendation.fusion import Blend
+from llm_rerank.recommendation.fusion import LINEAR, Blend
 from llm_rerank.recommendation.guard import GuardVerdict
 from llm_rerank.recommendation.inputs import Fold
 from llm_rerank.recommendation.judging import report_and_cut
@@ -27,7 +27,8 @@ THIRD = 1 / 2
 def stage_of(*, upstream=False):
     """The first component ranks alone; the probability is that of its signed root minus one."""
     components = ("one", "two", "upstream") if upstream else ("one", "two")
-    names = (*components, *(f"{name} × user_support" for name in components))
+    both = (*components, *(f"{name}{LINEAR}" for name in components))
+    names = (*both, *(f"{name} × user_support" for name in both))
     weights = np.zeros(len(names))
     weights[0] = 1.0
     nothing = np.empty((1, 0), dtype=np.float32)
@@ -38,6 +39,7 @@ def stage_of(*, upstream=False):
         missing=MissingValues().fit(nothing, ()),
         standardizer=Standardizer().fit(nothing),
         upstream_scale=(0.0, 1.0) if upstream else None,
+        linear=Standardizer().fit(np.zeros((1, len(components)), dtype=np.float32)),
         blend=Blend(names, weights, "one", None),
         verdict=GuardVerdict("one", 0.1, 0.1, None, 0.0, 3, False, False, "prior", {}),
         calibrator=LogisticCalibrator(-1.0, np.array([1.0, 0.0, 0.0]), 50),

@@ -89,11 +89,11 @@ class SequenceScorer:
         text: bool = True,
         nets: Sequence[Net] = get_args(Net),
         embedding_size: int = 128,
-        epochs: int = 5,
+        epochs: int = 3,
         learning_rate: float = 0.01,
         batch_size: int = 1024,
         dropout: float = 0.3,
-        text_dropout: float = 0.2,
+        text_dropout: float = 0.0,
         history_length: int = 200,
         most_cells: int = 200_000_000,
     ) -> None:
