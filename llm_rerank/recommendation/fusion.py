@@ -176,7 +176,9 @@ def fit_fusion(
 
     default: the component that the root's rungs shrink toward, and to fall back to; None: ``best_component``, chosen
     for each fold on the other folds. start: a blend from another shop; its weights are the prior where the names agree.
-    Cases whose target was not retrieved count in the guard (as 0 for both) but cannot train.
+    Cases whose target was not retrieved count in the guard (as 0 for both) but cannot train. Where fewer than
+    ``LEAST_CASES_FOR_BLEND`` can, nothing is fitted but a scale: both priors rank, the default alone where there are
+    none, and the sum for up to one half as they come near that number.
     """
     by_component = np.stack([ndcg_of(design[:, names.index(name)], rows, targets) for name in component_names])
     judged = targets.lengths > 0  # a shown list from which nothing was taken has no NDCG
@@ -185,7 +187,8 @@ def fit_fusion(
     priors = _priors(design, names, component_names, rows, positive, overall, start)
     n_informative = int((np.bincount(rows.row_of_value, weights=positive, minlength=len(rows)) > 0).sum())
     if n_informative < LEAST_CASES_FOR_BLEND:
-        blend = Blend(names, priors[0], overall, None)
+        together = n_informative / (2 * LEAST_CASES_FOR_BLEND)
+        blend = Blend(names, (1 - together) * priors[0] + together * priors[-1], overall, None)
         scores = blend.score(design)
         verdict = GuardVerdict(
             default=overall,

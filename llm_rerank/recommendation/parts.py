@@ -1,9 +1,10 @@
-"""Parts that must earn their place: each is measured on held-out users, and stays where it pays.
+"""Parts that must earn their place: each is measured on held-out users, and stays unless they speak against it.
 
 In the order of ``specs.PARTS`` a part's components are fitted on the past and join those that stand; candidates are
-retrieved and the blend is fitted anew, and the held-out NDCG@10 of both blends is compared case by case. A difference
-above 0 keeps the part: a bar any higher would leave out what helps more often than it would spare a loss. Where the
-cases are too few to fit a blend, it stays out: what text says to a young shop is in its words (benchmarks/regimes.py).
+retrieved and the blend is fitted anew, and the held-out NDCG@10 of both blends is compared case by case. A part stays
+unless it is worse by more than a standard error: hundreds of cases tell a gain of 2 %, which is what these parts bring
+where there are users enough to judge (benchmarks/regimes.py), from nothing hardly better than a coin. Where the cases
+are too few to fit a blend, it stays out: what text says to a young shop is in its words.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ class PartVerdict:
     """What a part is worth and whether it stays.
 
     ndcg: held-out NDCG@10 without and with it. difference: of the two. Both are None where the cases were too few to
-    fit a blend. pays: what the figures say. kept: what was done; reason: why, where that is another thing.
+    fit a blend. pays: what the figures say. kept: what was done; reason: why, where the gain alone does not say.
     seconds: what fitting and measuring took.
     """
 
@@ -157,7 +158,9 @@ def _judge(part: str, standing: Standing, wider: Standing, tools: FitTools, seco
     if without is not None and with_part is not None:
         difference = paired_difference(with_part, without, seed=tools.config.seed)
         ndcg, n_cases = (float(without.mean()), float(with_part.mean())), len(without)
-        pays, reason = difference.mean > 0, ""
+        error = float((with_part - without).std(ddof=1)) / n_cases**0.5
+        pays = difference.mean > -error
+        reason = "within a standard error of no loss" if pays and difference.mean <= 0 else ""
     kept = pays
     if not kept and getattr(tools.config, part) == "always":
         kept, reason = True, f"{part}='always'"

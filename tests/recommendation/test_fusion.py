@@ -244,12 +244,16 @@ def test_out_of_fold_scores_do_not_know_their_own_targets():
     assert abs(ndcg_of(fit.out_of_fold, rows, targets).mean() - chance) < 0.1
 
 
-def test_too_few_cases_leave_the_default_or_the_start():
+def test_too_few_cases_leave_both_priors_or_the_start():
     design, rows, targets = planted(LEAST_CASES_FOR_BLEND - 1, [2.0, 0.0])
     fit = run(design, rows, targets)
     assert fit.verdict.difference is None
-    assert fit.blend.weights[1] == 0.0
-    assert fit.blend.weights[0] > 0.0
+    alone, nothing, *together = fit.blend.weights  # nearly half the first alone, half the sum of both
+    assert alone > 0.0 == nothing
+    assert together[0] == together[1] > 0.0
+    half = run(*planted(LEAST_CASES_FOR_BLEND // 2, [2.0, 0.0])).blend.weights
+    share, of_half = (weights[2] / (weights[0] + weights[2]) for weights in (fit.blend.weights, half))
+    assert of_half < 0.6 * share
     assert "too few" in fit.verdict.sentence()
     start = Blend(("noise", "gone"), np.array([0.4, 9.0]), "noise", 1.0)
     assert run(design, rows, targets, start=start).blend.weights.tolist() == [0.0, 0.4, 0.0, 0.0]

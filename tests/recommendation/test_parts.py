@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from llm_rerank.recommendation.held_out import HeldOutCases
 from llm_rerank.recommendation.holdout import plan_holdout
 from llm_rerank.recommendation.inputs import FitData, FitTools
 from llm_rerank.recommendation.log import FitLog
-from llm_rerank.recommendation.parts import PartVerdict, stand_on_parts
+from llm_rerank.recommendation.parts import PartVerdict, _judge, stand_on_parts
 from llm_rerank.recommendation.planning import read_shop
 from llm_rerank.recommendation.reranker import Reranker
 from llm_rerank.recommendation.specs import ComponentSpec, default_specs, in_use, specs_for
@@ -111,6 +112,22 @@ def test_a_part_with_nothing_to_say_stays_out_and_leaves_no_trace(data):
     np.testing.assert_array_equal(standing.fold_g.scored.scores, alone.fold_g.scored.scores)
     assert not standing.verdicts[0].kept
     assert "off; keep it with sequence='always'" in log.lines[-1]
+
+
+def test_a_part_goes_where_it_is_worse_by_more_than_a_standard_error():
+    tools = SimpleNamespace(config=CONFIG)
+    noise = np.tile([0.1, -0.1], 200)  # 400 cases, a standard error of .005
+    error = float(noise.std(ddof=1)) / 20
+
+    def verdict_at(loss):
+        standings = [SimpleNamespace(ndcg=values) for values in (np.full(400, 0.2), 0.2 + noise - loss)]
+        return _judge("sequence", *standings, tools, 1.0)
+
+    assert verdict_at(-0.001).kept and verdict_at(-0.001).reason == ""
+    assert verdict_at(0.9 * error).kept and "within a standard error of no loss" in verdict_at(0.9 * error).sentence()
+    assert (
+        not verdict_at(1.1 * error).kept and "off; keep it with sequence='always'" in verdict_at(1.1 * error).sentence()
+    )
 
 
 def test_always_keeps_a_part_that_does_not_pay(data):
