@@ -302,4 +302,7 @@ class CohereBody(BaseModel):
         min_length=1, max_length=MOST_CANDIDATES, description="Texts, or objects, read as lines of key: value."
     )
     top_n: int | None = Field(None, ge=1, le=GREATEST_WHOLE)
+    max_tokens_per_doc: int = Field(
+        4_096, ge=1, le=GREATEST_WHOLE, description="What follows in a document is not read, if the model read as far."
+    )
     return_documents: bool | None = Field(None, description="As in Cohere's first version.")

@@ -1,7 +1,6 @@
-"""The service as it is run: a real server, Cohere's own client, the command, signals, and a model that is replaced."""
+"""The service as it is run: a real server, the command, signals, and a model that is replaced."""
 
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -10,11 +9,7 @@ import threading
 import time
 from contextlib import contextmanager
 
-import cohere
 import httpx
-import numpy as np
-import pytest
-from cohere.errors import UnauthorizedError, UnprocessableEntityError
 from typer.testing import CliRunner
 
 from llm_rerank.cli import app
@@ -24,100 +19,8 @@ from llm_rerank.recommendation.reranker import Reranker
 from llm_rerank.serve_command import read_key
 from llm_rerank.service.settings import ServiceSettings
 from tests.service.asking import listening
-from tests.tiny_encoder import save_tiny_encoder
 
 KEY = "a-key-of-the-shop-0123456789"
-HISTORY = ["classic bike pump", "premium bike lock"]
-DOCUMENTS = ["premium watering can", "classic bike saddle", "classic tea pot", "premium bike pump"]
-
-
-# ------------------------------------------------------------------ Cohere
-
-
-@pytest.fixture(scope="module")
-def tiny_models(tables, tmp_path_factory):
-    """Folders of a shop with a small encoder: without and with the cross-encoder."""
-    folder = tmp_path_factory.mktemp("tiny")
-    encoder = save_tiny_encoder(folder)
-    events, items = tables
-    events = events[events["user_id"].isin([f"u{number}" for number in range(120)])]
-    for name, choice in (("plain", "off"), ("cross", "always")):
-        config = RerankerConfig(encoder=encoder, candidates_per_source=30, cross_encoder=choice, fine_tune_steps=20)
-        Reranker(config, verbose=False).fit(events, items).save(folder / name)
-    return folder
-
-
-def ask(base: str, documents, *, key: str = KEY, **settings):
-    client = cohere.ClientV2(api_key=key, base_url=base)
-    return client.rerank(model="any", query="\n".join(HISTORY), documents=documents, **settings)
-
-
-@pytest.mark.parametrize("name", ["plain", "cross"])
-def test_coheres_own_client_gets_documents_in_the_order_of_the_models_scores(tiny_models, name):
-    with LiveShop(tiny_models / name, device="cpu") as shop, listening(shop, ServiceSettings(api_key=KEY)) as base:
-        answer = ask(base, DOCUMENTS)
-        scorers = {component.name: component.scorer for component in shop.reranker().components}
-        if name == "cross":
-            (expected,) = scorers["cross_encoder"].predict([HISTORY], [DOCUMENTS])
-            expected = 1 / (1 + np.exp(-expected.astype(np.float64)))
-        else:
-            from llm_rerank.models.semantic.encoder import SentenceEncoder
-
-            vectors = SentenceEncoder(shop.reranker().config.encoder, device="cpu").encode([*HISTORY, *DOCUMENTS])
-            user = np.exp(-0.2) * vectors[0] + vectors[1]
-            expected = (1 + vectors[2:] @ user / np.linalg.norm(user)) / 2
-        assert [result.index for result in answer.results] == np.argsort(-expected, kind="stable").tolist()
-        np.testing.assert_allclose(
-            [result.relevance_score for result in answer.results], np.sort(expected)[::-1], rtol=2e-3, atol=1e-5
-        )
-        assert answer.id
-        assert answer.meta.warnings is None
-        assert [result.index for result in ask(base, DOCUMENTS, top_n=2).results] == [
-            r.index for r in answer.results[:2]
-        ]
-        # objects, as Cohere's first client sends them
-        old = cohere.Client(api_key=KEY, base_url=base)
-        objects = [{"title": text, "stock": 3} for text in DOCUMENTS]
-        answer = old.rerank(model="any", query="\n".join(HISTORY), documents=objects, return_documents=True)
-        assert sorted(result.index for result in answer.results) == [0, 1, 2, 3]
-        for result in answer.results:
-            assert result.document.text == f"title: {DOCUMENTS[result.index]}\nstock: 3"
-
-
-def test_coheres_own_client_understands_our_refusals(tiny_models):
-    with LiveShop(tiny_models / "plain", device="cpu") as shop, listening(shop, ServiceSettings(api_key=KEY)) as base:
-        with pytest.raises(UnauthorizedError) as caught:
-            ask(base, DOCUMENTS, key="another-key-0123456789")
-        assert "API key" in caught.value.body["message"]
-        with pytest.raises(UnprocessableEntityError) as caught:
-            ask(base, [])
-        assert caught.value.body["message"].startswith("documents:")
-        with pytest.raises(UnprocessableEntityError, match="top_n"):
-            ask(base, DOCUMENTS, top_n=0)
-        with pytest.raises(UnprocessableEntityError, match="query"):
-            cohere.ClientV2(api_key=KEY, base_url=base).rerank(model="any", query=" \n ", documents=DOCUMENTS)
-        answer = httpx.post(
-            f"{base}/v2/rerank", content=b"{", headers={"X-API-Key": KEY, "content-type": "application/json"}
-        )
-        assert (answer.status_code, set(answer.json())) == (400, {"id", "message"})
-
-
-def test_where_texts_cannot_be_scored_documents_come_back_as_given_and_it_is_said(tiny_models, tmp_path):
-    folder = shutil.copytree(tiny_models / "plain", tmp_path / "shop")
-    with LiveShop(folder, device="cpu") as shop:
-        shop.reranker().config  # noqa: B018  # loaded; now its encoder goes away
-        encoder = shop.reranker().config.encoder
-        away = f"{encoder}-away"
-        os.rename(encoder, away)
-        try:
-            with listening(shop, ServiceSettings(api_key=KEY)) as base:
-                answer = ask(base, DOCUMENTS)
-                counts = httpx.get(f"{base}/metrics", headers={"X-API-Key": KEY}).text
-        finally:
-            os.rename(away, encoder)
-    assert [(result.index, result.relevance_score) for result in answer.results] == [(n, 0.0) for n in range(4)]
-    assert "order given" in answer.meta.warnings[0]
-    assert 'llm_rerank_fallbacks_total{kind="order_given"} 1.0' in counts
 
 
 # ------------------------------------------------------------------ a model replaced under load
