@@ -4,7 +4,7 @@
 
 Starts ``llm-rerank serve`` on a copy of a saved model. First rankings and events arrive at random (Poisson), each at a
 rate of its own, and the time to an event's acknowledgement is measured. Then, beside rankings at the same rate, one
-long request after another is sent: 1,000 documents that were never read, a table for a first look, a comparison of two
+long request after another is sent: documents that were never read, a table for a first look, a comparison of two
 items for the user with the longest history. Told are the long requests' seconds, and of the rankings that were due
 while one was under way how many were answered, and how late.
 """
@@ -29,32 +29,32 @@ from benchmarks.serving import Connections, bodies, quantiles_ms, request_of
 from llm_rerank.recommendation.reranker import Reranker
 from llm_rerank.recommendation.state import Saved
 
-N_DOCUMENTS = 1_000
+MOST_CANDIDATES = 1_000
 N_TABLE_USERS = 5
 WARM_S = 5.0
 
 Sent = tuple[float, float, int]  # when it was due (s since the start), seconds to its answer, status
 
 
-def long_requests(saved: Saved, n_each: int, seed: int) -> dict[str, list[bytes]]:
+def long_requests(saved: Saved, n_each: int, n_documents: int, seed: int) -> dict[str, list[bytes]]:
     """Build long requests of each kind; the documents of no two hold the same text."""
     rng = np.random.default_rng(seed)
     items, events = saved.fitted.items, saved.events
-    numbers = iter(range(n_each * N_DOCUMENTS))
+    numbers = iter(range(n_each * n_documents))
     reranks = []
     for _ in range(n_each):
-        codes = rng.choice(len(items), N_DOCUMENTS)
+        codes = rng.choice(len(items), n_documents)
         documents = [f"{items.texts[code]} ({next(numbers)})" for code in codes]
         reranks.append(request_of("/v2/rerank", {"query": "\n".join(items.texts[:10]), "documents": documents}))
     lines = ["user_id,item_id"]
     for user in events.user_ids[rng.choice(len(events.user_ids), N_TABLE_USERS, replace=False)]:
-        codes = rng.choice(len(items), min(N_DOCUMENTS, len(items)), replace=False)
+        codes = rng.choice(len(items), min(MOST_CANDIDATES, len(items)), replace=False)
         lines += [f"{user},{items.ids[code]}" for code in codes]
     preview = table_request("/preview", "\n".join(lines))
     user = events.user_ids[np.bincount(events.users).argmax()]
     explained = {"user_id": user, "item_id": items.ids[0], "versus": items.ids[1]}
     return {
-        "rerank of 1,000 documents": reranks,
+        f"rerank of {n_documents:,} documents": reranks,
         "preview": [preview] * n_each,
         "explain versus": [request_of("/explain", explained)] * n_each,
     }
@@ -146,7 +146,7 @@ async def measure(port: int, model: Path, options: argparse.Namespace) -> dict[s
         request_of("/events", {"user_id": body["user_id"], "item_id": body["candidates"][0], "event": "view"})
         for body in asked_bodies
     ]
-    long = long_requests(saved, options.each, options.seed)
+    long = long_requests(saved, options.each, options.documents, options.seed)
     warm = argparse.Namespace(**{**vars(options), "seconds": WARM_S})
     await events_beside_lists(port, asked, posted, warm)
     report: dict[str, Any] = {"events_beside_lists": await events_beside_lists(port, asked, posted, options)}
@@ -163,6 +163,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     add("--event-rate", type=float, default=10.0, help="events a second in the first part")
     add("--seconds", type=float, default=120.0, help="length of the first part")
     add("--each", type=int, default=3, help="long requests of each kind")
+    add("--documents", type=int, default=1_000, help="of a long rerank")
     add("--candidates", type=int, default=100)
     add("--seed", type=int, default=0)
     add("--out", type=Path)

@@ -1,13 +1,15 @@
 """The service as it is run: a real server, the command, signals, and a model that is replaced."""
 
 import os
+import shutil
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 
 import httpx
 from typer.testing import CliRunner
@@ -113,6 +115,20 @@ def test_the_log_is_folded_into_the_model_folder_now_and_then_where_there_is_som
     assert Reranker.load(model, verbose=False).export("u1")["events"][-1]["item_id"] == item
 
 
+def test_the_logs_write_ahead_file_is_emptied_beside_the_requests(model, tables, tmp_path):
+    settings = ServiceSettings(time_limit_s=30, reload_every_s=0.05)
+    with LiveShop(model, device="cpu") as shop, listening(shop, settings) as base:
+        httpx.post(f"{base}/events", json={"user_id": "u1", "item_id": tables[1]["item_id"][0], "event_id": "kept"})
+
+        def is_in_the_main_file() -> bool:
+            alone = shutil.copy(shop.log.path, tmp_path / "alone.sqlite")
+            with closing(sqlite3.connect(alone)) as connection:
+                tables = connection.execute("SELECT count(*) FROM sqlite_master WHERE name = 'entries'").fetchone()[0]
+                return bool(tables and connection.execute("SELECT count(*) FROM entries").fetchone()[0])
+
+        wait_until(is_in_the_main_file)
+
+
 # ------------------------------------------------------------------ the command
 
 
@@ -169,6 +185,26 @@ def test_the_command_serves_takes_over_a_model_on_a_signal_and_ends_after_the_re
         assert "u1" not in process.stderr.read()
     with LiveShop(model, device="cpu") as shop:
         assert shop.export("u1")["events"][-1]["item_id"] == item
+
+
+def test_what_is_loaded_is_left_out_of_the_garbage_collectors_rounds_and_freed_all_the_same(model, tables, tmp_path):
+    script = """
+import gc, sys, weakref
+from llm_rerank.recommendation.live import LiveShop
+from llm_rerank.recommendation.reranker import Reranker
+from llm_rerank.serve_command import settle_memory
+with LiveShop(sys.argv[1], device="cpu") as shop:
+    held = weakref.ref(shop.reranker().saved.fitted)
+    settle_memory()
+    rest = len(gc.get_objects())
+    print(gc.get_freeze_count() > 100 * rest)
+    Reranker.load(sys.argv[1], device="cpu", verbose=False).save(sys.argv[1])
+    print(shop.reload_if_replaced())
+    gc.collect()
+    print(held() is None)
+"""
+    ran = subprocess.run([sys.executable, "-c", script, str(model)], capture_output=True, text=True, check=True)
+    assert ran.stdout.split() == ["True"] * 3
 
 
 def test_the_command_says_what_is_wrong_in_a_line(saved_model, tmp_path, monkeypatch):
