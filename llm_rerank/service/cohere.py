@@ -34,7 +34,7 @@ LONGEST_HISTORY = 50
 DECAY = 0.2
 """What a line counts less for each line after it, as exp(-decay × age)."""
 
-DOCUMENTS_A_STEP = 8
+DOCUMENTS_A_STEP = 4
 
 MOST_TEXTS_KEPT = 5_000
 """Texts whose reading is remembered between requests; beyond, all is forgotten and read again."""

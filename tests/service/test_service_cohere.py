@@ -126,7 +126,7 @@ def test_documents_read_a_few_at_a_time_score_as_in_one_go(tiny_models, name, mo
     reader = TextRelevance(reranker)
     documents = many_documents(50)
     steps = reader.scores(HISTORY, documents, 4_096)
-    assert sum(1 for _ in steps) == 7
+    assert sum(1 for _ in steps) == 13
     in_steps = in_one_go(reader.scores(HISTORY, documents, 4_096))
     monkeypatch.setattr(our_cohere, "DOCUMENTS_A_STEP", 1_000)
     whole = in_one_go(TextRelevance(reranker).scores(HISTORY, documents, 4_096))
