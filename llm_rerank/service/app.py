@@ -38,7 +38,8 @@ PAGE = Path(__file__).parent / "page"
 
 DESCRIPTION = """Lists that follow what a user just did, with a probability for each item and the reasons for its place.
 
-Ids are texts or whole numbers. Every refusal has one shape, which names the field. Where a component fails, the list
+Ids are texts or whole numbers; numbers beyond 2^53 go out as texts, for JavaScript would round them, and either form
+finds the item or user. Every refusal has one shape, which names the field. Where a component fails, the list
 comes without it (`degraded`); where all fail, the order given comes back (`fallback`).
 """
 

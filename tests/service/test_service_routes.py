@@ -1,6 +1,8 @@
 """The routes over a fitted shop: lists as the library has them, events that change them, users who are forgotten."""
 
+import json
 import time
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -431,15 +433,22 @@ def test_documents_and_queries_as_text():
 # ------------------------------------------------------------------ a shop whose ids are numbers
 
 
-@pytest.fixture
-def numbered(tables, tmp_path):
+@contextmanager
+def numbered_shop(tables, folder, first_item, first_user=0):
     events, items = tables
-    codes = {item: 100 + code for code, item in enumerate(items["item_id"])}
-    events = events.assign(user_id=events["user_id"].str[1:].astype(int), item_id=events["item_id"].map(codes))
+    codes = {item: first_item + code for code, item in enumerate(items["item_id"])}
+    users = first_user + events["user_id"].str[1:].astype(int)
+    events = events.assign(user_id=users, item_id=events["item_id"].map(codes))
     config = RerankerConfig(encoder=None, sequence="off", candidates_per_source=20, refit=False)
     fitted = Reranker(config, verbose=False).fit(events, items.assign(item_id=items["item_id"].map(codes)))
-    fitted.save(tmp_path / "numbered")
-    with serving(tmp_path / "numbered") as client:
+    fitted.save(folder)
+    with serving(folder) as client:
+        yield client
+
+
+@pytest.fixture
+def numbered(tables, tmp_path):
+    with numbered_shop(tables, tmp_path / "numbered", 100) as client:
         yield client
 
 
@@ -458,3 +467,45 @@ def test_a_number_in_a_path_or_as_text_is_the_shops_number(numbered):
     body = {"request_id": text["request_id"], "item_id": 100, "event": "click"}
     refused(numbered.post("/feedback", json=body), 404, "request_id")
     refused(numbered.get("/users/7"), 404, "user_id")
+
+
+def as_javascript(response) -> dict:
+    """Read an answer as JavaScript does: every number is a float64."""
+    assert response.status_code == 200, response.text
+    return json.loads(response.text, parse_int=lambda digits: int(float(digits)))
+
+
+def test_ids_that_javascript_would_round_go_out_as_texts_and_come_back_as_either(tables, tmp_path):
+    first_item, first_user = 2**60 + 1, 2**53 - 3  # users on both sides of what JavaScript holds
+    with numbered_shop(tables, tmp_path / "large", first_item, first_user) as client:
+        user, items = first_user + 7, [first_item + code for code in range(6)]
+        listed = as_javascript(client.post("/recommend/rerank", json={"user_id": user, "candidates": items}))
+        assert listed["user_id"] == str(user)
+        assert {item["item_id"] for item in listed["items"]} == {str(item) for item in items}
+        back = {"user_id": listed["user_id"], "candidates": [item["item_id"] for item in listed["items"]]}
+        again = as_javascript(client.post("/recommend/rerank", json=back))
+        assert [item["score"] for item in again["items"]] == [item["score"] for item in listed["items"]]
+        assert (again["known_user"], again["unknown_items"]) == (True, [])
+        # an event under either form is the same user's and the same item's
+        for form in (int, str):
+            event = {"user_id": form(user), "item_id": form(items[0]), "event": "view"}
+            assert len(as_javascript(client.post("/events", json=event))["accepted"]) == 1
+        history = as_javascript(client.get(f"/users/{user}/history"))["events"]
+        assert [event["item_id"] for event in history[:2]] == [str(items[0])] * 2
+        said = as_javascript(client.post("/explain", json={"user_id": str(user), "item_id": items[1]}))
+        assert (said["user_id"], said["item_id"]) == (str(user), str(items[1]))
+        shown = {"request_id": listed["request_id"], "item_id": listed["items"][0]["item_id"], "event": "click"}
+        assert len(as_javascript(client.post("/feedback", json=shown))["accepted"]) == 1
+        known = client.get("/users", params={"limit": 1_000}).json()["users"]
+        assert set(known) >= {first_user + 1, first_user + 2, str(first_user + 3), str(user)}
+        assert client.shop.shown_lists()[0]["item_ids"][0] == int(listed["items"][0]["item_id"])  # on disk as they are
+        fresh = 2**62 + 1  # somebody nobody knows, and a search beside an item
+        events = [{"user_id": fresh, "item_id": items[2]}, {"user_id": fresh, "query": "garden"}]
+        assert len(as_javascript(client.post("/events", json={"events": events}))["accepted"]) == 2
+        held = as_javascript(client.get(f"/users/{fresh}"))
+        assert (held["user_id"], held["events"][0]["item_id"]) == (str(fresh), str(items[2]))
+        assert as_javascript(client.delete(f"/users/{user}"))["forgotten"] == [str(user)]
+        assert client.get(f"/users/{user}").status_code == 404
+        assert client.get(f"/users/{user + 1}").status_code == 200
+        error = refused(client.post("/recommend", json={"user_id": 2**63}), 422, "user_id")
+        assert "below 2^63" in error["message"]
