@@ -499,11 +499,13 @@ def test_ids_that_javascript_would_round_go_out_as_texts_and_come_back_as_either
         known = client.get("/users", params={"limit": 1_000}).json()["users"]
         assert set(known) >= {first_user + 1, first_user + 2, str(first_user + 3), str(user)}
         assert client.shop.shown_lists()[0]["item_ids"][0] == int(listed["items"][0]["item_id"])  # on disk as they are
-        fresh = 2**62 + 1  # somebody nobody knows, and a search beside an item
-        events = [{"user_id": fresh, "item_id": items[2]}, {"user_id": fresh, "query": "garden"}]
-        assert len(as_javascript(client.post("/events", json={"events": events}))["accepted"]) == 2
-        held = as_javascript(client.get(f"/users/{fresh}"))
-        assert (held["user_id"], held["events"][0]["item_id"]) == (str(fresh), str(items[2]))
+        for n_events in (1, 300):  # read one by one, and as a frame
+            fresh = 2**62 + n_events  # somebody nobody knows, and a search beside items
+            events = [{"user_id": fresh, "item_id": items[2]}] * n_events + [{"user_id": fresh, "query": "garden"}]
+            as_javascript(client.post("/events", json={"events": events}))
+            held = as_javascript(client.get(f"/users/{fresh}"))
+            assert held["user_id"] == str(fresh)
+            assert [event["item_id"] for event in held["events"]] == [str(items[2])] * n_events + [None]
         assert as_javascript(client.delete(f"/users/{user}"))["forgotten"] == [str(user)]
         assert client.get(f"/users/{user}").status_code == 404
         assert client.get(f"/users/{user + 1}").status_code == 200
