@@ -282,6 +282,12 @@ class EventLog:
         # keyed: an event id may hold a user's
         return hashlib.blake2b(event_id.encode("utf-8", "surrogatepass"), key=self._key, digest_size=16).digest()
 
+    def erasures(self, position: int, last: int) -> dict[str, int]:
+        """Digest of each user who was erased after a position and up to another, with the position of the erasure."""
+        query = "SELECT position, body FROM entries WHERE kind = 'forget' AND position > ? AND position <= ?"
+        rows = self._read(f"{query} ORDER BY position", (position, last))
+        return {digest: row[0] for row in rows for digest in json.loads(row[1])}
+
     def erase(self, users: Sequence[Any], now: float) -> int:
         """Delete the users' entries and answers and write their erasure (inside ``writing``); returns its position.
 

@@ -186,6 +186,7 @@ async def _keep(context: Context, look: asyncio.Event) -> None:
                 context.metrics.swaps.inc()
                 logger.info("another model was taken over: %s", context.shop.version)
             context.metrics.set_model(context.shop.version)
+            await asyncio.to_thread(context.snapshot)  # whom another process has erased is gone here too
             await asyncio.to_thread(context.shop.log.checkpoint)
             if loop.time() - folded_at >= context.settings.compact_every_s:
                 folded_at = loop.time()

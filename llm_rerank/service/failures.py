@@ -30,6 +30,7 @@ CODES = {
     404: "not_found",
     405: "method_not_allowed",
     408: "too_slow",
+    410: "gone",
     413: "too_large",
     415: "unsupported_media_type",
     422: "invalid",

@@ -10,6 +10,7 @@ import pytest
 from llm_rerank.config import RerankerConfig
 from llm_rerank.data.schema import validate_items
 from llm_rerank.recommendation.answering import Question, answer_questions
+from llm_rerank.recommendation.live import LiveShop
 from llm_rerank.recommendation.reranker import Reranker
 from llm_rerank.service.catalogue import MOST_WORDS, Catalogue
 from llm_rerank.service.cohere import document_text, history_of, recency_cosine, relevance_of_logits
@@ -124,6 +125,29 @@ def test_old_answers_cannot_be_cut_and_few_are_kept(reading):
     assert context.kept("r4") is None
     assert context.kept("r5") is not None
     assert len(context._answers) == context.settings.most_answers
+
+
+def replace_model(folder) -> None:
+    """Give a folder a model that another program changed: with one item more."""
+    other = Reranker.load(folder, device="cpu", verbose=False)
+    other.update(items=[{"item_id": "one-more", "title": "One more"}])
+    other.save(folder)
+
+
+def test_an_answer_of_a_model_that_was_replaced_has_to_be_asked_for_again(client, model):
+    first = good(client.post("/recommend", json={"user_id": "u5"}))
+    recut = {"request_id": first["request_id"], "k": 3}
+    good(client.post("/recommend/recut", json=recut))
+    client.shop.compact()  # another folder, and the same model
+    good(client.post("/recommend/recut", json=recut))
+    replace_model(model)
+    assert client.shop.reload_if_replaced()
+    error = refused(client.post("/recommend/recut", json=recut), 410, "request_id")
+    assert error["code"] == "model_replaced"
+    assert first["model_version"] in error["message"]
+    assert "ask for the list anew" in error["message"]
+    second = good(client.post("/recommend", json={"user_id": "u5"}))
+    good(client.post("/recommend/recut", json={"request_id": second["request_id"], "k": 3}))
 
 
 @pytest.mark.parametrize(("body", "field"), [
@@ -320,6 +344,33 @@ def test_an_answer_that_is_made_while_its_user_is_forgotten_is_kept_nowhere(clie
     assert client.context.kept(asked.request_id) is None
     assert client.shop.shown_lists() == []
     refused(client.get("/users/u6"), 404, "user_id")
+
+
+def test_answers_of_a_user_whom_another_process_erased_are_gone_here_too(client, model):
+    shown, of_other = (good(client.post("/recommend", json={"user_id": user})) for user in ("u6", "u7"))
+    snapshot = client.context.snapshot()
+    (answer,) = answer_questions(snapshot.reranker, [Question("u6")])
+    with LiveShop(model, device="cpu") as elsewhere:
+        elsewhere.forget(["u6"])
+    refused(client.post("/recommend/recut", json={"request_id": shown["request_id"]}), 404, "request_id")
+    good(client.post("/recommend/recut", json={"request_id": of_other["request_id"]}))
+    client.context.keep("made before, kept after", answer, snapshot, "u6")
+    assert client.context.kept("made before, kept after") is None
+    back = good(client.post("/recommend", json={"user_id": "u6"}))  # a newcomer of the same name
+    assert not back["known_user"]
+    good(client.post("/recommend/recut", json={"request_id": back["request_id"]}))
+
+
+def test_they_are_gone_though_nobody_asks(model):
+    with serving(model, reload_every_s=0.05) as client:
+        shown = good(client.post("/recommend", json={"user_id": 77777}))  # of whom the log knows an answer alone
+        assert client.context.kept(shown["request_id"]) is not None
+        with LiveShop(model, device="cpu") as elsewhere:
+            elsewhere.forget(["77777"])
+        ends = time.monotonic() + 20
+        while client.context.kept(shown["request_id"]) is not None:
+            assert time.monotonic() < ends
+            time.sleep(0.02)
 
 
 def test_an_answer_kept_under_a_number_goes_with_the_user_who_came_to_be_known_by_its_digits(client):
