@@ -13,7 +13,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "llm_rerank"
 
 LAYERS = {
-    "": ["types", "config", "metrics", "statistics", "reliability", "strata", "storage", "folders"],
+    "": ["types", "config", "metrics", "statistics", "reliability", "strata", "storage", "folders", "steps"],
     "data": [
         "values",
         "times",
@@ -124,6 +124,7 @@ LAYERS = {
         "training_lists",
         "cross_reading",
         "fitting",
+        "impressions",
         "state",
         "estimate",
         "item_groups",
@@ -170,6 +171,7 @@ LAYERS = {
         "report",
     ],
     "service": [
+        "ids",
         "failures",
         "metrics",
         "values",

@@ -15,7 +15,7 @@ import numpy as np
 from llm_rerank.data.events import EVENT_ALIASES, implied_kinds, judge_events
 from llm_rerank.data.id_index import code_of, codes_by_id
 from llm_rerank.data.times import LATEST, SIZE_BANDS
-from llm_rerank.data.values import GREATEST_WHOLE, clean_text, object_array
+from llm_rerank.data.values import GREATEST_ID, GREATEST_WHOLE, clean_text, object_array
 from llm_rerank.types import (
     UNKNOWN,
     DataReport,
@@ -130,7 +130,7 @@ def _ids(values: list[Any]) -> list[Any] | None:
     if kinds == {str}:
         return values if all(value is None or value.strip() for value in values) else None
     if kinds == {int}:
-        return values if all(value is None or abs(value) < GREATEST_WHOLE for value in values) else None
+        return values if all(value is None or abs(value) <= GREATEST_ID for value in values) else None
     return None if kinds else values
 
 

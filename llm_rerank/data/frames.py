@@ -15,7 +15,7 @@ from pandas.api import types as dtypes
 
 from llm_rerank.data.columns import map_columns, require_columns
 from llm_rerank.data.readers import read_table
-from llm_rerank.data.values import object_array, without_categories
+from llm_rerank.data.values import GREATEST_WHOLE, object_array, without_categories
 from llm_rerank.types import UNKNOWN, DataError, DataReport, IntArray, ObjectArray
 
 
@@ -29,8 +29,10 @@ def to_pandas(table: Any, *, report: DataReport | None = None) -> pd.DataFrame:
         return read_table(table, report=report)
     if isinstance(table, pd.DataFrame):
         frame = table
-    elif isinstance(table, Mapping) or (isinstance(table, Sequence) and all(isinstance(row, Mapping) for row in table)):
+    elif isinstance(table, Mapping):
         frame = pd.DataFrame(table)
+    elif isinstance(table, Sequence) and all(isinstance(row, Mapping) for row in table):
+        frame = _frame_of_rows(table)
     else:
         import narwhals
 
@@ -49,6 +51,15 @@ def to_pandas(table: Any, *, report: DataReport | None = None) -> pd.DataFrame:
     if repeated:
         raise DataError(f"a table has the columns {repeated} more than once; rename or remove one of each")
     return frame.reset_index(drop=True)
+
+
+def _frame_of_rows(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+    """Give row mappings as a frame; ids beyond 2^53 stay whole beside a missing one, which makes floats of all."""
+    frame = pd.DataFrame(rows)
+    for name in ("user_id", "item_id"):
+        if name in frame and frame[name].dtype == np.float64 and frame[name].abs().max() >= GREATEST_WHOLE:
+            frame[name] = object_array([row.get(name) for row in rows])
+    return frame
 
 
 def like_input(result: pd.DataFrame, original: Any) -> Any:

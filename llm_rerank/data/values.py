@@ -24,6 +24,9 @@ CATEGORY_SEPARATOR = " > "
 GREATEST_WHOLE = 2**53
 """Beyond it JSON's numbers are not whole any more in most languages."""
 
+GREATEST_ID = 2**63 - 1
+"""Of ids that are whole numbers: what tables hold."""
+
 
 _CURRENCY = (
     r"(?:[A-Za-z]{0,3}[$€£¥￥₹₽₩₪₺₫₴₦₱฿]|[A-Z]{3}(?![a-z])|Rs\.?|kr\.?|zł|Kč|Ft|lei|лв\.?|руб\.?|元|円|원|,-|\.-)"

@@ -112,8 +112,8 @@ class ChangingReranker:
     ) -> Self:
         """Fit everything again on the events and items of now, with the same settings and templates.
 
-        impressions: upstream lists as for ``fit``, which are not kept; without them the stage for upstream lists stays,
-        but loses its cut.
+        impressions: upstream lists as for ``fit``, in the place of those that were kept; where none can be used, the
+        stage for upstream lists stays, but loses its cut.
         """
         learner = Learner(self.config, self._specs, self._features, FitLog(verbose=self.verbose))
         self._saved = refit_shop(learner, self._data(), impressions, columns=columns, time_unit=time_unit)

@@ -78,6 +78,7 @@ class EventLog:
         self.path = path
         self._lock = threading.RLock()
         self._reading = threading.Lock()
+        self._keeping = threading.Lock()
         self._late: deque[_Row] = deque(maxlen=MOST_LATE)
         with self._guarded():
             self._connection = self._connect()
@@ -88,6 +89,7 @@ class EventLog:
                 self._connection.executemany("INSERT OR IGNORE INTO meta VALUES (?, ?)", fresh)
             kept = dict(self._connection.execute("SELECT name, value FROM meta"))
             self._reader = self._connect()  # of its own: whoever asks does not wait for who writes
+            self._keeper = self._connect()  # for checkpoints, which nobody waits for
         self.name: str = kept["name"]
         self._key = bytes.fromhex(kept["key"])
 
@@ -100,12 +102,12 @@ class EventLog:
 
     def close(self) -> None:
         """Close the file; the log stays."""
-        with self._lock, self._reading:
+        with self._lock, self._reading, self._keeping:
             if self._late:
                 with suppress(sqlite3.Error):
                     self._write_late(SHORT_WAIT_S)
-            self._reader.close()
-            self._connection.close()
+            for connection in (self._keeper, self._reader, self._connection):
+                connection.close()
 
     @contextmanager
     def writing(self) -> Iterator[None]:
@@ -177,6 +179,14 @@ class EventLog:
                 f"the write-ahead file of {self.path} cannot be emptied: another program has been reading or writing "
                 f"it for {WAIT_S:g} s; try again"
             )
+
+    def checkpoint(self) -> None:
+        """Bring the write-ahead file into the main file while others go on to read and write.
+
+        Without it SQLite does so in the commit that finds the file long, and whoever wrote waits for the disk.
+        """
+        with self._keeping, self._explained():
+            self._keeper.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
 
     # ------------------------------------------------------------- answers
 
@@ -271,6 +281,12 @@ class EventLog:
     def _id_digest(self, event_id: str) -> bytes:
         # keyed: an event id may hold a user's
         return hashlib.blake2b(event_id.encode("utf-8", "surrogatepass"), key=self._key, digest_size=16).digest()
+
+    def erasures(self, position: int, last: int) -> dict[str, int]:
+        """Digest of each user who was erased after a position and up to another, with the position of the erasure."""
+        query = "SELECT position, body FROM entries WHERE kind = 'forget' AND position > ? AND position <= ?"
+        rows = self._read(f"{query} ORDER BY position", (position, last))
+        return {digest: row[0] for row in rows for digest in json.loads(row[1])}
 
     def erase(self, users: Sequence[Any], now: float) -> int:
         """Delete the users' entries and answers and write their erasure (inside ``writing``); returns its position.

@@ -19,11 +19,13 @@ from llm_rerank.recommendation.fitting import Fitted
 from llm_rerank.recommendation.fusion import column_label
 from llm_rerank.recommendation.histories import join_cases, without_each_item
 from llm_rerank.recommendation.phrases import Phrases
+from llm_rerank.steps import Steps, in_one_go
 from llm_rerank.types import Cases, DataError, Items, Ragged
 
 Hashable = Any
 Decide = Callable[[Cases, Ragged], Decided]
 MOST_HISTORY_ITEMS = 50
+CASES_A_STEP = 32
 SHOWN = 5
 
 MOST_DECIDING_PARTS = 3
@@ -218,18 +220,31 @@ def explain_item(
 
     Effects are of the 50 newest distinct history items. other: code of an item to compare with.
     """
+    return in_one_go(explain_in_steps(user_id, fitted, case, seen, decide, other=other))
+
+
+def explain_in_steps(
+    user_id: Hashable, fitted: Fitted, case: Cases, seen: Ragged, decide: Decide, *, other: int | None = None
+) -> Steps[Explanation]:
+    """Explain as ``explain_item`` does, some histories a step."""
     codes = [int(case.candidates.values[0]), *([] if other is None else [other])]
     newest = pd.unique(case.history.values[::-1])[:MOST_HISTORY_ITEMS].astype(np.int64)
     histories = join_cases(case, without_each_item(case, newest))
     # every pair in a list of its own, so that none is below the depth to which the cross-encoder reads
     rows = np.tile(np.arange(len(histories), dtype=np.int64), len(codes))
     alone = Ragged.from_lengths(np.repeat(np.array(codes, dtype=np.int64), len(histories)), np.ones_like(rows))
-    decided = decide(histories.take(rows).with_candidates(alone), seen.take(np.zeros_like(rows)))
-    scores = decided.scores.reshape(len(codes), len(histories))
-    contributions = decided.contributions.reshape(len(codes), len(histories), -1)[:, 0]
+    cases, seen_of_each = histories.take(rows).with_candidates(alone), seen.take(np.zeros_like(rows))
+    decided = []
+    for start in range(0, len(rows), CASES_A_STEP):
+        some = np.arange(start, min(start + CASES_A_STEP, len(rows)), dtype=np.int64)
+        decided.append(decide(cases.take(some), seen_of_each.take(some)))
+        yield
+    scores = np.concatenate([part.scores for part in decided]).reshape(len(codes), len(histories))
+    contributions = np.concatenate([part.contributions for part in decided])[:: len(histories)]
     effects = scores[:, :1] - scores[:, 1:]
-    labels = [column_label(name) for name in decided.stage.blend.names]
-    group_of = dict(zip(labels, groups_of_columns(fitted, decided.stage), strict=True))
+    stage = decided[0].stage
+    labels = [column_label(name) for name in stage.blend.names]
+    group_of = dict(zip(labels, groups_of_columns(fitted, stage), strict=True))
     ids, titles = fitted.items.ids, fitted.items.frame["title"].to_numpy(dtype=object)
 
     def parts(values: np.ndarray) -> list[Contribution]:
@@ -261,7 +276,7 @@ def explain_item(
         item_id=ids[codes[0]],
         title=str(titles[codes[0]]),
         score=float(scores[0, 0]),
-        probability=float(decided.probabilities[0]),
+        probability=float(decided[0].probabilities[0]),
         contributions=parts(contributions[0]),
         history=of_history(effects[0]),
         versus=versus,

@@ -19,6 +19,7 @@ from llm_rerank.data.schema import validate_impressions
 from llm_rerank.data.times import TimeUnit
 from llm_rerank.folders import open_folder
 from llm_rerank.recommendation.fitting import fit_reranker
+from llm_rerank.recommendation.impressions import Impressions
 from llm_rerank.recommendation.inputs import FitData, FitTools
 from llm_rerank.recommendation.log import FitLog
 from llm_rerank.recommendation.planning import make_encoder, read_shop, say_plan, sentiment_of
@@ -29,7 +30,7 @@ from llm_rerank.recommendation.state import expiry, settled_targets
 from llm_rerank.types import DataError, DataReport
 
 LENT_UPSTREAM = (
-    "warning: no impressions were given, so the stage for upstream lists stays as it was fitted, without its cut"
+    "warning: no impressions can be used, so the stage for upstream lists stays as it was fitted, without its cut"
 )
 
 
@@ -84,8 +85,8 @@ def refit_shop(
 ) -> Saved:
     """Run the whole protocol again on the events and items of a state, with its templates.
 
-    impressions: upstream lists, which a saved state does not keep; None: its stage for them stays, without a cut.
-    Raises DataError where the state has no histories, or has no events any more.
+    impressions: upstream lists; None: those that the state keeps, and where none of them can be used, its stage for
+    them stays, without a cut. Raises DataError where the state has no histories, or has no events any more.
     """
     if not saved.has_histories:
         raise DataError(
@@ -94,7 +95,7 @@ def refit_shop(
     log, report, items = learner.log, DataReport(), saved.fitted.items
     log.step("read")
     log.say(f"refit: the whole fit again on the {len(saved.events):,} events and {len(items):,} items of now")
-    shown = None
+    shown = None if saved.impressions is None else saved.impressions.to_frame()
     if impressions is not None:
         shown = validate_impressions(
             to_pandas(impressions, report=report), items, columns=columns, time_unit=time_unit, report=report
@@ -148,6 +149,7 @@ def _learned(
         counted=in_fit,
         torn=np.zeros(len(in_fit), dtype=np.bool_),
         target_events=targets,
+        impressions=None if data.impressions is None else Impressions.from_frame(data.impressions, data.events),
         origin=uuid.uuid4().hex,
     )
 
@@ -158,6 +160,9 @@ def _within_retention(data: FitData, config: RerankerConfig, report: DataReport)
         old = data.events.times < expiry(config, data.events.time_kind, time.time())
         report.drop(f"interactions: older than retention_days ({config.retention_days:g})", int(old.sum()))
         data = replace(data, events=without_events(data.events, old)[0])
+        if data.impressions is not None:
+            kept = data.impressions["time"] >= expiry(config, data.events.time_kind, time.time())
+            data = replace(data, impressions=data.impressions[kept].reset_index(drop=True) if kept.any() else None)
     if not (data.events.positive & (data.events.items >= 0)).any():
         raise DataError(
             f"there is nothing to learn from: none of {len(data.events):,} events is a target; give newer events, or "

@@ -11,7 +11,7 @@ import pandas as pd
 
 from llm_rerank.data.events import EVENT_ALIASES, EVENT_WEIGHTS
 from llm_rerank.data.id_index import known_id
-from llm_rerank.data.values import GREATEST_WHOLE
+from llm_rerank.data.values import GREATEST_ID
 from llm_rerank.types import DataError, TimeKind
 
 FIELDS = ("event_id", "user_id", "item_id", "timestamp", "event", "rating", "quantity", "weight", "review", "query")
@@ -111,8 +111,8 @@ def _id(value: Any, field: str) -> Any:
     if isinstance(value, bool) or not isinstance(value, str | int):
         raise EventError(field, f"is of type {type(value).__name__}; give a text or a whole number")
     if isinstance(value, int):
-        if abs(value) > GREATEST_WHOLE:
-            raise EventError(field, "is a number beyond 2^53; give it as text")
+        if abs(value) > GREATEST_ID:
+            raise EventError(field, "is a number beyond 2^63; give a text, or a smaller number")
         return value
     if not value.strip() or len(value) > LONGEST_ID:
         raise EventError(field, f"has {len(value)} characters, or blanks only; give 1 to {LONGEST_ID}")

@@ -38,9 +38,10 @@ class LiveState:
 
     @property
     def users(self) -> Mapping[Any, int]:
-        """Ids of users, those who have attributes and no event too, each with its code in its own table."""
+        """Ids of users, those too who have only attributes or lists shown, each with its code in its own table."""
         attributed = () if self.saved.users is None else (self.saved.users.ids,)
-        tables = [codes_by_id(ids) for ids in (self.saved.events.user_ids, *attributed)]
+        shown = () if self.saved.impressions is None else (self.saved.impressions.user_ids,)
+        tables = [codes_by_id(ids) for ids in (self.saved.events.user_ids, *attributed, *shown)]
         return ChainMap(*tables)  # type: ignore[arg-type]  # which nobody writes into
 
     @property

@@ -24,6 +24,7 @@ from llm_rerank.data.merging import without_events
 from llm_rerank.data.values import plain
 from llm_rerank.recommendation.components import Component
 from llm_rerank.recommendation.erasing import erase_caches, without_mentions
+from llm_rerank.recommendation.impressions import code_among
 from llm_rerank.recommendation.item_changes import with_texts_read_again, without_guarantees
 from llm_rerank.recommendation.state import Saved, expiry
 from llm_rerank.types import UNKNOWN, BoolArray, DataError, IntArray, Interactions, RevisableScorer, Users
@@ -84,8 +85,10 @@ def forgotten(
         raise DataError(f"user_ids is the text {user_ids!r}; give a list of ids")
     wanted = list(dict.fromkeys(user_ids))
     codes, rows = _found(saved, wanted)
-    known = [value for value, code, row in zip(wanted, codes, rows, strict=True) if code >= 0 or row >= 0]
-    unknown = [value for value, code, row in zip(wanted, codes, rows, strict=True) if code < 0 and row < 0]
+    shown = np.array([code_among(saved.impressions, value) for value in wanted], dtype=np.int64)
+    held_of = (codes >= 0) | (rows >= 0) | (shown >= 0)
+    known = [value for value, is_held in zip(wanted, held_of, strict=True) if is_held]
+    unknown = [value for value, is_held in zip(wanted, held_of, strict=True) if not is_held]
     if not known:
         return saved, ForgetReport(unknown=unknown)
     events = saved.events
@@ -102,6 +105,12 @@ def forgotten(
     if saved.users is not None and (rows >= 0).any():
         saved = _without_attributes(saved, rows[rows >= 0])
         rewritten.insert(1, "attributes")
+    if (shown >= 0).any():
+        assert saved.impressions is not None
+        held += [*saved.impressions.user_ids[shown[shown >= 0]]]
+        saved = replace(saved, impressions=saved.impressions.take(~np.isin(saved.impressions.users, shown)))
+        rewritten.insert(1, "lists shown by the upstream recommender")
+        influence += [] if saved.fitted.upstream_stage is None else ["stage for upstream lists"]
     report = without_mentions(dict(saved.fitted.report), held)
     if report != saved.fitted.report:
         saved = replace(saved, fitted=replace(saved.fitted, report=report))
@@ -117,10 +126,13 @@ def expired(saved: Saved, now: float | None = None, *, slack_s: float = 0.0) -> 
 
     now: seconds since 1970; None: the clock. slack_s: nothing is done before the oldest event is that much over its
     time, so that a stream of events does not drop a few others with each. Users without an event left go too; their
-    attributes are not events and stay. Raises DataError where times are positions.
+    attributes are not events and stay. Upstream lists that are too old go likewise. Raises DataError where times are
+    positions.
     """
-    events = saved.events
+    events, shown = saved.events, saved.impressions
     before = expiry(saved.config, events.time_kind, time.time() if now is None else now)
+    if shown is not None and shown.times[0] < before - slack_s:
+        saved = replace(saved, impressions=shown.take(shown.times >= before))
     if not len(events) or events.times[0] >= before - slack_s:
         return saved, ForgetReport()
     gone = events.times < before
@@ -139,8 +151,8 @@ def exported(saved: Saved, user_id: Any) -> dict[str, Any]:
     learned from many users at once is not split by user. Raises DataError where nothing is held.
     """
     codes, rows = _found(saved, [user_id])
-    code, row = int(codes[0]), int(rows[0])
-    if code < 0 and row < 0:
+    code, row, shown = int(codes[0]), int(rows[0]), code_among(saved.impressions, user_id)
+    if code < 0 and row < 0 and shown < 0:
         raise DataError(f"nothing is held of user {user_id!r}; check the id and its type")
     events, items = saved.events, saved.fitted.items
     titles = items.frame["title"]
@@ -167,13 +179,34 @@ def exported(saved: Saved, user_id: Any) -> dict[str, Any]:
     if saved.users is not None and row >= 0:
         frame = saved.users.frame
         attributes = {str(name): plain(frame[name].iloc[row]) for name in frame.columns if name != "user_id"}
-    held_id = events.user_ids[code] if code >= 0 else saved.users.ids[row]  # type: ignore[union-attr]
+    if code >= 0:
+        held_id = events.user_ids[code]
+    else:
+        held_id = saved.users.ids[row] if row >= 0 else saved.impressions.user_ids[shown]  # type: ignore[union-attr]
     return {
         "user_id": plain(held_id),
         "time_kind": events.time_kind,
         "attributes": attributes,
         "events": listed,
+        "impressions": _shown_to(saved, shown),
     }
+
+
+def _shown_to(saved: Saved, user: int) -> list[dict[str, Any]]:
+    """Lay out what an upstream recommender showed a user, oldest first. user: place among ``impressions``, -1: none."""
+    if user < 0 or saved.impressions is None:
+        return []
+    shown, items = saved.impressions, saved.fitted.items
+    titles = items.frame["title"]
+    return [
+        {
+            "item_id": plain(items.ids[shown.items[row]]),
+            "title": plain(titles.iloc[shown.items[row]]),
+            "timestamp": int(shown.times[row]),
+            "upstream_score": plain(shown.upstream_scores[row]),
+        }
+        for row in np.flatnonzero(shown.users == user).tolist()
+    ]
 
 
 def _found(saved: Saved, user_ids: Sequence[Any]) -> tuple[IntArray, IntArray]:

@@ -16,6 +16,7 @@ from llm_rerank.data.features import ItemStatistics
 from llm_rerank.data.rendering import Renderer
 from llm_rerank.recommendation.components import Component
 from llm_rerank.recommendation.fitting import Fitted
+from llm_rerank.recommendation.impressions import ARRAYS, Impressions
 from llm_rerank.recommendation.residual import CROSS_ENCODER
 from llm_rerank.recommendation.stage import Stage, Start
 from llm_rerank.recommendation.state import MARKS
@@ -95,6 +96,7 @@ def write_reranker(folder: Path, saved: Saved) -> None:
             "report": fitted.report,
             "has_histories": saved.has_histories,
             "has_users": saved.users is not None,
+            "has_impressions": saved.impressions is not None,
             "target_events": list(saved.target_events),
             "log_name": saved.log_name,
             "log_position": saved.log_position,
@@ -109,6 +111,10 @@ def write_reranker(folder: Path, saved: Saved) -> None:
         _write_ids(folder / "attribute_ids.parquet", saved.users.ids)
         write_frame(folder / "users.parquet", _storable(saved.users.frame))
     _write_events(folder, saved)
+    if saved.impressions is not None:
+        shown = {name: getattr(saved.impressions, name) for name in ARRAYS}
+        write_arrays(folder / "impressions.safetensors", shown)
+        _write_ids(folder / "impression_user_ids.parquet", saved.impressions.user_ids)
     if saved.statistics is not None:
         write_arrays(folder / "statistics.safetensors", saved.statistics.to_arrays())
     saved.renderer.save(folder / "templates")
@@ -130,6 +136,10 @@ def read_reranker(folder: Path) -> Saved:
         attribute_ids = _read_ids(folder / "attribute_ids.parquet")
         users = Users(attribute_ids, read_frame(folder / "users.parquet").assign(user_id=attribute_ids))
     events, marks = _read_events(folder)
+    impressions = None
+    if values.get("has_impressions", False):  # earlier folders have none
+        shown, _ = read_arrays(folder / "impressions.safetensors")
+        impressions = Impressions(_read_ids(folder / "impression_user_ids.parquet"), **shown)
     upstream = values["upstream_stage"]
     fitted = Fitted(
         items=items,
@@ -151,6 +161,7 @@ def read_reranker(folder: Path) -> Saved:
         has_histories=values["has_histories"],
         target_events=tuple(values["target_events"]),
         statistics=statistics,
+        impressions=impressions,
         log_name=values["log_name"],
         log_position=values["log_position"],
         origin=values["origin"],

@@ -12,6 +12,7 @@ from llm_rerank.data.events import EVENT_WEIGHTS, WEAK_EVENTS
 from llm_rerank.data.item_statistics import DAY_S, ItemStatistics
 from llm_rerank.data.rendering import Renderer
 from llm_rerank.recommendation.fitting import Fitted
+from llm_rerank.recommendation.impressions import Impressions
 from llm_rerank.types import BoolArray, DataError, FloatArray, IntArray, Interactions, Items, TimeKind, Users
 
 END_OF_TIME = np.iinfo(np.int64).max
@@ -40,9 +41,10 @@ class Saved:
     the user went while scorers other than those that count kept them, so these cannot lose the user exactly any more.
     target_events: kinds of event that count as a
     positive, () is every kind but views and searches. statistics: what stays of the events where they are left out
-    (``has_histories`` False); it holds no users. log_name, log_position: the event log that brought events, and its
-    last row that ``events`` hold; "" and 0 without a log. origin: another after each fit, and after each change that no
-    log has, so that a refit which took an hour can tell whether it missed one.
+    (``has_histories`` False); it holds no users. impressions: upstream lists of the last fit. log_name, log_position:
+    the event log that brought events, and its last row that ``events`` hold; "" and 0 without a log. origin: another
+    after each fit, and after each change that no log has, so that a refit which took an hour can tell whether it missed
+    one.
     """
 
     config: RerankerConfig
@@ -57,6 +59,7 @@ class Saved:
     torn: BoolArray
     target_events: tuple[str, ...]
     statistics: ItemStatistics | None = None
+    impressions: Impressions | None = None
     log_name: str = ""
     log_position: int = 0
     origin: str = ""
@@ -99,6 +102,7 @@ class Saved:
             events=replace(events, user_ids=events.user_ids[nobody], user_rows=events.user_rows[nobody]),
             **self.marks(nobody),
             users=None,
+            impressions=None,
             has_histories=False,
             statistics=self.item_statistics,
         )

@@ -204,6 +204,7 @@ _REFUSALS = {
     404: "There is no such route, user or request.",
     405: "The route has other methods; the header Allow names them.",
     408: "The body did not arrive in time.",
+    410: "The model that made the list was replaced; ask for the list again.",
     413: "The body is too large.",
     415: "The body is of another type.",
     422: "A field breaks a rule; it is named.",

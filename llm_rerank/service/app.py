@@ -38,7 +38,8 @@ PAGE = Path(__file__).parent / "page"
 
 DESCRIPTION = """Lists that follow what a user just did, with a probability for each item and the reasons for its place.
 
-Ids are texts or whole numbers. Every refusal has one shape, which names the field. Where a component fails, the list
+Ids are texts or whole numbers; numbers beyond 2^53 go out as texts, for JavaScript would round them, and either form
+finds the item or user. Every refusal has one shape, which names the field. Where a component fails, the list
 comes without it (`degraded`); where all fail, the order given comes back (`fallback`).
 """
 
@@ -71,8 +72,12 @@ class StrictRoute(APIRoute):
         return strict
 
 
-def create_app(shop: LiveShop, settings: ServiceSettings | None = None) -> FastAPI:
+def create_app(
+    shop: LiveShop, settings: ServiceSettings | None = None, *, ready: Callable[[], None] | None = None
+) -> FastAPI:
     """Build the service over a shop, which stays the caller's to close.
+
+    ready: called once after the first answers, before anybody is served.
 
     ``app.state.context`` has the counts, and ``app.state.look`` is an event that makes it look at the model folder at
     once. Raises DataError for impossible settings.
@@ -91,6 +96,8 @@ def create_app(shop: LiveShop, settings: ServiceSettings | None = None) -> FastA
         snapshot = await asyncio.to_thread(context.snapshot)
         await asyncio.to_thread(context.warm_up, snapshot.reranker)  # so that the first request finds all ready
         context.metrics.set_model(shop.version)
+        if ready is not None:
+            ready()
         context.queue.start()
         keeping = asyncio.create_task(_keep(context, app.state.look))
         try:
@@ -165,7 +172,7 @@ def _add_page(app: FastAPI) -> None:
 
 
 async def _keep(context: Context, look: asyncio.Event) -> None:
-    """Take over a replaced model, and fold the log into the folder now and then; goes on whatever fails."""
+    """Take over a replaced model, keep the log's files short, fold the log into the folder; goes on whatever fails."""
     loop = asyncio.get_running_loop()
     folded_at = loop.time()
     while True:
@@ -179,6 +186,8 @@ async def _keep(context: Context, look: asyncio.Event) -> None:
                 context.metrics.swaps.inc()
                 logger.info("another model was taken over: %s", context.shop.version)
             context.metrics.set_model(context.shop.version)
+            await asyncio.to_thread(context.snapshot)  # whom another process has erased is gone here too
+            await asyncio.to_thread(context.shop.log.checkpoint)
             if loop.time() - folded_at >= context.settings.compact_every_s:
                 folded_at = loop.time()
                 # folding also drops what is older than retention_days, whether anything came in or not

@@ -1,7 +1,8 @@
 """Micro-batching: rankings that wait are answered by one call on the one scoring thread; the queue has an end.
 
 Nothing waits on purpose: while a batch is scored the next one gathers. What cannot be answered in time is refused at
-once, or at its time limit, and told when to come again.
+once, or at its time limit, and told when to come again. A long job goes step by step, and after each step it waits
+behind whatever came in meanwhile.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import Any, Generic, TypeVar
 
 from llm_rerank.service.failures import ServiceError, describe
 from llm_rerank.service.metrics import Metrics
+from llm_rerank.steps import Steps
 
 Q = TypeVar("Q")
 A = TypeVar("A")
@@ -25,12 +27,14 @@ T = TypeVar("T")
 LEARNING_RATE = 0.2
 """Weight of the newest call in the running means of seconds."""
 
+_MORE = object()  # a step's result where others follow
+
 logger = logging.getLogger(__name__)
 
 
 @dataclass
 class _Waiting:
-    work: Any  # a question, or a function without arguments
+    work: Any  # a question, or a function without arguments that gives _MORE until it is done
     is_question: bool
     future: asyncio.Future[Any]
     deadline: float
@@ -99,6 +103,22 @@ class ScoringQueue(Generic[Q, A]):
         result: T = await self._wait_for(job, False, time_limit_s)
         return result
 
+    async def run_steps(self, steps: Steps[T], time_limit_s: float) -> T:
+        """Run a long job a step at a time; what waits runs between its steps. One that is late is not gone on with.
+
+        Raises as ``ask`` does.
+        """
+
+        def step() -> Any:
+            try:
+                next(steps)
+            except StopIteration as end:
+                return end.value
+            return _MORE
+
+        result: T = await self._wait_for(step, False, time_limit_s)
+        return result
+
     async def _wait_for(self, work: Any, is_question: bool, time_limit_s: float) -> Any:
         if self._stopping:
             raise _stopping()
@@ -135,7 +155,9 @@ class ScoringQueue(Generic[Q, A]):
                 for waiting, result in zip(batch, results, strict=True):
                     if waiting.future.done():  # late, and told so
                         continue
-                    if isinstance(result, Exception):
+                    if result is _MORE:
+                        self._go_on(waiting)
+                    elif isinstance(result, Exception):
                         waiting.future.set_exception(result)
                     else:
                         waiting.future.set_result(result)
@@ -144,6 +166,13 @@ class ScoringQueue(Generic[Q, A]):
             each, kind = (time.monotonic() - started) / len(batch), batch[0].is_question
             rate = LEARNING_RATE if self._seconds_each[kind] else 1.0
             self._seconds_each[kind] += rate * (each - self._seconds_each[kind])
+
+    def _go_on(self, waiting: _Waiting) -> None:
+        """Put a job that has further steps behind whatever waits."""
+        if self._stopping:
+            waiting.future.set_exception(_stopping())
+        else:
+            self._waiting.append(waiting)
 
     def _take(self) -> list[_Waiting]:
         """Take the first that still has time, and questions that follow it."""

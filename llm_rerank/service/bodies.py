@@ -10,7 +10,7 @@ from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, PydanticCustomError
 
 from llm_rerank.data.events import EVENT_ALIASES, EVENT_WEIGHTS
-from llm_rerank.data.values import GREATEST_WHOLE
+from llm_rerank.data.values import GREATEST_ID, GREATEST_WHOLE
 from llm_rerank.recommendation.live_events import LONGEST_ID, LONGEST_TEXT
 
 KINDS = (*EVENT_WEIGHTS, *EVENT_ALIASES)
@@ -29,9 +29,9 @@ def _id(value: Any) -> str | int:
     if isinstance(value, str):
         if value.strip() and len(value) <= LONGEST_ID and _encodable(value):
             return value
-    elif isinstance(value, int) and not isinstance(value, bool) and abs(value) <= GREATEST_WHOLE:
+    elif isinstance(value, int) and not isinstance(value, bool) and abs(value) <= GREATEST_ID:
         return value
-    raise PydanticCustomError("id", f"must be a text of 1 to {LONGEST_ID} characters or a whole number up to 2^53")
+    raise PydanticCustomError("id", f"must be a text of 1 to {LONGEST_ID} characters or a whole number below 2^63")
 
 
 def _moment(value: Any) -> str | int | float:
@@ -69,7 +69,7 @@ def _encodable(text: str) -> bool:
     return True
 
 
-_WHOLE = {"type": "integer", "minimum": -GREATEST_WHOLE, "maximum": GREATEST_WHOLE}
+_WHOLE = {"type": "integer", "minimum": -GREATEST_ID, "maximum": GREATEST_ID}
 _ID_SCHEMA = {"anyOf": [{"type": "string", "minLength": 1, "maxLength": LONGEST_ID}, _WHOLE], "examples": ["u1"]}
 _MOMENT_SCHEMA = {
     "anyOf": [
@@ -302,4 +302,7 @@ class CohereBody(BaseModel):
         min_length=1, max_length=MOST_CANDIDATES, description="Texts, or objects, read as lines of key: value."
     )
     top_n: int | None = Field(None, ge=1, le=GREATEST_WHOLE)
+    max_tokens_per_doc: int = Field(
+        4_096, ge=1, le=GREATEST_WHOLE, description="What follows in a document is not read, if the model read as far."
+    )
     return_documents: bool | None = Field(None, description="As in Cohere's first version.")

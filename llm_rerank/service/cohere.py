@@ -1,7 +1,8 @@
 """Cohere's rerank, so that what speaks to Cohere can speak to us: a query that is a history, documents, relevance.
 
 The query is what the user did, one item a line, oldest first. Where the model has a fine-tuned cross-encoder it reads
-history and documents; else the sentence encoder does, and the score is the recency-weighted cosine.
+history and documents; else the sentence encoder does, and the score is the recency-weighted cosine. Reading takes the
+time, so documents are read a few a step, and rankings run in between.
 """
 
 from __future__ import annotations
@@ -23,14 +24,17 @@ from llm_rerank.recommendation.reranker import Reranker
 from llm_rerank.service.answers import CohereAnswer, CohereFailure, refusals
 from llm_rerank.service.bodies import CohereBody
 from llm_rerank.service.context import Context
-from llm_rerank.service.failures import JsonResponse, ServiceError, describe
-from llm_rerank.types import DataError, Encoder, FloatArray
+from llm_rerank.service.failures import COHERE_PATHS, JsonResponse, ServiceError, describe
+from llm_rerank.steps import Steps
+from llm_rerank.types import DataError, FloatArray
 
 LONGEST_HISTORY = 50
 """Newest lines of a query that are read."""
 
 DECAY = 0.2
 """What a line counts less for each line after it, as exp(-decay × age)."""
+
+DOCUMENTS_A_STEP = 4
 
 MOST_TEXTS_KEPT = 5_000
 """Texts whose reading is remembered between requests; beyond, all is forgotten and read again."""
@@ -49,28 +53,46 @@ class TextRelevance:
     def __init__(self, reranker: Reranker) -> None:
         scorers = [component.scorer for component in reranker.components]
         self._cross_encoder: HistoryCrossEncoder | None = None
-        self._encoder: Encoder | None = None
+        self._encoder: Any = None  # a SentenceEncoder, perhaps with a memory around it
         self._n_texts = 0
         for scorer in scorers:
             if isinstance(scorer, HistoryCrossEncoder):
                 self._cross_encoder = copy.copy(scorer)
                 self._forget_texts()
+                self._encoder = self._cross_encoder.encoder
+                _ = self._cross_encoder.reader  # loaded now, not while rankings wait
                 return
         self._encoder = next((e for s in scorers if (e := getattr(s, "encoder", None)) is not None), None)
         if self._encoder is None:
             self._encoder = SentenceEncoder(reranker.config.encoder or DEFAULT_MODEL, device=reranker.config.device)
 
-    def scores(self, history: list[str], documents: list[str]) -> Relevance:
-        """Relevance of each document: float64, shape (n_documents,), in [0, 1], rising with the model's score."""
-        if self._cross_encoder is not None:
-            self._n_texts += len(history) + len(documents)
-            if self._n_texts > MOST_TEXTS_KEPT:
-                self._forget_texts()
-            newest = history[-self._cross_encoder.history_length :]
-            return relevance_of_logits(self._cross_encoder.predict([newest], [documents])[0])
-        assert self._encoder is not None
-        vectors = self._encoder.encode([*history, *documents])
-        return (1 + recency_cosine(vectors[: len(history)], vectors[len(history) :])) / 2
+    def scores(self, history: list[str], documents: list[str], most_tokens: int) -> Steps[Relevance]:
+        """Relevance of each document: float64, shape (n_documents,), in [0, 1], rising with the model's score.
+
+        most_tokens: of a document, what follows is not read; never more than the model reads anyway. A step reads a few
+        documents, of about one length.
+        """
+        relevance: Relevance = np.empty(len(documents))
+        by_length = np.argsort([-len(document) for document in documents], kind="stable")
+        user: FloatArray | None = None
+        for start in range(0, len(documents), DOCUMENTS_A_STEP):
+            places = by_length[start : start + DOCUMENTS_A_STEP]
+            texts = self._encoder.first_tokens([documents[place] for place in places], most_tokens)
+            if self._cross_encoder is not None:
+                relevance[places] = self._read(history, texts)
+            else:
+                user = self._encoder.encode(history) if user is None else user
+                relevance[places] = (1 + recency_cosine(user, self._encoder.encode(texts))) / 2
+            yield
+        return relevance
+
+    def _read(self, history: list[str], documents: list[str]) -> Relevance:
+        assert self._cross_encoder is not None
+        self._n_texts += len(history) + len(documents)
+        if self._n_texts > MOST_TEXTS_KEPT:
+            self._forget_texts()
+        newest = history[-self._cross_encoder.history_length :]
+        return relevance_of_logits(self._cross_encoder.predict([newest], [documents])[0])
 
     def _forget_texts(self) -> None:
         assert self._cross_encoder is not None
@@ -142,7 +164,8 @@ def add_routes(app: FastAPI, context: Context) -> None:
         warnings: list[str] = []
         try:
             reader = await context.workers.run(relevance, settings.long_time_limit_s)
-            scores = await context.queue.run(lambda: reader.scores(history, documents), settings.long_time_limit_s)
+            steps = reader.scores(history, documents, body.max_tokens_per_doc)
+            scores = await context.queue.run_steps(steps, settings.long_time_limit_s)
         except (ServiceError, DataError):
             raise
         except Exception as error:
@@ -151,9 +174,10 @@ def add_routes(app: FastAPI, context: Context) -> None:
             logger.error("request %s: texts cannot be scored: %s", request.scope["request_id"], describe(error))
             scores = np.zeros(len(documents))
             warnings.append("scoring failed; the documents are in the order given")
-        return JsonResponse(_content(request.scope["request_id"], body, documents, scores, warnings))
+        version = "1" if request.url.path.startswith("/v1/") else "2"
+        return JsonResponse(_content(request.scope["request_id"], version, body, documents, scores, warnings))
 
-    for path in ("/v2/rerank", "/v1/rerank", "/rerank"):
+    for path in COHERE_PATHS:
         app.post(
             path,
             response_model=CohereAnswer,
@@ -164,11 +188,11 @@ def add_routes(app: FastAPI, context: Context) -> None:
 
 
 def _content(
-    request_id: str, body: CohereBody, documents: list[str], scores: Relevance, warnings: list[str]
+    request_id: str, version: str, body: CohereBody, documents: list[str], scores: Relevance, warnings: list[str]
 ) -> dict[str, Any]:
     order = np.argsort(-scores, kind="stable")[: body.top_n].tolist()
     results = [{"index": place, "relevance_score": plain(scores[place])} for place in order]
     if body.return_documents:
         results = [{**result, "document": {"text": documents[result["index"]]}} for result in results]
-    meta: dict[str, Any] = {"api_version": {"version": "2"}, "billed_units": {"search_units": 0}}
+    meta: dict[str, Any] = {"api_version": {"version": version}, "billed_units": {"search_units": 0}}
     return {"id": request_id, "results": results, "meta": {**meta, "warnings": warnings} if warnings else meta}

@@ -6,7 +6,6 @@ import logging
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -29,23 +28,23 @@ logger = logging.getLogger(__name__)
 class Snapshot:
     """A model as of now, for one piece of work. degraded: what is missing from it.
 
-    position: of the log, which the model has read at least so far. n_forgets: erasures by this process before it.
+    position: of the log, which the model has read at least so far.
     """
 
     version: str
     reranker: Reranker
     catalogue: Catalogue
     position: int
-    n_forgets: int
     degraded: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class KeptAnswer:
-    """An answer that can be cut anew, with the version of the model that scored it."""
+    """An answer that can be cut anew, with the version of the model that scored it, and which fit that was of."""
 
     answer: Answer
     version: str
+    origin: str
     user_id: Any
     until: float
 
@@ -63,24 +62,26 @@ class Context:
         self._catalogue: Catalogue | None = None
         self._last: Snapshot | None = None
         self._answers: OrderedDict[str, KeptAnswer] = OrderedDict()
-        self._n_forgets = 0
+        self._erased: dict[str, int] = {}  # digest of a user to the position of the erasure
+        self._erased_through = shop.log.last_position()
         self._lock = threading.Lock()
 
     # ------------------------------------------------------------- the model
 
     def snapshot(self) -> Snapshot:
-        """Return the model with every acknowledged event.
+        """Return the model with every acknowledged event; answers of users who were erased, by any process, are gone.
 
         Where the log cannot be read, the last snapshot is returned, and says so; raises what went wrong only where
         there is none yet.
         """
         try:
-            n_forgets, position = self._n_forgets, self.shop.log.last_position()
+            position = self.shop.log.last_position()
+            self._forget_answers(position)
             version = self.shop.version
             reranker = self.shop.reranker()
             if self.shop.version != version:  # replaced in between: the second look is of the new one
                 version, reranker = self.shop.version, self.shop.reranker()
-            snapshot = Snapshot(version, reranker, self._catalogue_of(reranker), position, n_forgets)
+            snapshot = Snapshot(version, reranker, self._catalogue_of(reranker), position)
         except Exception as error:
             if self._last is None:
                 raise
@@ -111,25 +112,31 @@ class Context:
     # ------------------------------------------------------------- kept answers
 
     def keep(self, request_id: str, answer: Answer, snapshot: Snapshot, user_id: Any) -> None:
-        """Keep an answer for a while, so that it can be cut anew; not if somebody was forgotten meanwhile."""
+        """Keep an answer for a while, so that it can be cut anew; not if its user was forgotten meanwhile."""
         with self._lock:
-            if snapshot.n_forgets != self._n_forgets:
+            if self._erased.get(self.shop.log.user_digest(user_id), 0) > snapshot.position:
                 return
             until = (now := time.monotonic()) + self.settings.answer_lifetime_s
-            self._answers[request_id] = KeptAnswer(answer, snapshot.version, user_id, until)
+            origin = snapshot.reranker.saved.origin
+            self._answers[request_id] = KeptAnswer(answer, snapshot.version, origin, user_id, until)
             self._answers.move_to_end(request_id)
             while len(self._answers) > self.settings.most_answers or next(iter(self._answers.values())).until < now:
                 self._answers.popitem(last=False)
 
     def kept(self, request_id: str) -> KeptAnswer | None:
-        """Return an answer that is still kept."""
+        """Return an answer that is still kept; after ``snapshot``, none of a user who was erased before that."""
         with self._lock:
             kept = self._answers.get(request_id)
         return kept if kept is not None and kept.until >= time.monotonic() else None
 
-    def forget_answers(self, user_ids: Collection[Any]) -> None:
-        """Drop the answers of users, and those that are being made."""
+    def _forget_answers(self, position: int) -> None:
+        """Drop the answers of users whose erasure stands in the log up to a position."""
+        if position <= self._erased_through:
+            return
+        erasures = self.shop.log.erasures(self._erased_through, position)
         with self._lock:
-            self._n_forgets += 1
-            for request_id in [name for name, kept in self._answers.items() if kept.user_id in user_ids]:
+            self._erased |= erasures
+            self._erased_through = max(self._erased_through, position)
+            digest = self.shop.log.user_digest
+            for request_id in [name for name, kept in self._answers.items() if digest(kept.user_id) in erasures]:
                 del self._answers[request_id]

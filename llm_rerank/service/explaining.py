@@ -10,7 +10,7 @@ from fastapi import FastAPI
 from llm_rerank.data.id_index import code_of, codes_by_id
 from llm_rerank.data.values import plain
 from llm_rerank.recommendation.deciding import Decided, decide
-from llm_rerank.recommendation.explanation import Contribution, Explanation, HistoryEffect, Versus, explain_item
+from llm_rerank.recommendation.explanation import Contribution, Explanation, HistoryEffect, Versus, explain_in_steps
 from llm_rerank.recommendation.questions import Question, cases_of_questions, prepare
 from llm_rerank.recommendation.reranker import Reranker
 from llm_rerank.service.answers import ExplainedScore, refusals
@@ -18,6 +18,7 @@ from llm_rerank.service.bodies import ExplainBody
 from llm_rerank.service.context import Context
 from llm_rerank.service.failures import JsonResponse, ServiceError
 from llm_rerank.service.ranking import in_the_body
+from llm_rerank.steps import Steps
 from llm_rerank.types import UNKNOWN, Cases, DataError, Ragged
 
 NEWCOMER = "a newcomer"
@@ -30,23 +31,23 @@ def add_routes(app: FastAPI, context: Context) -> None:
     async def explain(body: ExplainBody) -> JsonResponse:
         """Give the parts that add up to the score, and what each item of the history did to it, by leaving it out."""
 
-        def work() -> dict[str, Any]:
+        def work() -> Steps[dict[str, Any]]:
             reranker = context.snapshot().reranker
             try:
-                explanation = explained(reranker, _question(body), body.item_id, body.versus)
+                explanation = yield from explained(reranker, _question(body), body.item_id, body.versus)
             except DataError as error:
                 raise in_the_body(error) from None
             return explanation_content(explanation, body.user_id)
 
-        return JsonResponse(await context.queue.run(work, context.settings.long_time_limit_s))
+        return JsonResponse(await context.queue.run_steps(work(), context.settings.long_time_limit_s))
 
 
 def _question(body: ExplainBody) -> Question:
     return Question(user_id=body.user_id, events=[event.mapping() for event in body.events], at=body.as_of)
 
 
-def explained(reranker: Reranker, question: Question, item_id: Any, versus: Any = None) -> Explanation:
-    """Explain an item for a question's user; as ``Reranker.explain`` where the question has no events.
+def explained(reranker: Reranker, question: Question, item_id: Any, versus: Any = None) -> Steps[Explanation]:
+    """Explain an item for a question's user, in steps; as ``Reranker.explain`` where the question has no events.
 
     Raises QuestionError or EventError for a bad question, ServiceError (422) for an item that is not in the catalogue.
     """
@@ -67,7 +68,7 @@ def explained(reranker: Reranker, question: Question, item_id: Any, versus: Any 
         return decide(saved.fitted, reranker.config, cases, seen, saved.item_statistics)
 
     user = NEWCOMER if question.user_id is None else question.user_id
-    return explain_item(user, saved.fitted, cases, seen, decide_cases, other=found.get("versus"))
+    return (yield from explain_in_steps(user, saved.fitted, cases, seen, decide_cases, other=found.get("versus")))
 
 
 def explanation_content(explanation: Explanation, user_id: Any) -> dict[str, Any]:

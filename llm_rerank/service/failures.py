@@ -18,6 +18,7 @@ from fastapi.responses import Response
 from starlette.exceptions import HTTPException as AnyHTTPException
 from starlette.types import Scope
 
+from llm_rerank.service.ids import exact_ids
 from llm_rerank.types import DataError, StorageError
 
 COHERE_PATHS = ("/v2/rerank", "/v1/rerank", "/rerank")
@@ -29,6 +30,7 @@ CODES = {
     404: "not_found",
     405: "method_not_allowed",
     408: "too_slow",
+    410: "gone",
     413: "too_large",
     415: "unsupported_media_type",
     422: "invalid",
@@ -63,8 +65,8 @@ class JsonResponse(Response):
 
 
 def to_json(content: Any) -> bytes:
-    """Write plain values as JSON; NaN is not JSON and raises ValueError (``plain`` makes it null)."""
-    return json.dumps(content, ensure_ascii=True, allow_nan=False, separators=(",", ":")).encode("ascii")
+    """Write plain values as JSON, ids as ``exact_ids`` has them; NaN raises ValueError (``plain`` makes it null)."""
+    return json.dumps(exact_ids(content), ensure_ascii=True, allow_nan=False, separators=(",", ":")).encode("ascii")
 
 
 def failure_response(scope: Scope, error: ServiceError) -> Response:

@@ -23,9 +23,10 @@ from llm_rerank.recommendation.questions import Question
 from llm_rerank.recommendation.saving import Saved
 from llm_rerank.service.answers import Preview, refusals
 from llm_rerank.service.bodies import LONGEST_WORDS, MOST_FRESH_EVENTS
-from llm_rerank.service.context import Context
+from llm_rerank.service.context import Context, Snapshot
 from llm_rerank.service.failures import JsonResponse, ServiceError
 from llm_rerank.service.ranking import item_rows
+from llm_rerank.steps import Steps
 from llm_rerank.types import UNKNOWN, DataError, DataReport
 
 USERS_SHOWN = 5
@@ -54,12 +55,14 @@ def add_routes(app: FastAPI, context: Context) -> None:
         raw = await request.body()
         settings = context.settings
         report = DataReport()
-        frame = await context.workers.run(lambda: _table(raw, report), settings.long_time_limit_s)
 
-        def work() -> dict[str, Any]:
-            return _preview(context, frame, report)
+        def read() -> tuple[str, Snapshot, list[tuple[Any, Question]]]:
+            return _asked(context, _table(raw, report), report)
 
-        return JsonResponse(await context.queue.run(work, settings.long_time_limit_s))
+        kind, snapshot, asked = await context.workers.run(read, settings.long_time_limit_s)
+        lists = await context.queue.run_steps(_lists(context, snapshot, asked), settings.long_time_limit_s)
+        users = [one["user_id"] for one in lists]
+        return JsonResponse({"kind": kind, "users": users, "notes": report.lines(), "lists": lists})
 
 
 def _table(raw: bytes, report: DataReport) -> pd.DataFrame:
@@ -80,20 +83,27 @@ def _table(raw: bytes, report: DataReport) -> pd.DataFrame:
     return frame
 
 
-def _preview(context: Context, frame: pd.DataFrame, report: DataReport) -> dict[str, Any]:
+def _asked(
+    context: Context, frame: pd.DataFrame, report: DataReport
+) -> tuple[str, Snapshot, list[tuple[Any, Question]]]:
+    """Tell what a table holds, and the questions of its first users, for the model as of now."""
     snapshot = context.snapshot()
     saved = snapshot.reranker.saved
     kind = "events" if "timestamp" in frame.columns else "candidates"
     try:
         if kind == "events":
-            asked = questions_of_events(frame, saved, report)
-        else:
-            asked = questions_of_candidates(frame, saved, context.settings.most_candidates, report)
+            return kind, snapshot, questions_of_events(frame, saved, report)
+        most = context.settings.most_candidates
+        return kind, snapshot, questions_of_candidates(frame, saved, most, report)
     except DataError as error:
         raise ServiceError(422, str(error).replace("pass columns=", "map it: "), code="bad_table") from None
+
+
+def _lists(context: Context, snapshot: Snapshot, asked: list[tuple[Any, Question]]) -> Steps[list[dict[str, Any]]]:
+    """Answer one user a step."""
     lists = []
-    answers = answer_each(snapshot.reranker, [question for _, question in asked])
-    for (user_id, _), answer in zip(asked, answers, strict=True):
+    for user_id, question in asked:
+        (answer,) = answer_each(snapshot.reranker, [question])
         if isinstance(answer, Exception):
             raise answer
         context.metrics.count_answer(answer.degraded, answer.fallback)
@@ -106,7 +116,8 @@ def _preview(context: Context, frame: pd.DataFrame, report: DataReport) -> dict[
                 "fallback": answer.fallback,
             }
         )
-    return {"kind": kind, "users": [one["user_id"] for one in lists], "notes": report.lines(), "lists": lists}
+        yield
+    return lists
 
 
 def questions_of_candidates(

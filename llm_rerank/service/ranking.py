@@ -62,7 +62,10 @@ def add_routes(app: FastAPI, context: Context) -> None:
 
     @app.post("/recommend/recut", response_model=RankedList, responses=refusals(), tags=["lists"])
     async def cut_anew(body: RecutBody) -> JsonResponse:
-        """Cut or spread an earlier answer anew, without scoring. The request id stays, and feedback with it."""
+        """Cut or spread an earlier answer anew, without scoring. The request id stays, and feedback with it.
+
+        Where another model has come in since, the list has to be asked for again (410).
+        """
         content = await context.queue.run(lambda: _recut(context, body), context.settings.time_limit_s)
         return JsonResponse(content)
 
@@ -192,10 +195,13 @@ def remember(context: Context, snapshot: Snapshot, asked: Asked, answer: Answer,
 
 
 def _recut(context: Context, body: RecutBody) -> bytes:
+    snapshot = context.snapshot()
     kept = context.kept(body.request_id)
     if kept is None:
         raise ServiceError(404, "the request is unknown or too old; ask anew", field="request_id")
-    snapshot = context.snapshot()
+    if kept.origin != snapshot.reranker.saved.origin:
+        message = f"the list was made by model {kept.version}, which another has replaced since; ask for the list anew"
+        raise ServiceError(410, message, code="model_replaced", field="request_id")
     answer = recut(
         snapshot.reranker,
         kept.answer,

@@ -82,7 +82,7 @@ def test_positions_stay_positions():
         {"user_id": " "},
         {"user_id": 1.5},
         {"user_id": True},
-        {"user_id": 2**60},
+        {"user_id": 2**63},
         {"item_id": ["i1"]},
         {"timestamp": "2023-11-14"},
         {"timestamp": None},

@@ -1,14 +1,16 @@
 """The log on disk: order, once each, nothing half written, nothing left of what was erased."""
 
+import shutil
 import sqlite3
 import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
-from llm_rerank.recommendation.event_log import DAYS_KEPT, EventLog
+from llm_rerank.recommendation.event_log import DAYS_KEPT, WAIT_S, EventLog
 from llm_rerank.types import StorageError
 
 DAY_S = 86_400
@@ -142,6 +144,25 @@ def test_pruning_keeps_what_the_folder_lacks_what_is_young_and_never_reuses_a_po
     log.prune(position=3, now=2 * late + 1)
     assert log.after(0) == [] and log.last_position() == 3
     assert write(log, {"n": 4}) == 4
+
+
+def test_a_checkpoint_brings_what_was_written_into_the_main_file_while_another_writes(log, tmp_path):
+    for number in range(300):
+        with log.writing():
+            log.append("event", [{"number": number, "review": "x" * 500}], ["u1"], 0.0)
+        if number % 20 == 0:
+            log.checkpoint()
+    write_ahead = log.path.with_name(f"{log.path.name}-wal")
+    assert write_ahead.stat().st_size < 1_000_000  # at 4 MB a commit would do it, and whoever writes would wait
+    with log.writing():
+        log.append("event", [{"number": 300}], ["u1"], 0.0)
+        started = time.monotonic()
+        log.checkpoint()
+        assert time.monotonic() - started < WAIT_S / 2  # it did not wait for the writer
+    alone = Path(shutil.copy(log.path, tmp_path / "alone.sqlite"))
+    connection = sqlite3.connect(alone)
+    assert connection.execute("SELECT count(*) FROM entries").fetchone()[0] == 300
+    connection.close()
 
 
 def test_old_answers_go_with_time(log):

@@ -196,6 +196,23 @@ def test_why_above_and_why_below_are_opposite(fitted, shop):
         assert effect == pytest.approx(alone[0][item] - alone[1][item], abs=1e-5)
 
 
+def test_an_explanation_in_many_steps_is_the_same(fitted, shop, monkeypatch):
+    items, user = list(shop[1]["item_id"]), shop[0]["user_id"][0]
+    explanations = []
+    for n_cases in (1_000, 3):
+        monkeypatch.setattr(explanation_module, "CASES_A_STEP", n_cases)
+        explanations.append(fitted.explain(user, items[3], versus=items[40]))
+    whole, in_steps = explanations
+    assert in_steps.score == pytest.approx(whole.score, abs=1e-6)
+    assert in_steps.versus.difference == pytest.approx(whole.versus.difference, abs=1e-6)
+    for one, other in ((whole, in_steps), (whole.versus, in_steps.versus)):
+        values, others = ([part.value for part in e.contributions] for e in (one, other))
+        np.testing.assert_allclose(values, others, atol=1e-6)
+        effects, others = ({e.item_id: e.effect for e in v.history} for v in (one, other))
+        assert effects == pytest.approx(others, abs=1e-5)
+        assert len(effects) > 4  # so that there were several steps
+
+
 def test_an_empty_history_is_asked_for_in_another_way(fitted, shop):
     with pytest.raises(DataError, match="history is empty; leave it out .* or ask for a user id that is not known"):
         fitted.explain("u0", shop[1]["item_id"][3], history=[])

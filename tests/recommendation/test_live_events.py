@@ -61,7 +61,7 @@ def test_a_text_stands_for_a_number_only_where_no_text_is_known():
         ({"user_id": True}, "events[1].user_id", "bool"),
         ({"user_id": "  "}, "events[1].user_id", "blanks"),
         ({"user_id": "u" * 513}, "events[1].user_id", "513"),
-        ({"user_id": 2**60}, "events[1].user_id", "2^53"),
+        ({"user_id": 2**63}, "events[1].user_id", "2^63"),
         ({"item_id": "coffee"}, "events[1].item_id", "'coffee' is absent from items"),
         ({"item_id": None}, "events[1].item_id", "no query"),
         ({"item_id": None, "query": " "}, "events[1].item_id", "no query"),

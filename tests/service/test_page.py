@@ -2,14 +2,19 @@
 
 import math
 import re
+import shutil
+import time
 
 import numpy as np
 import pandas as pd
 import pytest
 
+from llm_rerank.config import RerankerConfig
 from llm_rerank.recommendation.comparing import compare_results
 from llm_rerank.recommendation.live import LiveShop
+from llm_rerank.recommendation.reranker import Reranker
 from tests.service.looking import HOSTILE_USER, IMAGE, api, served, visit
+from tests.shops import make_shop
 
 TOP = 10
 
@@ -198,6 +203,22 @@ def test_an_answer_that_the_service_let_go_is_asked_for_anew(browser, folder):
         assert seen.text("#alert") == ""
 
 
+def test_an_answer_whose_model_was_replaced_is_asked_for_anew(browser, folder, tmp_path):
+    copy = shutil.copytree(folder, tmp_path / "shop")
+    with LiveShop(copy) as shop, served(shop) as base, visit(browser, base) as seen:
+        seen.show("u6")
+        other = Reranker.load(copy, verbose=False)
+        other.update(items=[{"item_id": "one-more", "title": "One more"}])
+        other.save(copy)
+        while api(base, "readyz")["model_version"] != (copy / "CURRENT").read_text().strip():
+            time.sleep(0.05)
+        seen.slide("#diversity", "ArrowRight", times=12)
+        assert seen.count("recommend") == 2
+        assert shown_titles(seen) == titles(recommended(base, "u6", diversity=0.6)["items"])
+        assert [text for text in seen.wrong if "410" not in text] == []
+        assert seen.text("#alert") == ""
+
+
 # ------------------------------------------------------------------ fresh events
 
 
@@ -266,6 +287,32 @@ def test_recording_posts_the_event_and_it_stays(seen, base):
     assert shown_titles(seen) == titles(recommended(base, "u9")["items"])
     assert "events" not in seen.last("recommend")
     assert seen.text("#found-note").startswith("Recorded: view of ")
+
+
+def test_ids_beyond_what_javascript_holds_are_asked_for_as_they_are(browser, tmp_path):
+    interactions, items = make_shop(n_users=120)
+    large = {item: 2**60 + 1 + code for code, item in enumerate(items["item_id"])}
+    users = 2**60 + 1 + interactions["user_id"].str[1:].astype(int)
+    interactions = interactions.assign(user_id=users, item_id=interactions["item_id"].map(large))
+    config = RerankerConfig(encoder=None, sequence="off", candidates_per_source=20, refit=False)
+    fitted = Reranker(config, verbose=False).fit(interactions, items.assign(item_id=items["item_id"].map(large)))
+    fitted.save(tmp_path / "shop")
+    user = 2**60 + 1 + 9
+    with LiveShop(tmp_path / "shop") as shop, served(shop) as base, visit(browser, base) as seen:
+        seen.show(str(user))
+        own = recommended(base, user)
+        assert (seen.last("recommend")["user_id"], own["known_user"]) == (str(user), True)
+        assert shown_titles(seen) == titles(own["items"])
+        seen.page.check("#record")
+        seen.find("bike pump")
+        seen.page.locator("#found button").first.click()
+        seen.settle()
+        event = shop.export(user)["events"][-1]
+        assert event["item_id"] == int(seen.last("events")["item_id"])
+        seen.page.locator("#ours > li[data-item]").nth(1).locator("button[aria-expanded]").press("Enter")
+        seen.page.wait_for_selector(".why table")
+        assert seen.last("explain")["item_id"] == recommended(base, user)["items"][1]["item_id"]
+        assert seen.wrong == []
 
 
 # ------------------------------------------------------------------ reasons

@@ -210,6 +210,81 @@ def test_jobs_of_another_kind_run_in_their_turn_on_the_same_thread():
     assert work.batches[-1] == [3]
 
 
+def counting(n_steps, seconds=0.0, seen=None):
+    """A job of some steps; their number is its result."""
+    for number in range(n_steps):
+        time.sleep(seconds)
+        if seen is not None:
+            seen.append(number)
+        yield
+    return n_steps
+
+
+def test_a_question_that_comes_during_a_long_job_is_answered_before_the_job_ends():
+    work = Doubler()
+
+    async def test(queue):
+        job = asyncio.create_task(queue.run_steps(counting(20, 0.02), 10))
+        await asyncio.sleep(0.05)  # it is under way
+        answers = [await queue.ask(number, 1) for number in range(3)]
+        done_before = job.done()
+        return answers, done_before, await job
+
+    (answers, done_before, result), _ = with_queue(work, test)
+    assert (answers, done_before, result) == ([0, 2, 4], False, 20)
+
+
+def test_long_jobs_share_the_thread_and_their_failures_are_their_own():
+    order: list = []
+
+    def failing():
+        yield
+        raise ValueError("a step went wrong")
+
+    def named(name, n_steps):
+        for _ in range(n_steps):
+            order.append(name)
+            yield
+        return name
+
+    async def test(queue):
+        jobs = (queue.run_steps(named("a", 3), 5), queue.run_steps(named("b", 2), 5), queue.run_steps(failing(), 5))
+        return await asyncio.gather(*jobs, return_exceptions=True)
+
+    (first, second, error), _ = with_queue(Doubler(), test)
+    assert (first, second, str(error)) == ("a", "b", "a step went wrong")
+    assert order == ["a", "b", "a", "b", "a"]
+
+
+def test_a_long_job_that_is_late_is_not_gone_on_with():
+    seen: list[int] = []
+
+    async def test(queue):
+        with pytest.raises(ServiceError) as caught:
+            await queue.run_steps(counting(1_000, 0.02, seen), 0.1)
+        n_steps = len(seen)
+        await asyncio.sleep(0.1)
+        return caught.value, n_steps, await queue.ask(1, 1)
+
+    (error, n_steps, answer), _ = with_queue(Doubler(), test)
+    assert (error.code, answer) == ("late", 2)
+    assert len(seen) <= n_steps + 1
+
+
+def test_a_queue_that_stops_refuses_the_rest_of_a_long_job():
+    async def run():
+        queue = ScoringQueue(Doubler(), length=10, batch_size=1, metrics=Metrics())
+        queue.start()
+        job = asyncio.create_task(queue.run_steps(counting(1_000, 0.02), 60))
+        await asyncio.sleep(0.05)
+        await queue.stop()
+        with pytest.raises(ServiceError) as caught:
+            await job
+        return caught.value
+
+    assert asyncio.run(asyncio.wait_for(run(), 10)).code == "stopping"
+
+
 def test_a_queue_that_stops_answers_what_is_scored_and_refuses_what_waits():
     work = Doubler(0.2)
 

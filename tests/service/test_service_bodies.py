@@ -53,7 +53,7 @@ def test_candidates_are_ids_or_objects():
         (RerankBody, {"candidates": [{"item_id": "a", "upstream_score": "1"}]}, "candidates[0].upstream_score"),
         (RerankBody, {"candidates": [{"item_id": "a", "score": 1}]}, "candidates[0].score"),
         (RerankBody, {"candidates": ["a"] * 10_001}, "candidates"),
-        (RerankBody, {"candidates": [], "user_id": 2**53 + 1}, "user_id"),
+        (RerankBody, {"candidates": [], "user_id": 2**63}, "user_id"),
         (RerankBody, {"candidates": [], "user": "u"}, "user"),
         (RerankBody, {"candidates": [], "k": 0}, "k"),
         (RerankBody, {"candidates": [], "k": "3"}, "k"),

@@ -1,6 +1,8 @@
 """The routes over a fitted shop: lists as the library has them, events that change them, users who are forgotten."""
 
+import json
 import time
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -8,6 +10,7 @@ import pytest
 from llm_rerank.config import RerankerConfig
 from llm_rerank.data.schema import validate_items
 from llm_rerank.recommendation.answering import Question, answer_questions
+from llm_rerank.recommendation.live import LiveShop
 from llm_rerank.recommendation.reranker import Reranker
 from llm_rerank.service.catalogue import MOST_WORDS, Catalogue
 from llm_rerank.service.cohere import document_text, history_of, recency_cosine, relevance_of_logits
@@ -122,6 +125,29 @@ def test_old_answers_cannot_be_cut_and_few_are_kept(reading):
     assert context.kept("r4") is None
     assert context.kept("r5") is not None
     assert len(context._answers) == context.settings.most_answers
+
+
+def replace_model(folder) -> None:
+    """Give a folder a model that another program changed: with one item more."""
+    other = Reranker.load(folder, device="cpu", verbose=False)
+    other.update(items=[{"item_id": "one-more", "title": "One more"}])
+    other.save(folder)
+
+
+def test_an_answer_of_a_model_that_was_replaced_has_to_be_asked_for_again(client, model):
+    first = good(client.post("/recommend", json={"user_id": "u5"}))
+    recut = {"request_id": first["request_id"], "k": 3}
+    good(client.post("/recommend/recut", json=recut))
+    client.shop.compact()  # another folder, and the same model
+    good(client.post("/recommend/recut", json=recut))
+    replace_model(model)
+    assert client.shop.reload_if_replaced()
+    error = refused(client.post("/recommend/recut", json=recut), 410, "request_id")
+    assert error["code"] == "model_replaced"
+    assert first["model_version"] in error["message"]
+    assert "ask for the list anew" in error["message"]
+    second = good(client.post("/recommend", json={"user_id": "u5"}))
+    good(client.post("/recommend/recut", json={"request_id": second["request_id"], "k": 3}))
 
 
 @pytest.mark.parametrize(("body", "field"), [
@@ -320,6 +346,33 @@ def test_an_answer_that_is_made_while_its_user_is_forgotten_is_kept_nowhere(clie
     refused(client.get("/users/u6"), 404, "user_id")
 
 
+def test_answers_of_a_user_whom_another_process_erased_are_gone_here_too(client, model):
+    shown, of_other = (good(client.post("/recommend", json={"user_id": user})) for user in ("u6", "u7"))
+    snapshot = client.context.snapshot()
+    (answer,) = answer_questions(snapshot.reranker, [Question("u6")])
+    with LiveShop(model, device="cpu") as elsewhere:
+        elsewhere.forget(["u6"])
+    refused(client.post("/recommend/recut", json={"request_id": shown["request_id"]}), 404, "request_id")
+    good(client.post("/recommend/recut", json={"request_id": of_other["request_id"]}))
+    client.context.keep("made before, kept after", answer, snapshot, "u6")
+    assert client.context.kept("made before, kept after") is None
+    back = good(client.post("/recommend", json={"user_id": "u6"}))  # a newcomer of the same name
+    assert not back["known_user"]
+    good(client.post("/recommend/recut", json={"request_id": back["request_id"]}))
+
+
+def test_they_are_gone_though_nobody_asks(model):
+    with serving(model, reload_every_s=0.05) as client:
+        shown = good(client.post("/recommend", json={"user_id": 77777}))  # of whom the log knows an answer alone
+        assert client.context.kept(shown["request_id"]) is not None
+        with LiveShop(model, device="cpu") as elsewhere:
+            elsewhere.forget(["77777"])
+        ends = time.monotonic() + 20
+        while client.context.kept(shown["request_id"]) is not None:
+            assert time.monotonic() < ends
+            time.sleep(0.02)
+
+
 def test_an_answer_kept_under_a_number_goes_with_the_user_who_came_to_be_known_by_its_digits(client):
     shown = good(client.post("/recommend", json={"user_id": 654321}))
     good(client.post("/events", json={"user_id": "654321", "item_id": ids_of(client)[0]}))
@@ -431,15 +484,22 @@ def test_documents_and_queries_as_text():
 # ------------------------------------------------------------------ a shop whose ids are numbers
 
 
-@pytest.fixture
-def numbered(tables, tmp_path):
+@contextmanager
+def numbered_shop(tables, folder, first_item, first_user=0):
     events, items = tables
-    codes = {item: 100 + code for code, item in enumerate(items["item_id"])}
-    events = events.assign(user_id=events["user_id"].str[1:].astype(int), item_id=events["item_id"].map(codes))
+    codes = {item: first_item + code for code, item in enumerate(items["item_id"])}
+    users = first_user + events["user_id"].str[1:].astype(int)
+    events = events.assign(user_id=users, item_id=events["item_id"].map(codes))
     config = RerankerConfig(encoder=None, sequence="off", candidates_per_source=20, refit=False)
     fitted = Reranker(config, verbose=False).fit(events, items.assign(item_id=items["item_id"].map(codes)))
-    fitted.save(tmp_path / "numbered")
-    with serving(tmp_path / "numbered") as client:
+    fitted.save(folder)
+    with serving(folder) as client:
+        yield client
+
+
+@pytest.fixture
+def numbered(tables, tmp_path):
+    with numbered_shop(tables, tmp_path / "numbered", 100) as client:
         yield client
 
 
@@ -458,3 +518,47 @@ def test_a_number_in_a_path_or_as_text_is_the_shops_number(numbered):
     body = {"request_id": text["request_id"], "item_id": 100, "event": "click"}
     refused(numbered.post("/feedback", json=body), 404, "request_id")
     refused(numbered.get("/users/7"), 404, "user_id")
+
+
+def as_javascript(response) -> dict:
+    """Read an answer as JavaScript does: every number is a float64."""
+    assert response.status_code == 200, response.text
+    return json.loads(response.text, parse_int=lambda digits: int(float(digits)))
+
+
+def test_ids_that_javascript_would_round_go_out_as_texts_and_come_back_as_either(tables, tmp_path):
+    first_item, first_user = 2**60 + 1, 2**53 - 3  # users on both sides of what JavaScript holds
+    with numbered_shop(tables, tmp_path / "large", first_item, first_user) as client:
+        user, items = first_user + 7, [first_item + code for code in range(6)]
+        listed = as_javascript(client.post("/recommend/rerank", json={"user_id": user, "candidates": items}))
+        assert listed["user_id"] == str(user)
+        assert {item["item_id"] for item in listed["items"]} == {str(item) for item in items}
+        back = {"user_id": listed["user_id"], "candidates": [item["item_id"] for item in listed["items"]]}
+        again = as_javascript(client.post("/recommend/rerank", json=back))
+        assert [item["score"] for item in again["items"]] == [item["score"] for item in listed["items"]]
+        assert (again["known_user"], again["unknown_items"]) == (True, [])
+        # an event under either form is the same user's and the same item's
+        for form in (int, str):
+            event = {"user_id": form(user), "item_id": form(items[0]), "event": "view"}
+            assert len(as_javascript(client.post("/events", json=event))["accepted"]) == 1
+        history = as_javascript(client.get(f"/users/{user}/history"))["events"]
+        assert [event["item_id"] for event in history[:2]] == [str(items[0])] * 2
+        said = as_javascript(client.post("/explain", json={"user_id": str(user), "item_id": items[1]}))
+        assert (said["user_id"], said["item_id"]) == (str(user), str(items[1]))
+        shown = {"request_id": listed["request_id"], "item_id": listed["items"][0]["item_id"], "event": "click"}
+        assert len(as_javascript(client.post("/feedback", json=shown))["accepted"]) == 1
+        known = client.get("/users", params={"limit": 1_000}).json()["users"]
+        assert set(known) >= {first_user + 1, first_user + 2, str(first_user + 3), str(user)}
+        assert client.shop.shown_lists()[0]["item_ids"][0] == int(listed["items"][0]["item_id"])  # on disk as they are
+        for n_events in (1, 300):  # read one by one, and as a frame
+            fresh = 2**62 + n_events  # somebody nobody knows, and a search beside items
+            events = [{"user_id": fresh, "item_id": items[2]}] * n_events + [{"user_id": fresh, "query": "garden"}]
+            as_javascript(client.post("/events", json={"events": events}))
+            held = as_javascript(client.get(f"/users/{fresh}"))
+            assert held["user_id"] == str(fresh)
+            assert [event["item_id"] for event in held["events"]] == [str(items[2])] * n_events + [None]
+        assert as_javascript(client.delete(f"/users/{user}"))["forgotten"] == [str(user)]
+        assert client.get(f"/users/{user}").status_code == 404
+        assert client.get(f"/users/{user + 1}").status_code == 200
+        error = refused(client.post("/recommend", json={"user_id": 2**63}), 422, "user_id")
+        assert "below 2^63" in error["message"]

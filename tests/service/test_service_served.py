@@ -1,20 +1,17 @@
-"""The service as it is run: a real server, Cohere's own client, the command, signals, and a model that is replaced."""
+"""The service as it is run: a real server, the command, signals, and a model that is replaced."""
 
 import os
 import shutil
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 
-import cohere
 import httpx
-import numpy as np
-import pytest
-from cohere.errors import UnauthorizedError, UnprocessableEntityError
 from typer.testing import CliRunner
 
 from llm_rerank.cli import app
@@ -24,100 +21,8 @@ from llm_rerank.recommendation.reranker import Reranker
 from llm_rerank.serve_command import read_key
 from llm_rerank.service.settings import ServiceSettings
 from tests.service.asking import listening
-from tests.tiny_encoder import save_tiny_encoder
 
 KEY = "a-key-of-the-shop-0123456789"
-HISTORY = ["classic bike pump", "premium bike lock"]
-DOCUMENTS = ["premium watering can", "classic bike saddle", "classic tea pot", "premium bike pump"]
-
-
-# ------------------------------------------------------------------ Cohere
-
-
-@pytest.fixture(scope="module")
-def tiny_models(tables, tmp_path_factory):
-    """Folders of a shop with a small encoder: without and with the cross-encoder."""
-    folder = tmp_path_factory.mktemp("tiny")
-    encoder = save_tiny_encoder(folder)
-    events, items = tables
-    events = events[events["user_id"].isin([f"u{number}" for number in range(120)])]
-    for name, choice in (("plain", "off"), ("cross", "always")):
-        config = RerankerConfig(encoder=encoder, candidates_per_source=30, cross_encoder=choice, fine_tune_steps=20)
-        Reranker(config, verbose=False).fit(events, items).save(folder / name)
-    return folder
-
-
-def ask(base: str, documents, *, key: str = KEY, **settings):
-    client = cohere.ClientV2(api_key=key, base_url=base)
-    return client.rerank(model="any", query="\n".join(HISTORY), documents=documents, **settings)
-
-
-@pytest.mark.parametrize("name", ["plain", "cross"])
-def test_coheres_own_client_gets_documents_in_the_order_of_the_models_scores(tiny_models, name):
-    with LiveShop(tiny_models / name, device="cpu") as shop, listening(shop, ServiceSettings(api_key=KEY)) as base:
-        answer = ask(base, DOCUMENTS)
-        scorers = {component.name: component.scorer for component in shop.reranker().components}
-        if name == "cross":
-            (expected,) = scorers["cross_encoder"].predict([HISTORY], [DOCUMENTS])
-            expected = 1 / (1 + np.exp(-expected.astype(np.float64)))
-        else:
-            from llm_rerank.models.semantic.encoder import SentenceEncoder
-
-            vectors = SentenceEncoder(shop.reranker().config.encoder, device="cpu").encode([*HISTORY, *DOCUMENTS])
-            user = np.exp(-0.2) * vectors[0] + vectors[1]
-            expected = (1 + vectors[2:] @ user / np.linalg.norm(user)) / 2
-        assert [result.index for result in answer.results] == np.argsort(-expected, kind="stable").tolist()
-        np.testing.assert_allclose(
-            [result.relevance_score for result in answer.results], np.sort(expected)[::-1], rtol=2e-3, atol=1e-5
-        )
-        assert answer.id
-        assert answer.meta.warnings is None
-        assert [result.index for result in ask(base, DOCUMENTS, top_n=2).results] == [
-            r.index for r in answer.results[:2]
-        ]
-        # objects, as Cohere's first client sends them
-        old = cohere.Client(api_key=KEY, base_url=base)
-        objects = [{"title": text, "stock": 3} for text in DOCUMENTS]
-        answer = old.rerank(model="any", query="\n".join(HISTORY), documents=objects, return_documents=True)
-        assert sorted(result.index for result in answer.results) == [0, 1, 2, 3]
-        for result in answer.results:
-            assert result.document.text == f"title: {DOCUMENTS[result.index]}\nstock: 3"
-
-
-def test_coheres_own_client_understands_our_refusals(tiny_models):
-    with LiveShop(tiny_models / "plain", device="cpu") as shop, listening(shop, ServiceSettings(api_key=KEY)) as base:
-        with pytest.raises(UnauthorizedError) as caught:
-            ask(base, DOCUMENTS, key="another-key-0123456789")
-        assert "API key" in caught.value.body["message"]
-        with pytest.raises(UnprocessableEntityError) as caught:
-            ask(base, [])
-        assert caught.value.body["message"].startswith("documents:")
-        with pytest.raises(UnprocessableEntityError, match="top_n"):
-            ask(base, DOCUMENTS, top_n=0)
-        with pytest.raises(UnprocessableEntityError, match="query"):
-            cohere.ClientV2(api_key=KEY, base_url=base).rerank(model="any", query=" \n ", documents=DOCUMENTS)
-        answer = httpx.post(
-            f"{base}/v2/rerank", content=b"{", headers={"X-API-Key": KEY, "content-type": "application/json"}
-        )
-        assert (answer.status_code, set(answer.json())) == (400, {"id", "message"})
-
-
-def test_where_texts_cannot_be_scored_documents_come_back_as_given_and_it_is_said(tiny_models, tmp_path):
-    folder = shutil.copytree(tiny_models / "plain", tmp_path / "shop")
-    with LiveShop(folder, device="cpu") as shop:
-        shop.reranker().config  # noqa: B018  # loaded; now its encoder goes away
-        encoder = shop.reranker().config.encoder
-        away = f"{encoder}-away"
-        os.rename(encoder, away)
-        try:
-            with listening(shop, ServiceSettings(api_key=KEY)) as base:
-                answer = ask(base, DOCUMENTS)
-                counts = httpx.get(f"{base}/metrics", headers={"X-API-Key": KEY}).text
-        finally:
-            os.rename(away, encoder)
-    assert [(result.index, result.relevance_score) for result in answer.results] == [(n, 0.0) for n in range(4)]
-    assert "order given" in answer.meta.warnings[0]
-    assert 'llm_rerank_fallbacks_total{kind="order_given"} 1.0' in counts
 
 
 # ------------------------------------------------------------------ a model replaced under load
@@ -210,6 +115,20 @@ def test_the_log_is_folded_into_the_model_folder_now_and_then_where_there_is_som
     assert Reranker.load(model, verbose=False).export("u1")["events"][-1]["item_id"] == item
 
 
+def test_the_logs_write_ahead_file_is_emptied_beside_the_requests(model, tables, tmp_path):
+    settings = ServiceSettings(time_limit_s=30, reload_every_s=0.05)
+    with LiveShop(model, device="cpu") as shop, listening(shop, settings) as base:
+        httpx.post(f"{base}/events", json={"user_id": "u1", "item_id": tables[1]["item_id"][0], "event_id": "kept"})
+
+        def is_in_the_main_file() -> bool:
+            alone = shutil.copy(shop.log.path, tmp_path / "alone.sqlite")
+            with closing(sqlite3.connect(alone)) as connection:
+                tables = connection.execute("SELECT count(*) FROM sqlite_master WHERE name = 'entries'").fetchone()[0]
+                return bool(tables and connection.execute("SELECT count(*) FROM entries").fetchone()[0])
+
+        wait_until(is_in_the_main_file)
+
+
 # ------------------------------------------------------------------ the command
 
 
@@ -266,6 +185,26 @@ def test_the_command_serves_takes_over_a_model_on_a_signal_and_ends_after_the_re
         assert "u1" not in process.stderr.read()
     with LiveShop(model, device="cpu") as shop:
         assert shop.export("u1")["events"][-1]["item_id"] == item
+
+
+def test_what_is_loaded_is_left_out_of_the_garbage_collectors_rounds_and_freed_all_the_same(model, tables, tmp_path):
+    script = """
+import gc, sys, weakref
+from llm_rerank.recommendation.live import LiveShop
+from llm_rerank.recommendation.reranker import Reranker
+from llm_rerank.serve_command import settle_memory
+with LiveShop(sys.argv[1], device="cpu") as shop:
+    held = weakref.ref(shop.reranker().saved.fitted)
+    settle_memory()
+    rest = len(gc.get_objects())
+    print(gc.get_freeze_count() > 100 * rest)
+    Reranker.load(sys.argv[1], device="cpu", verbose=False).save(sys.argv[1])
+    print(shop.reload_if_replaced())
+    gc.collect()
+    print(held() is None)
+"""
+    ran = subprocess.run([sys.executable, "-c", script, str(model)], capture_output=True, text=True, check=True)
+    assert ran.stdout.split() == ["True"] * 3
 
 
 def test_the_command_says_what_is_wrong_in_a_line(saved_model, tmp_path, monkeypatch):

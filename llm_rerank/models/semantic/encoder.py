@@ -118,6 +118,16 @@ class SentenceEncoder:
         """Tokens that each text takes uncut, special tokens included: int64, shape (n_texts,)."""
         return np.array([len(tokens) for tokens in self._token_ids(_clean(texts), special=True)], dtype=np.int64)
 
+    def first_tokens(self, texts: Sequence[str], n_tokens: int) -> list[str]:
+        """Cut texts after their first tokens, special tokens not counted; a shorter text stays as it is."""
+        cleaned = _clean(texts)
+        with self._turn:
+            rows = self._token_ids(cleaned, special=False)
+            return [
+                text if len(row) <= n_tokens else self._network.tokenizer.decode(row[:n_tokens])
+                for text, row in zip(cleaned, rows, strict=True)
+            ]
+
     def unknown_share(self, texts: Sequence[str]) -> float:
         """Share of the texts' tokens that the tokenizer cannot read ([UNK]), from 0 to 1; NaN without any token."""
         unknown = getattr(self._network.tokenizer, "unk_token_id", None)

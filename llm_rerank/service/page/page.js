@@ -112,7 +112,7 @@ async function askLists({ compare, again = () => askLists({ compare }) }) {
   }
 }
 
-/** Cut the present answer again, without scoring. Where the service has let it go, the question is asked again. */
+/** Cut the present answer again, without scoring. Where it or its model is gone, the question is asked again. */
 async function recut() {
   const latest = supersede();
   page.recutting = new AbortController();
@@ -125,7 +125,7 @@ async function recut() {
     say(changes.length ? `${cutWords(page)} ${changesInWords(changes)}` : cutWords(page));
   } catch (error) {
     if (!latest()) return;
-    if (error.status !== 404) return refused(error, null);
+    if (![404, 410].includes(error.status)) return refused(error, null);
     const changes = await askLists({ compare: true });
     if (changes) say(`The list was made anew. ${cutWords(page)} ${changesInWords(changes)}`);
   } finally {
