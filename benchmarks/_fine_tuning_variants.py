@@ -1,10 +1,16 @@
-"""Ways of fine-tuning the cross-encoder, each of which differs from the library's in one thing."""
+"""Ways of fine-tuning the cross-encoder, each of which differs from the library's, or from "frozen", in one thing.
+
+"frozen" trains attention and head only, over texts that all layers of the encoder read once: seconds, not minutes, so
+that many ways and several seeds can be tried.
+"""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,8 +21,12 @@ from torch.nn.utils import parametrize
 from benchmarks._fine_tuning_rest import Rest
 from llm_rerank.data.cases import build_cases
 from llm_rerank.data.splits import first_of_pair
+from llm_rerank.models.cross_encoder.discarding import STATES_PREFIX
+from llm_rerank.models.cross_encoder.history_encoder import TransformerLayer
+from llm_rerank.models.cross_encoder.item_states import ItemReader
 from llm_rerank.models.cross_encoder.lists import TrainingLists
 from llm_rerank.models.cross_encoder.scorer import HistoryCrossEncoder
+from llm_rerank.models.cross_encoder.state_cache import StateCache, fingerprint_of
 from llm_rerank.models.cross_encoder.training import FineTuning, fine_tune
 from llm_rerank.models.cross_encoder.training_settings import TrainingSettings
 from llm_rerank.recommendation.candidates import ranks_in_row
@@ -31,6 +41,7 @@ class Variant:
 
     model, training: settings. with_offset: train over the blend; else as if nothing were known. texts: other texts of
     the items, from what was sold before. lists: other training lists. prepare: what is done to the model before.
+    frozen: no layer is trained.
     """
 
     model: Mapping[str, Any] = field(default_factory=dict)
@@ -39,6 +50,7 @@ class Variant:
     texts: Callable[[Items, Interactions], Items] | None = None
     lists: Callable[[Rest, int], TrainingLists] | None = None
     prepare: Callable[[HistoryCrossEncoder, Rest, Items, TrainingSettings], None] | None = None
+    frozen: bool = False
 
 
 @dataclass(frozen=True)
@@ -71,6 +83,8 @@ def fine_tuned(
         then, later = variant.texts(then, rest.peeled), variant.texts(later, rest.past)
     model = HistoryCrossEncoder(encoder, cache_folder=cache, seed=seed, **variant.model)
     settings = TrainingSettings(**{"steps": steps, "seed": seed, **variant.training})
+    if variant.frozen:
+        model._reader = WholeReader(model, cache)  # in place of the one that it would make on first use
     if variant.prepare is not None:
         variant.prepare(model, rest, then, settings)
     tuning = fine_tune(model, *parts, then, settings, say=say)
@@ -156,6 +170,23 @@ def _joined(parts: list[Ragged]) -> Ragged:
 # ------------------------------------------------------------- models
 
 
+class WholeReader(ItemReader):
+    """The frozen part with all layers in it: none is left above it."""
+
+    def __init__(self, model: HistoryCrossEncoder, cache: str | None) -> None:
+        super().__init__(
+            model.model, n_upper=1, item_tokens=model.item_tokens, device=model.device, dtype=torch.float32
+        )
+        last = TransformerLayer(self.shape)
+        last.load_state_dict(self.upper_weights.pop())
+        self._lower.append(last.eval().requires_grad_(False).to(self.device))
+        self.shape = replace(self.shape, n_lower=self.shape.n_lower + 1, n_upper=0)
+        self.fingerprint = fingerprint_of("all layers", self.fingerprint)
+        if cache is not None:
+            folder = Path(cache) / f"{STATES_PREFIX}{self.fingerprint[:16]}"
+            self.cache = StateCache(folder, fingerprint=self.fingerprint, state_size=self.shape.hidden_size)
+
+
 class LowRank(nn.Module):
     """A weight plus a product of rank ``rank`` that starts at 0 (LoRA: Hu et al., 2022)."""
 
@@ -179,7 +210,9 @@ def low_rank(model: HistoryCrossEncoder, rest: Rest, items: Items, settings: Tra
             parametrize.register_parametrization(module, "weight", LowRank(shape[0], shape[1], rank))
 
 
-def after_all_purchases(model: HistoryCrossEncoder, rest: Rest, items: Items, settings: TrainingSettings) -> None:
+def after_all_purchases(
+    model: HistoryCrossEncoder, rest: Rest, items: Items, settings: TrainingSettings, steps: int
+) -> None:
     """Train first on every purchase of every user against items drawn by their sales; then the head starts at 0 again.
 
     Few negatives and many lists a step: what is wanted are many pairs of items bought by one user.
@@ -187,7 +220,7 @@ def after_all_purchases(model: HistoryCrossEncoder, rest: Rest, items: Items, se
     lists = purchase_lists(rest.peeled, settings.seed)
     order = np.random.default_rng(settings.seed).permutation(len(lists))
     n_validation = min(500, len(lists) // 5)
-    first = replace(settings, lists_per_step=64, n_negatives=3)
+    first = replace(settings, steps=steps, lists_per_step=64, n_negatives=3)
     fine_tune(model, lists.take(order[n_validation:]), lists.take(order[:n_validation]), items, first)
     network = model.network
     nn.init.zeros_(network.output.weight)
@@ -215,25 +248,35 @@ def purchase_lists(past: Interactions, seed: int, n_negatives: int = 20) -> Trai
     return TrainingLists(cases.with_candidates(candidates), positive, offsets)
 
 
-VARIANTS = {
-    "the library's way": Variant(),
-    "first all purchases, then the residual": Variant(prepare=after_all_purchases),
-    "no offset": Variant(with_offset=False),
-    "pretrained layers frozen": Variant(training={"layer_learning_rate": 0.0}),
-    "item_tokens 16": Variant(model={"item_tokens": 16}),
+LIBRARY, FROZEN = "the library's way", "frozen"
+"""What the other ways differ from in one thing each: a name that begins with "frozen" from the second."""
+
+TEXTS_AND_LISTS = {
     "sales in words": Variant(texts=sales_first),
-    "hard targets": Variant(lists=hard_targets),
-    "n_upper 1": Variant(model={"n_upper": 1}),
     "titles only": Variant(texts=titles_only),
-    "LoRA of rank 8": Variant(prepare=low_rank, training={"layer_learning_rate": 1e-3}),
-    "two targets a user": Variant(lists=two_targets_a_user),
-    "hard negatives": Variant(lists=hard_negatives),
-    "history dropout .2": Variant(lists=dropped_history),
-    "history_length 6": Variant(model={"history_length": 6}),
-    "token attention to the history": Variant(model={"cross_attention": True}),
+    "item_tokens 16": Variant(model={"item_tokens": 16}),
     "item_tokens 48": Variant(model={"item_tokens": 48}),
-    "history_length 10": Variant(model={"history_length": 10}),
-    "n_upper 3": Variant(model={"n_upper": 3}),
     "item_tokens 128": Variant(model={"item_tokens": 128}),
+    "history_length 6": Variant(model={"history_length": 6}),
+    "history_length 10": Variant(model={"history_length": 10}),
+    "hard targets": Variant(lists=hard_targets),
+    "hard negatives": Variant(lists=hard_negatives),
+    "two targets a user": Variant(lists=two_targets_a_user),
+    "history dropout .2": Variant(lists=dropped_history),
+    "no offset": Variant(with_offset=False),
 }
-"""By promise, the dear ones last: where time ends, the first are measured."""
+"""Ways that do not touch the layers."""
+
+VARIANTS = {
+    FROZEN: Variant(frozen=True),
+    "frozen + first all purchases": Variant(prepare=partial(after_all_purchases, steps=1_000), frozen=True),
+    **{f"frozen + {name}": replace(variant, frozen=True) for name, variant in TEXTS_AND_LISTS.items()},
+    LIBRARY: Variant(),
+    "first all purchases": Variant(prepare=partial(after_all_purchases, steps=120)),
+    "LoRA of rank 8": Variant(prepare=low_rank, training={"layer_learning_rate": 1e-3}),
+    "n_upper 1": Variant(model={"n_upper": 1}),
+    "n_upper 3": Variant(model={"n_upper": 3}),
+    "token attention to the history": Variant(model={"cross_attention": True}),
+    "pretrained layers at rate 0": Variant(training={"layer_learning_rate": 0.0}),
+    **TEXTS_AND_LISTS,
+}

@@ -3,12 +3,12 @@
     python -m benchmarks.fine_tuning_ablation --dataset amazon_scientific --data-dir DIR --keep DIR --out FILE.json
 
 All other components and the blend are fitted once, inside the validation trial's past; the test stays unseen. Each way
-differs from the library's in one thing and is fine-tuned over the blend on the same lists. It is judged on the trial's
-own users: where the target is among the blend's first 100, the score joins the blend by a conditional logit whose
-weights are fitted on one half of these users and judged on the other, then the halves change places. The gain is over
-the blend with its own weight, in nats a list; NDCG@10 is over all users, 0 where the target is not in the list. With
-"by support" the score may count more or less by the supports of user and item, and the item's support has a weight on
-both sides. The p values of all ways are adjusted for their number (Holm).
+differs from the library's in one thing, or from "frozen", which trains no layer and takes seconds. It is judged on the
+trial's own users: where the target is among the blend's first 100, the score joins the blend by a conditional logit
+whose weights are fitted on one half of these users and judged on the other, then the halves change places. The gain is
+over the blend with its own weight, in nats a list; NDCG@10 is over all users, 0 where the target is not in the list.
+With "by support" the score may count more or less by the supports of user and item, and the item's support has a
+weight on both sides. The p values of all ways are adjusted for their number (Holm).
 
 What an earlier run left in the folder of ``--keep`` (the fit of the rest, each way's scores) is not computed again.
 """
@@ -25,13 +25,11 @@ import numpy as np
 from benchmarks._common import run_information, table, write_report
 from benchmarks._fine_tuning_judging import Judge, Judged, as_dict, holm_of_gains
 from benchmarks._fine_tuning_rest import Rest, load_rest
-from benchmarks._fine_tuning_variants import VARIANTS, fine_tuned
+from benchmarks._fine_tuning_variants import FROZEN, LIBRARY, VARIANTS, fine_tuned
 from llm_rerank.config import RerankerConfig
 from llm_rerank.recommendation.planning import make_encoder
 from llm_rerank.storage import read_arrays, write_arrays
 from llm_rerank.types import Encoder
-
-LIBRARY = "the library's way"
 
 
 class Ablation:
@@ -80,10 +78,11 @@ class Ablation:
             strata = judge.gain_by_target_support(readings)
             entry["gain by target's buyers"] = {key: as_dict(value) for key, value in strata.items()}
             entry["gain by seed"] = {seed: judge.entry([reading])["gain"].mean for seed, reading in by_seed.items()}
-            shared = sorted(by_seed.keys() & self.readings.get(LIBRARY, {}).keys())
-            if name != LIBRARY and shared:
-                library = [self.readings[LIBRARY][seed] for seed in shared]
-                entry["over the library's way"] = as_dict(judge.against([by_seed[seed] for seed in shared], library))
+            base = FROZEN if name.startswith(FROZEN) else LIBRARY
+            shared = sorted(by_seed.keys() & self.readings.get(base, {}).keys())
+            if name != base and shared:
+                own, others = ([self.readings[key][seed] for seed in shared] for key in (name, base))
+                entry[f"over {base}"] = as_dict(judge.against(own, others))
             variants[name] = {**entry, "fine_tunings": self.tunings[name]}
         for name, p in holm_of_gains(variants).items():
             variants[name]["p of gain, adjusted"] = p
