@@ -13,33 +13,32 @@ from llm_rerank.models.conditional_logit import Float64Array, fit_conditional_lo
 from llm_rerank.models.cross_encoder.list_metrics import log_likelihoods
 from llm_rerank.models.cross_encoder.lists import TrainingLists
 from llm_rerank.recommendation.candidates import ranks_in_row
-from llm_rerank.recommendation.fusion import centred_support
+from llm_rerank.recommendation.fusion import centred_support, fold_of_case
 from llm_rerank.statistics import Difference, holm, paired_difference
 from llm_rerank.types import FloatArray
 
+N_FOLDS = 10
 SUPPORTS = ((0, 5), (5, 40), (40, 10**9))
 
 
 def cross_fitted(lists: TrainingLists, columns: Sequence[FloatArray | Float64Array], seed: int) -> Float64Array:
-    """Logits of a conditional logit over the columns, each half of the lists by the weights of the other.
+    """Logits of a conditional logit over the columns, each fold of the lists by the weights of the nine others.
 
+    Not by halves: a useless column whose weight differs between two halves by chance would look harmful.
     columns: aligned with the candidates, the offset first: its weight is shrunk toward 1, the others' toward 0, all but
     imperceptibly. Returns float64, shape (n_candidates,).
     """
     design, rows = np.column_stack(columns).astype(np.float64), lists.cases.candidates
-    in_first = np.random.default_rng(seed).permutation(len(lists)) % 2 == 0
+    fold = fold_of_case(len(lists), N_FOLDS, seed)
     logits = np.empty(len(design))
-    for fitted, judged in ((in_first, ~in_first), (~in_first, in_first)):
-        part = lists.take(np.flatnonzero(fitted))
+    for judged in range(N_FOLDS):
+        inside, outside = np.flatnonzero(fold != judged), np.flatnonzero(fold == judged)
+        train, test = rows.value_positions(inside), rows.value_positions(outside)
+        prior = np.eye(design.shape[1])[0]
         weights = fit_conditional_logit(
-            design[rows.value_positions(np.flatnonzero(fitted))],
-            part.cases.candidates,
-            part.positive,
-            prior=np.eye(design.shape[1])[0],
-            penalty=1e-3,
+            design[train], rows.take(inside), lists.positive[train], prior=prior, penalty=1e-3
         )
-        positions = rows.value_positions(np.flatnonzero(judged))
-        logits[positions] = design[positions] @ weights
+        logits[test] = design[test] @ weights
     return logits
 
 

@@ -5,10 +5,10 @@
 All other components and the blend are fitted once, inside the validation trial's past; the test stays unseen. Each way
 differs from the library's in one thing, or from "frozen", which trains no layer and takes seconds. It is judged on the
 trial's own users: where the target is among the blend's first 100, the score joins the blend by a conditional logit
-whose weights are fitted on one half of these users and judged on the other, then the halves change places. The gain is
-over the blend with its own weight, in nats a list; NDCG@10 is over all users, 0 where the target is not in the list.
-With "by support" the score may count more or less by the supports of user and item, and the item's support has a
-weight on both sides. The p values of all ways are adjusted for their number (Holm).
+whose weights are fitted on nine tenths of these users and judged on the tenth, ten times. The gain is over the blend
+with its own weight, in nats a list; NDCG@10 is over all users, 0 where the target is not in the list. With "by support"
+the score may count more or less by the supports of user and item, and the item's support has a weight on both sides.
+The p values of all ways are adjusted for their number (Holm).
 
 What an earlier run left in the folder of ``--keep`` (the fit of the rest, each way's scores) is not computed again.
 """

@@ -1,13 +1,16 @@
 """The judge of the ways of fine-tuning on made lists, the ways' lists and texts by hand, and a run on the sample."""
 
+import pickle
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from benchmarks import fine_tuning_ablation
-from benchmarks._fine_tuning_judging import Judge, ndcg
+from benchmarks._fine_tuning_judging import Judge, cross_fitted, ndcg
+from benchmarks._fine_tuning_rest import fit_rest
 from benchmarks._fine_tuning_variants import (
+    VARIANTS,
     dropped_history,
     hard_negatives,
     hard_targets,
@@ -15,6 +18,9 @@ from benchmarks._fine_tuning_variants import (
     sales_first,
     two_targets_a_user,
 )
+from llm_rerank.config import RerankerConfig
+from llm_rerank.data.datasets import load_dataset
+from llm_rerank.evaluation.protocols import hold_out
 from llm_rerank.models.cross_encoder.lists import TrainingLists
 from llm_rerank.models.cross_encoder.scoring import cases_of_visits
 from llm_rerank.types import Interactions, Items, Ragged
@@ -53,9 +59,20 @@ def test_what_the_blend_does_not_know_is_a_gain_and_nothing_else_is(made):
     best = -(logits[taken] - np.log(np.exp(by_list).sum(axis=1))).mean()
     assert gains["signal"].mean == pytest.approx(judge.alone.loss.mean() - best, abs=0.005)
     assert gains["signal"].low > 0.02
-    assert gains["noise"].mean < 0.002  # weights come from the other half: fitting noise pays nothing
+    assert gains["noise"].mean < 0.002  # weights come from other folds: fitting noise pays nothing
     assert gains["offset"].mean == pytest.approx(0, abs=1e-4)  # the blend has a weight of its own
     assert gains["none"].mean == pytest.approx(0, abs=1e-9)
+
+
+def test_no_list_has_a_say_in_the_weights_of_its_own_fold():
+    rng = np.random.default_rng(2)
+    offsets, taken = rng.normal(size=(40, 5)), rng.integers(0, 5, 40)
+    logits = []
+    for first in (taken[0], (taken[0] + 1) % 5):
+        lists = lists_of([np.arange(5)] * 40, [first, *taken[1:]], list(offsets), [[0]] * 40)
+        logits.append(cross_fitted(lists, [lists.offsets], 0).reshape(40, 5))
+    changed = (logits[0] != logits[1]).any(axis=1)
+    assert changed.sum() == 36 and not changed[0]
 
 
 def test_ndcg_is_over_all_users(made):
@@ -127,13 +144,17 @@ def test_sales_in_words_by_hand():
 
 
 def test_a_run_on_the_sample(tmp_path):
-    names = ["the library's way", "LoRA of rank 8", "first all purchases, then the residual"]
-    call = ["--dataset", "sample", "--steps", "2", "--keep", str(tmp_path), "--variants", ",".join(names[:2])]
+    trial = hold_out(load_dataset("sample"), split="validation")
+    rest = fit_rest(trial, RerankerConfig(sequence="off", semantic="off"))
+    (tmp_path / "sample-rest-0.pickle").write_bytes(pickle.dumps(rest))  # as kept by an earlier run, of fewer parts
+    names = ["frozen", "frozen + two targets a user", "LoRA of rank 8"]
+    assert set(names) < set(VARIANTS)
+    call = ["--dataset", "sample", "--steps", "2", "--keep", str(tmp_path), "--variants", ",".join(names)]
     report = fine_tuning_ablation.main(call)
-    assert list(report["variants"]) == names[:2]
+    assert list(report["variants"]) == names
     for entry in report["variants"].values():
         assert entry["gain"]["n"] == report["n_judged"] < report["n_users"] == entry["ndcg@10 of all users"]["n"]
         assert entry["p of gain, adjusted"] >= entry["gain"]["p"]
-    assert "over the library's way" in report["variants"][names[1]]
-    again = fine_tuning_ablation.main(call)
-    assert again["variants"] == report["variants"]
+        assert [tuning["seed"] for tuning in entry["fine_tunings"]] == [0]
+    assert "over frozen" in report["variants"][names[1]] and "over frozen" not in report["variants"]["frozen"]
+    assert fine_tuning_ablation.main(call)["variants"] == report["variants"]  # from what was kept
