@@ -270,6 +270,12 @@ TEXTS_AND_LISTS = {
 VARIANTS = {
     FROZEN: Variant(frozen=True),
     "frozen + first all purchases": Variant(prepare=partial(after_all_purchases, steps=1_000), frozen=True),
+    "frozen + all purchases alone": Variant(
+        lists=lambda rest, seed: purchase_lists(rest.peeled, seed),
+        with_offset=False,
+        training={"steps": 1_000, "lists_per_step": 64, "n_negatives": 3, "evaluate_every": 100},
+        frozen=True,
+    ),
     **{f"frozen + {name}": replace(variant, frozen=True) for name, variant in TEXTS_AND_LISTS.items()},
     LIBRARY: Variant(),
     "first all purchases": Variant(prepare=partial(after_all_purchases, steps=120)),

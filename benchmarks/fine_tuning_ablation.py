@@ -16,7 +16,7 @@ What an earlier run left in the folder of ``--keep`` (the fit of the rest, each 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,63 +29,68 @@ from benchmarks._fine_tuning_variants import FROZEN, LIBRARY, VARIANTS, fine_tun
 from llm_rerank.config import RerankerConfig
 from llm_rerank.recommendation.planning import make_encoder
 from llm_rerank.storage import read_arrays, write_arrays
-from llm_rerank.types import Encoder
+from llm_rerank.types import Encoder, FloatArray
 
 
 class Ablation:
-    """The variants measured so far: each one's readings by seed, and what its fine-tuning said."""
+    """The variants measured so far: each one's readings by seed, and its entry in the report."""
 
     def __init__(self, options: argparse.Namespace, rest: Rest, encoder: Encoder | None) -> None:
         self.options, self.rest, self.encoder = options, rest, encoder
         self.information = run_information(options.seed)
         self.judge = Judge(rest, options.seed)
         self.readings: dict[str, dict[int, tuple[Judged, Judged]]] = {}
-        self.tunings: dict[str, list[dict[str, Any]]] = {}
+        self.entries: dict[str, dict[str, Any]] = {}
 
-    def measure(self, name: str, seed: int) -> None:
-        """Fine-tune a variant with a seed, or read what is kept of it, and judge it."""
-        options = self.options
-        file = f"{options.dataset}-{options.steps}-{name.replace(' ', '_')}-{seed}.safetensors"
-        kept = None if options.keep is None else options.keep / file
+    def measure(self, name: str, seeds: Collection[int]) -> None:
+        """Judge a variant with these seeds and with those that are kept, the mean over them for each user."""
+        found = {seed: self._scores(name, seed) for seed in sorted({*seeds, *self._kept_seeds(name)})}
+        by_seed = {seed: self.judge.read(scores) for seed, (scores, _) in found.items()}
+        self.readings[name] = by_seed
+        readings, judge = list(by_seed.values()), self.judge
+        entry: dict[str, Any] = {key: as_dict(value) for key, value in judge.entry(readings).items()}
+        strata = judge.gain_by_target_support(readings)
+        entry["gain by target's buyers"] = {key: as_dict(value) for key, value in strata.items()}
+        entry["gain by seed"] = {seed: float((judge.alone.loss - a.loss).mean()) for seed, (a, _) in by_seed.items()}
+        base = FROZEN if name.startswith(FROZEN) else LIBRARY
+        shared = sorted(by_seed.keys() & self.readings.get(base, {}).keys())
+        if name != base and shared:
+            own, others = ([self.readings[key][seed] for seed in shared] for key in (name, base))
+            entry[f"over {base}"] = as_dict(judge.against(own, others))
+        self.entries[name] = {**entry, "fine_tunings": [said for _, said in found.values()]}
+
+    def _scores(self, name: str, seed: int) -> tuple[FloatArray, dict[str, Any]]:
+        """Fine-tune a variant with a seed, or read what is kept of it: scores, and what the fine-tuning said."""
+        options, kept = self.options, self._path(name, str(seed))
         if kept is not None and kept.exists():
             arrays, said = read_arrays(kept)
-            scores = arrays["scores"]
-        else:
-            tuned = fine_tuned(
-                VARIANTS[name], self.rest, self.encoder, steps=options.steps, seed=seed, cache=options.cache
-            )
-            scores, tuning = tuned.scores, tuned.tuning
-            said = {
-                "seed": seed,
-                "n_lists": tuning.n_lists,
-                "best_step": tuning.best_step,
-                "seconds": tuned.seconds,
-                "evaluations": [{key: entry[key] for key in ("step", "loss", "ndcg@10")} for entry in tuning.log],
-            }
-            if kept is not None:
-                kept.parent.mkdir(parents=True, exist_ok=True)
-                write_arrays(kept, {"scores": scores}, said)
-        self.readings.setdefault(name, {})[seed] = self.judge.read(scores)
-        self.tunings.setdefault(name, []).append(said)
+            return arrays["scores"], said
+        tuned = fine_tuned(VARIANTS[name], self.rest, self.encoder, steps=options.steps, seed=seed, cache=options.cache)
+        said = {
+            "seed": seed,
+            "n_lists": tuned.tuning.n_lists,
+            "best_step": tuned.tuning.best_step,
+            "seconds": tuned.seconds,
+            "evaluations": [{key: entry[key] for key in ("step", "loss", "ndcg@10")} for entry in tuned.tuning.log],
+        }
+        if kept is not None:
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            write_arrays(kept, {"scores": tuned.scores}, said)
+        return tuned.scores, said
+
+    def _kept_seeds(self, name: str) -> list[int]:
+        pattern = self._path(name, "*")
+        found = [] if pattern is None else pattern.parent.glob(pattern.name)
+        return [int(path.stem.rsplit("-", 1)[1]) for path in found]
+
+    def _path(self, name: str, seed: str) -> Path | None:
+        file = f"{self.options.dataset}-{self.options.steps}-{name.replace(' ', '_')}-{seed}.safetensors"
+        return None if self.options.keep is None else self.options.keep / file
 
     def report(self) -> dict[str, Any]:
         """Lay out what is known so far."""
-        rest, judge = self.rest, self.judge
-        variants: dict[str, Any] = {}
-        for name, by_seed in self.readings.items():
-            readings = list(by_seed.values())
-            entry: dict[str, Any] = {key: as_dict(value) for key, value in judge.entry(readings).items()}
-            strata = judge.gain_by_target_support(readings)
-            entry["gain by target's buyers"] = {key: as_dict(value) for key, value in strata.items()}
-            entry["gain by seed"] = {seed: judge.entry([reading])["gain"].mean for seed, reading in by_seed.items()}
-            base = FROZEN if name.startswith(FROZEN) else LIBRARY
-            shared = sorted(by_seed.keys() & self.readings.get(base, {}).keys())
-            if name != base and shared:
-                own, others = ([self.readings[key][seed] for seed in shared] for key in (name, base))
-                entry[f"over {base}"] = as_dict(judge.against(own, others))
-            variants[name] = {**entry, "fine_tunings": self.tunings[name]}
-        for name, p in holm_of_gains(variants).items():
-            variants[name]["p of gain, adjusted"] = p
+        rest, alone = self.rest, self.judge.alone
+        adjusted = holm_of_gains(self.entries)
         return {
             "dataset": self.options.dataset,
             "split": "validation",
@@ -94,10 +99,12 @@ class Ablation:
             "n_judged": len(rest.judged),
             "n_lists": {"training": len(rest.lists.training), "early stopping": len(rest.lists.validation)},
             "blend_alone": {
-                "loss": float(judge.alone.loss.mean()),
-                "ndcg@10 of all users": float(judge.over_all_users(judge.alone.ndcg).mean()),
+                "loss": float(alone.loss.mean()),
+                "ndcg@10 of all users": float(self.judge.over_all_users(alone.ndcg).mean()),
             },
-            "variants": variants,
+            "variants": {
+                name: {**entry, "p of gain, adjusted": adjusted[name]} for name, entry in self.entries.items()
+            },
             "fit_said": rest.said,
             **self.information,
         }
@@ -133,12 +140,12 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     rest = load_rest(options.dataset, options.data_dir, seed=options.seed, cache=options.cache, keep=options.keep)
     encoder = make_encoder(RerankerConfig(seed=options.seed, cache_folder=options.cache))
     ablation = Ablation(options, rest, encoder)
-    for seed in map(int, options.tuning_seeds.split(",")):
-        for name in options.variants.split(","):
-            ablation.measure(name, seed)
-            report = ablation.report()
-            write_report(options.out, report)
-            print(as_row(f"{name}, seed {seed}", report["variants"][name]), flush=True)
+    seeds = list(map(int, options.tuning_seeds.split(",")))
+    for name in options.variants.split(","):
+        ablation.measure(name, seeds)
+        report = ablation.report()
+        write_report(options.out, report)
+        print("  ".join(as_row(name, report["variants"][name])), flush=True)
     heads = ["way", "gain, nats [95 %]", "by support", "NDCG@10, all users", "p, Holm", "best steps", "seconds"]
     print(table(heads, [as_row(name, entry) for name, entry in report["variants"].items()]))
     print(f"blend alone, {report['n_judged']:,} of {report['n_users']:,} users judged: {report['blend_alone']}")
