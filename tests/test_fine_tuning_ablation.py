@@ -5,6 +5,8 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
+from torch import nn
 
 from benchmarks import fine_tuning_ablation
 from benchmarks._fine_tuning_judging import Judge, cross_fitted, ndcg
@@ -14,6 +16,7 @@ from benchmarks._fine_tuning_variants import (
     dropped_history,
     hard_negatives,
     hard_targets,
+    low_rank,
     purchase_lists,
     sales_first,
     two_targets_a_user,
@@ -22,7 +25,9 @@ from llm_rerank.config import RerankerConfig
 from llm_rerank.data.datasets import load_dataset
 from llm_rerank.evaluation.protocols import hold_out
 from llm_rerank.models.cross_encoder.lists import TrainingLists
+from llm_rerank.models.cross_encoder.scorer import HistoryCrossEncoder
 from llm_rerank.models.cross_encoder.scoring import cases_of_visits
+from llm_rerank.models.cross_encoder.training_settings import TrainingSettings
 from llm_rerank.types import Interactions, Items, Ragged
 
 
@@ -143,13 +148,26 @@ def test_sales_in_words_by_hand():
     ]  # fmt: skip
 
 
+def test_low_rank_leaves_the_pretrained_weights_as_they_are():
+    model = HistoryCrossEncoder(seed=0)
+    before = [layer.query.weight.detach().clone() for layer in model.network.upper_layers]
+    low_rank(model, None, None, TrainingSettings())
+    for layer, weight in zip(model.network.upper_layers, before, strict=True):
+        assert torch.equal(layer.query.weight, weight)  # the product starts at 0
+        nn.init.ones_(layer.query.parametrizations.weight[0].up)
+        assert not torch.equal(layer.query.weight, weight)
+    trained = {name for name, p in model.network.layers.named_parameters() if p.requires_grad}
+    assert len(trained) == 2 * 6 * len(before) and all(name.endswith((".up", ".down")) for name in trained)
+
+
 def test_a_run_on_the_sample(tmp_path):
     trial = hold_out(load_dataset("sample"), split="validation")
     rest = fit_rest(trial, RerankerConfig(sequence="off", semantic="off"))
     (tmp_path / "sample-rest-0.pickle").write_bytes(pickle.dumps(rest))  # as kept by an earlier run, of fewer parts
-    names = ["frozen", "frozen + two targets a user", "LoRA of rank 8"]
+    names = ["frozen", "frozen + two targets a user"]
     assert set(names) < set(VARIANTS)
-    call = ["--dataset", "sample", "--steps", "2", "--keep", str(tmp_path), "--variants", ",".join(names)]
+    call = ["--dataset", "sample", "--steps", "2", "--variants", ",".join(names)]
+    call += ["--keep", str(tmp_path), "--cache", str(tmp_path / "vectors")]
     report = fine_tuning_ablation.main(call)
     assert list(report["variants"]) == names
     for entry in report["variants"].values():
