@@ -1,71 +1,125 @@
-"""Which way of fine-tuning the cross-encoder tells most of what the blend does not know? On held-out users.
+"""Does any way of fine-tuning the cross-encoder tell what all the rest does not know? On the validation trial's users.
 
-    python -m benchmarks.fine_tuning_ablation --dataset amazon_scientific --data-dir DIR --out FILE.json
+    python -m benchmarks.fine_tuning_ablation --dataset amazon_scientific --data-dir DIR --keep DIR --out FILE.json
 
-Works inside the validation trial's training data, so neither its targets nor the test's are seen. The components and
-the blend are fitted once, the training lists are made once; each variant is fine-tuned on them. Its score joins the
-blend by a conditional logit of two weights, fitted on one half of the held-out users and judged on the other, then the
-halves change places. The gain is over the blend with its own weight, in nats a list of at most 100 candidates.
+All other components and the blend are fitted once, inside the validation trial's past; the test stays unseen. Each way
+differs from the library's in one thing, or from "frozen", which trains no layer and takes seconds. It is judged on the
+trial's own users: where the target is among the blend's first 100, the score joins the blend by a conditional logit
+whose weights are fitted on nine tenths of these users and judged on the tenth, ten times. The gain is over the blend
+with its own weight, in nats a list; NDCG@10 is over all users, 0 where the target is not in the list. With "by support"
+the score may count more or less by the supports of user and item, and the item's support has a weight on both sides.
+The p values of all ways are adjusted for their number (Holm).
+
+What an earlier run left in the folder of ``--keep`` (the fit of the rest, each way's scores) is not computed again.
 """
 
 from __future__ import annotations
 
 import argparse
-import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from benchmarks._common import run_information, table, write_report
+from benchmarks._fine_tuning_judging import Judge, Judged, as_dict, holm_of_gains
+from benchmarks._fine_tuning_rest import Rest, load_rest
+from benchmarks._fine_tuning_variants import FROZEN, LIBRARY, VARIANTS, fine_tuned
 from llm_rerank.config import RerankerConfig
-from llm_rerank.data.datasets import load_dataset
-from llm_rerank.data.features import PAIR_FEATURES
-from llm_rerank.data.rendering import Renderer
-from llm_rerank.evaluation.protocols import PROTOCOLS, LastOut, hold_out
-from llm_rerank.models.conditional_logit import Float64Array, fit_conditional_logit
-from llm_rerank.models.cross_encoder.list_metrics import judge_lists, log_likelihoods
-from llm_rerank.models.cross_encoder.lists import TrainingLists
-from llm_rerank.models.cross_encoder.scorer import HistoryCrossEncoder
-from llm_rerank.models.cross_encoder.training import fine_tune
-from llm_rerank.models.cross_encoder.training_settings import TrainingSettings
-from llm_rerank.recommendation.held_out import fit_and_score_holdout
-from llm_rerank.recommendation.holdout import plan_holdout
-from llm_rerank.recommendation.inputs import FitData, FitTools
-from llm_rerank.recommendation.log import FitLog
-from llm_rerank.recommendation.parts import fit_fusion_stage
-from llm_rerank.recommendation.planning import make_encoder, sentiment_of
-from llm_rerank.recommendation.specs import specs_for
-from llm_rerank.recommendation.training_lists import as_lists, build_training_lists
-from llm_rerank.statistics import bootstrap_interval
-from llm_rerank.types import FloatArray
+from llm_rerank.recommendation.planning import make_encoder
+from llm_rerank.storage import read_arrays, write_arrays
+from llm_rerank.types import Encoder, FloatArray
 
 
-@dataclass(frozen=True)
-class Variant:
-    """What differs from the library's own way. with_offset: train over the blend; else as if nothing were known."""
+class Ablation:
+    """The variants measured so far: each one's readings by seed, and its entry in the report."""
 
-    model: Mapping[str, Any] = field(default_factory=dict)
-    training: Mapping[str, Any] = field(default_factory=dict)
-    with_offset: bool = True
+    def __init__(self, options: argparse.Namespace, rest: Rest, encoder: Encoder | None) -> None:
+        self.options, self.rest, self.encoder = options, rest, encoder
+        self.information = run_information(options.seed)
+        self.judge = Judge(rest, options.seed)
+        self.readings: dict[str, dict[int, tuple[Judged, Judged]]] = {}
+        self.entries: dict[str, dict[str, Any]] = {}
+
+    def measure(self, name: str, seeds: Collection[int]) -> None:
+        """Judge a variant with these seeds and with those that are kept, the mean over them for each user."""
+        found = {seed: self._scores(name, seed) for seed in sorted({*seeds, *self._kept_seeds(name)})}
+        by_seed = {seed: self.judge.read(scores) for seed, (scores, _) in found.items()}
+        self.readings[name] = by_seed
+        readings, judge = list(by_seed.values()), self.judge
+        entry: dict[str, Any] = {key: as_dict(value) for key, value in judge.entry(readings).items()}
+        strata = judge.gain_by_target_support(readings)
+        entry["gain by target's buyers"] = {key: as_dict(value) for key, value in strata.items()}
+        entry["gain by seed"] = {seed: float((judge.alone.loss - a.loss).mean()) for seed, (a, _) in by_seed.items()}
+        base = FROZEN if name.startswith(FROZEN) else LIBRARY
+        shared = sorted(by_seed.keys() & self.readings.get(base, {}).keys())
+        if name != base and shared:
+            own, others = ([self.readings[key][seed] for seed in shared] for key in (name, base))
+            entry[f"over {base}"] = as_dict(judge.against(own, others))
+        self.entries[name] = {**entry, "fine_tunings": [said for _, said in found.values()]}
+
+    def _scores(self, name: str, seed: int) -> tuple[FloatArray, dict[str, Any]]:
+        """Fine-tune a variant with a seed, or read what is kept of it: scores, and what the fine-tuning said."""
+        options, kept = self.options, self._path(name, str(seed))
+        if kept is not None and kept.exists():
+            arrays, said = read_arrays(kept)
+            return arrays["scores"], said
+        tuned = fine_tuned(VARIANTS[name], self.rest, self.encoder, steps=options.steps, seed=seed, cache=options.cache)
+        said = {
+            "seed": seed,
+            "n_lists": tuned.tuning.n_lists,
+            "best_step": tuned.tuning.best_step,
+            "seconds": tuned.seconds,
+            "evaluations": [{key: entry[key] for key in ("step", "loss", "ndcg@10")} for entry in tuned.tuning.log],
+        }
+        if kept is not None:
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            write_arrays(kept, {"scores": tuned.scores}, said)
+        return tuned.scores, said
+
+    def _kept_seeds(self, name: str) -> list[int]:
+        pattern = self._path(name, "*")
+        found = [] if pattern is None else pattern.parent.glob(pattern.name)
+        return [int(path.stem.rsplit("-", 1)[1]) for path in found]
+
+    def _path(self, name: str, seed: str) -> Path | None:
+        file = f"{self.options.dataset}-{self.options.steps}-{name.replace(' ', '_')}-{seed}.safetensors"
+        return None if self.options.keep is None else self.options.keep / file
+
+    def report(self) -> dict[str, Any]:
+        """Lay out what is known so far."""
+        rest, alone = self.rest, self.judge.alone
+        adjusted = holm_of_gains(self.entries)
+        return {
+            "dataset": self.options.dataset,
+            "split": "validation",
+            "steps": self.options.steps,
+            "n_users": rest.n_users,
+            "n_judged": len(rest.judged),
+            "n_lists": {"training": len(rest.lists.training), "early stopping": len(rest.lists.validation)},
+            "blend_alone": {
+                "loss": float(alone.loss.mean()),
+                "ndcg@10 of all users": float(self.judge.over_all_users(alone.ndcg).mean()),
+            },
+            "variants": {
+                name: {**entry, "p of gain, adjusted": adjusted[name]} for name, entry in self.entries.items()
+            },
+            "fit_said": rest.said,
+            **self.information,
+        }
 
 
-VARIANTS = {
-    "the library's way": Variant(),
-    "token attention to the history": Variant(model={"cross_attention": True}),
-    "pretrained layers frozen": Variant(training={"layer_learning_rate": 0.0}),
-    "no offset": Variant(with_offset=False),
-}
-
-
-def joined(train: TrainingLists, judge: TrainingLists, scores: Sequence[FloatArray]) -> Float64Array:
-    """Logits of the judged lists: offset and score with weights fitted on the other lists."""
-    columns = [np.column_stack([lists.offsets, values]) for lists, values in zip((train, judge), scores, strict=True)]
-    prior = np.array([1.0, 0.0])
-    weights = fit_conditional_logit(columns[0], train.cases.candidates, train.positive, prior=prior, penalty=1e-3)
-    return columns[1] @ weights
+def as_row(name: str, entry: dict[str, Any]) -> list[str]:
+    """Lay a variant out as a row of the table."""
+    cells = [
+        "{:+.4f} [{:+.4f}, {:+.4f}]".format(entry[key]["mean"], *entry[key]["ci95"])
+        for key in ("gain", "gain by support", "ndcg@10 of all users")
+    ]
+    tunings = entry["fine_tunings"]
+    steps = " ".join(str(tuning["best_step"]) for tuning in tunings)
+    seconds = np.mean([tuning["seconds"] for tuning in tunings])
+    return [name, *cells, f"{entry['p of gain, adjusted']:.3f}", steps, f"{seconds:.0f}"]
 
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
@@ -75,83 +129,26 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     )
     parser.add_argument("--dataset", default="amazon_scientific")
     parser.add_argument("--data-dir", type=Path)
-    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--variants", default=",".join(VARIANTS), help="names, joined by commas")
+    parser.add_argument("--steps", type=int, default=120)
     parser.add_argument("--cache", help="folder that keeps vectors and states")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--keep", type=Path, help="folder that keeps the fit of the rest and each way's scores")
+    parser.add_argument("--seed", type=int, default=0, help="of the rest and of the judging")
+    parser.add_argument("--tuning-seeds", default="0", help="of the fine-tunings, joined by commas")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args(arguments)
-    information = run_information(options.seed)
-    protocol = PROTOCOLS.get(options.dataset, LastOut())
-    trial = hold_out(load_dataset(options.dataset, options.data_dir), protocol, "validation")
-    config, log = RerankerConfig(seed=options.seed, cache_folder=options.cache), FitLog()
-    encoder = make_encoder(config)
-    assert encoder is not None
-    n_items = len(trial.items)
-    tools = FitTools(config, encoder, specs_for(config, trial.past, encoder), PAIR_FEATURES, Renderer())
-    data = FitData(trial.past, trial.items, None, None, sentiment_of(trial.past, encoder))
-    holdout = plan_holdout(data.events, config.seed, log)
-    components, items, fold_f, fold_g = fit_and_score_holdout(data, tools, holdout, log)
-    stage, _ = fit_fusion_stage(fold_f, components, tools, n_items, None)
-    log.step("lists")
-    lists = build_training_lists(data, tools, holdout, components, stage, log)
-    halves = [as_lists(fold, stage.score(fold).astype(np.float32), n_items)[0] for fold in (fold_f, fold_g)]
-    log.finish()
-
-    nothing = [np.zeros(len(half.offsets), dtype=np.float32) for half in halves]
-    swaps = ((0, 1), (1, 0))
-    alone = [joined(halves[a], halves[b], (nothing[a], nothing[b])) for a, b in swaps]
-    entries: dict[str, Any] = {}
-    for name, variant in VARIANTS.items():
-        training, validation = (
-            part if variant.with_offset else replace(part, offsets=np.zeros_like(part.offsets))
-            for part in (lists.training, lists.validation)
-        )
-        model = HistoryCrossEncoder(encoder, cache_folder=options.cache, seed=options.seed, **variant.model)
-        settings = TrainingSettings(steps=options.steps, seed=options.seed, **variant.training)
-        began = time.perf_counter()
-        tuning = fine_tune(model, training, validation, lists.items, settings, say=log.detail)
-        seconds = time.perf_counter() - began
-        model.fit(holdout.past, items, seed=options.seed)
-        scores = [np.nan_to_num(model.score(half.cases), nan=0.0) for half in halves]
-        logits = [joined(halves[a], halves[b], (scores[a], scores[b])) for a, b in swaps]
-        gains = np.concatenate(
-            [
-                log_likelihoods(with_it, halves[b]) - log_likelihoods(without, halves[b])
-                for with_it, without, (_, b) in zip(logits, alone, swaps, strict=True)
-            ]
-        )
-        interval = bootstrap_interval(gains, seed=options.seed)
-        entries[name] = {
-            "gain": {"mean": interval.mean, "ci95": [interval.low, interval.high], "n": interval.n},
-            "ndcg@10": [
-                judge_lists(values, halves[b])["ndcg@10"] for values, (_, b) in zip(logits, swaps, strict=True)
-            ],
-            "best_step": tuning.best_step,
-            "seconds": seconds,
-            "evaluations": tuning.log,
-        }
-    known = {"training": lists.training, "fold F": halves[0], "fold G": halves[1]}
-    report = {
-        "dataset": options.dataset,
-        "blend_alone": {name: {**judge_lists(part.offsets, part), "n": len(part)} for name, part in known.items()},
-        "variants": entries,
-        "fit_said": log.lines,
-        **information,
-    }
-    write_report(options.out, report)
-    rows = [
-        [
-            name,
-            "{:+.4f} [{:+.4f}, {:+.4f}]".format(entry["gain"]["mean"], *entry["gain"]["ci95"]),
-            " ".join(f"{value:.4f}" for value in entry["ndcg@10"]),
-            str(entry["best_step"]),
-            f"{entry['seconds']:.0f}",
-        ]
-        for name, entry in entries.items()
-    ]
-    print(table(["variant", "gain, nats [95 %]", "NDCG@10 (G, F)", "best step", "seconds"], rows))
-    for name, values in report["blend_alone"].items():
-        print(f"blend alone, {name}: loss {values['loss']:.4f}, NDCG@10 {values['ndcg@10']:.4f}, n = {values['n']:,}")
+    rest = load_rest(options.dataset, options.data_dir, seed=options.seed, cache=options.cache, keep=options.keep)
+    encoder = make_encoder(RerankerConfig(seed=options.seed, cache_folder=options.cache))
+    ablation = Ablation(options, rest, encoder)
+    seeds = list(map(int, options.tuning_seeds.split(",")))
+    for name in options.variants.split(","):
+        ablation.measure(name, seeds)
+        report = ablation.report()
+        write_report(options.out, report)
+        print("  ".join(as_row(name, report["variants"][name])), flush=True)
+    heads = ["way", "gain, nats [95 %]", "by support", "NDCG@10, all users", "p, Holm", "best steps", "seconds"]
+    print(table(heads, [as_row(name, entry) for name, entry in report["variants"].items()]))
+    print(f"blend alone, {report['n_judged']:,} of {report['n_users']:,} users judged: {report['blend_alone']}")
     return report
 
 

@@ -1,0 +1,126 @@
+"""What a cross-encoder is fine-tuned over and judged by: everything else, fitted once, and the lists that it leaves.
+
+Everything lies inside a validation trial. Training lists come from the past of the fit's own hold-out. Judged are the
+trial's cases, later ones of all its users, scored by the components of that past: no refit.
+"""
+
+from __future__ import annotations
+
+import pickle
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from llm_rerank.config import RerankerConfig
+from llm_rerank.data.datasets import load_dataset
+from llm_rerank.data.features import PAIR_FEATURES, ItemStatistics, pair_features
+from llm_rerank.data.rendering import Renderer
+from llm_rerank.data.splits import last_targets
+from llm_rerank.evaluation.protocols import PROTOCOLS, LastOut, Trial, hold_out, item_support
+from llm_rerank.models.cross_encoder.lists import TrainingLists
+from llm_rerank.recommendation.components import Component, reference_items, retrieve_and_score
+from llm_rerank.recommendation.held_out import fit_and_score_holdout
+from llm_rerank.recommendation.holdout import Holdout, plan_holdout
+from llm_rerank.recommendation.inputs import FitData, FitTools, Fold
+from llm_rerank.recommendation.log import FitLog
+from llm_rerank.recommendation.parts import fit_fusion_stage
+from llm_rerank.recommendation.planning import make_encoder, sentiment_of
+from llm_rerank.recommendation.specs import specs_for
+from llm_rerank.recommendation.stage import Stage
+from llm_rerank.recommendation.training_lists import Lists, as_lists, build_training_lists, peel
+from llm_rerank.types import IntArray, Interactions, Items
+
+
+@dataclass(frozen=True)
+class Rest:
+    """What all variants share.
+
+    lists: of each list user's last item before the hold-out; earlier: of the item before that one, for training only.
+    past, items: of the hold-out, what the judged scores may read. peeled: past without the lists' items and what came
+    after them, what training may read. judged: the trial's cases whose target is among the blend's first 100, its
+    score the offset; of several targets the best ranked. user_support: events of each judged case's history;
+    item_support: users of each item of the trial's past. n_users: the trial's cases, judged or not. said: by the fit.
+    """
+
+    lists: Lists
+    earlier: Lists
+    past: Interactions
+    items: Items
+    peeled: Interactions
+    judged: TrainingLists
+    user_support: IntArray
+    item_support: IntArray
+    n_users: int
+    said: tuple[str, ...]
+
+
+def load_rest(
+    dataset: str, data_dir: Path | None, *, seed: int = 0, cache: str | None = None, keep: Path | None = None
+) -> Rest:
+    """Fit everything but the cross-encoder, or read what an earlier run left in the folder ``keep`` (trusted)."""
+    path = None if keep is None else keep / f"{dataset}-rest-{seed}.pickle"
+    if path is not None and path.exists():
+        return pickle.loads(path.read_bytes())
+    trial = hold_out(load_dataset(dataset, data_dir), PROTOCOLS.get(dataset, LastOut()), "validation")
+    rest = fit_rest(trial, RerankerConfig(seed=seed, cache_folder=cache))
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(pickle.dumps(rest))
+    return rest
+
+
+def fit_rest(trial: Trial, config: RerankerConfig) -> Rest:
+    """Fit all components and the blend on the hold-out's past; build the training lists and the judged ones."""
+    encoder, log = make_encoder(config), FitLog(verbose=True)
+    data = FitData(trial.past, trial.items, None, None, sentiment_of(trial.past, encoder))
+    tools = FitTools(config, encoder, specs_for(config, trial.past, encoder), PAIR_FEATURES, Renderer())
+    holdout = plan_holdout(data.events, config.seed, log)
+    components, items, fold_f, _ = fit_and_score_holdout(data, tools, holdout, log)
+    stage, _ = fit_fusion_stage(fold_f, components, tools, len(trial.items), None)
+    log.step("lists")
+    lists = build_training_lists(data, tools, holdout, components, stage, log)
+    peeled, kept = _peeled(holdout)
+    before = Holdout(holdout.protocol, peeled, holdout.past_rows[kept], holdout.as_of, holdout.targets, "")
+    earlier = build_training_lists(data, tools, before, components, stage, log)
+    log.step("judged lists")
+    judged = _judged(trial, data, components, stage, config)
+    log.finish()
+    return Rest(
+        lists=lists,
+        earlier=earlier,
+        past=holdout.past,
+        items=items,
+        peeled=peeled,
+        judged=judged,
+        user_support=judged.cases.history.lengths,
+        item_support=item_support(trial.past),
+        n_users=len(trial.cases),
+        said=tuple(log.lines),
+    )
+
+
+def _peeled(holdout: Holdout) -> tuple[Interactions, IntArray]:
+    """Give the past that the components of the training lists were fitted on, as ``build_training_lists`` takes it."""
+    targets = last_targets(holdout.past)
+    if holdout.protocol == "positions":
+        targets = targets.take(~np.isin(targets.users, holdout.targets.users))
+    return peel(holdout.past, targets)
+
+
+def _judged(
+    trial: Trial, data: FitData, components: list[Component], stage: Stage, config: RerankerConfig
+) -> TrainingLists:
+    n_items = len(trial.items)
+    scored = retrieve_and_score(
+        components,
+        trial.cases,
+        reference_items(n_items, config.seed),
+        n_items,
+        candidates_per_source=config.candidates_per_source,
+        seen=trial.seen,
+    )
+    as_of = trial.at if trial.at is not None else int(trial.past.times.max()) + 1
+    statistics = ItemStatistics.from_events(trial.past, trial.items, as_of, sentiment=data.sentiment)
+    fold = Fold(scored, trial.seen, pair_features(scored.cases, statistics, trial.items))
+    return as_lists(fold, stage.score(fold).astype(np.float32), n_items)[0]
