@@ -6,7 +6,6 @@ trial's cases, later ones of all its users, scored by the components of that pas
 
 from __future__ import annotations
 
-import pickle
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -55,19 +54,10 @@ class Rest:
     said: tuple[str, ...]
 
 
-def load_rest(
-    dataset: str, data_dir: Path | None, *, seed: int = 0, cache: str | None = None, keep: Path | None = None
-) -> Rest:
-    """Fit everything but the cross-encoder, or read what an earlier run left in the folder ``keep`` (trusted)."""
-    path = None if keep is None else keep / f"{dataset}-rest-{seed}.pickle"
-    if path is not None and path.exists():
-        return pickle.loads(path.read_bytes())
+def load_rest(dataset: str, data_dir: Path | None, *, seed: int = 0, cache: str | None = None) -> Rest:
+    """Fit everything but the cross-encoder on a data set's validation trial."""
     trial = hold_out(load_dataset(dataset, data_dir), PROTOCOLS.get(dataset, LastOut()), "validation")
-    rest = fit_rest(trial, RerankerConfig(seed=seed, cache_folder=cache))
-    if path is not None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(pickle.dumps(rest))
-    return rest
+    return fit_rest(trial, RerankerConfig(seed=seed, cache_folder=cache))
 
 
 def fit_rest(trial: Trial, config: RerankerConfig) -> Rest:

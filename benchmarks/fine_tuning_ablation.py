@@ -10,7 +10,7 @@ with its own weight, in nats a list; NDCG@10 is over all users, 0 where the targ
 the score may count more or less by the supports of user and item, and the item's support has a weight on both sides.
 The p values of all ways are adjusted for their number (Holm).
 
-What an earlier run left in the folder of ``--keep`` (the fit of the rest, each way's scores) is not computed again.
+What an earlier run of the same code left in the folder of ``--keep``, each way's scores, is not computed again.
 """
 
 from __future__ import annotations
@@ -132,12 +132,12 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--variants", default=",".join(VARIANTS), help="names, joined by commas")
     parser.add_argument("--steps", type=int, default=120)
     parser.add_argument("--cache", help="folder that keeps vectors and states")
-    parser.add_argument("--keep", type=Path, help="folder that keeps the fit of the rest and each way's scores")
+    parser.add_argument("--keep", type=Path, help="folder that keeps each way's scores")
     parser.add_argument("--seed", type=int, default=0, help="of the rest and of the judging")
     parser.add_argument("--tuning-seeds", default="0", help="of the fine-tunings, joined by commas")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args(arguments)
-    rest = load_rest(options.dataset, options.data_dir, seed=options.seed, cache=options.cache, keep=options.keep)
+    rest = load_rest(options.dataset, options.data_dir, seed=options.seed, cache=options.cache)
     encoder = make_encoder(RerankerConfig(seed=options.seed, cache_folder=options.cache))
     ablation = Ablation(options, rest, encoder)
     seeds = list(map(int, options.tuning_seeds.split(",")))

@@ -1,6 +1,5 @@
 """The judge of the ways of fine-tuning on made lists, the ways' lists and texts by hand, and a run on the sample."""
 
-import pickle
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,7 +9,6 @@ from torch import nn
 
 from benchmarks import fine_tuning_ablation
 from benchmarks._fine_tuning_judging import Judge, cross_fitted, ndcg
-from benchmarks._fine_tuning_rest import fit_rest
 from benchmarks._fine_tuning_variants import (
     VARIANTS,
     dropped_history,
@@ -21,9 +19,6 @@ from benchmarks._fine_tuning_variants import (
     sales_first,
     two_targets_a_user,
 )
-from llm_rerank.config import RerankerConfig
-from llm_rerank.data.datasets import load_dataset
-from llm_rerank.evaluation.protocols import hold_out
 from llm_rerank.models.cross_encoder.lists import TrainingLists
 from llm_rerank.models.cross_encoder.scorer import HistoryCrossEncoder
 from llm_rerank.models.cross_encoder.scoring import cases_of_visits
@@ -160,10 +155,8 @@ def test_low_rank_leaves_the_pretrained_weights_as_they_are():
     assert len(trained) == 2 * 6 * len(before) and all(name.endswith((".up", ".down")) for name in trained)
 
 
+@pytest.mark.slow
 def test_a_run_on_the_sample(tmp_path):
-    trial = hold_out(load_dataset("sample"), split="validation")
-    rest = fit_rest(trial, RerankerConfig(sequence="off", semantic="off"))
-    (tmp_path / "sample-rest-0.pickle").write_bytes(pickle.dumps(rest))  # as kept by an earlier run, of fewer parts
     names = ["frozen", "frozen + two targets a user"]
     assert set(names) < set(VARIANTS)
     call = ["--dataset", "sample", "--steps", "2", "--variants", ",".join(names)]
