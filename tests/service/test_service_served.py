@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 
 import httpx
 from typer.testing import CliRunner
@@ -122,9 +122,10 @@ def test_the_logs_write_ahead_file_is_emptied_beside_the_requests(model, tables,
 
         def is_in_the_main_file() -> bool:
             alone = shutil.copy(shop.log.path, tmp_path / "alone.sqlite")
-            with closing(sqlite3.connect(alone)) as connection:
+            with closing(sqlite3.connect(alone)) as connection, suppress(sqlite3.DatabaseError):  # copied while emptied
                 tables = connection.execute("SELECT count(*) FROM sqlite_master WHERE name = 'entries'").fetchone()[0]
                 return bool(tables and connection.execute("SELECT count(*) FROM entries").fetchone()[0])
+            return False
 
         wait_until(is_in_the_main_file)
 
