@@ -131,7 +131,7 @@ SINGLES: dict[str, Single] = {
     ),
     "sgd_mf": Single(
         lambda tools, s: SGDMatrixFactorization(**s),
-        _grid(embedding_size=(64, 128), negative_weight=(2.0, 8.0), decay=DECAYS),
+        _grid(embedding_size=(64, 128), negative_weight=(2.0, 8.0), decay=(0.05, 0.2, 0.6)),
         read_when_scoring=("decay",),
         drawn=True,
     ),
