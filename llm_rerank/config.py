@@ -134,8 +134,9 @@ class RerankerConfig:
     history_length: newest events of a user that the cross-encoder reads.
     candidates_per_source: items that each retriever adds to a user's candidates.
     sequence, semantic, cross_encoder: small nets over text and id; what the encoder's vectors say; a cross-encoder
-    fine-tuned on the shop's data. Each "auto": fitted, and kept where it pays on held-out users; "always": kept in any
-    case; "off". (Search phrases are read by their words in any case, if the fit saw any.)
+    fine-tuned on the shop's data. Each "auto": fitted, and kept unless held-out users speak against it (the
+    cross-encoder: where it gains); "always": kept in any case; "off". (Search phrases are read by their words in any
+    case, if the fit saw any.)
     cross_encoder_depth: candidates of a user that the cross-encoder reads, best first; the others keep their order
     below. None: all.
     fine_tune_steps: most steps of the fine-tuning; it stops by itself where they no longer help.

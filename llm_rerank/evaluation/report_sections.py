@@ -205,8 +205,8 @@ def parts_section(parts: Sequence[Mapping[str, Any]]) -> Section:
         return Section("parts", "Parts that must pay", ["No part was tried: nothing but what is always there ranks."])
     verdicts = [PartVerdict.from_dict(values) for values in parts]
     paragraphs = [
-        "Each part was fitted on top of what stood before it and measured on fold F, out of fold; it stays where the "
-        "difference is above 0, unless a setting says otherwise.",
+        "Each part was fitted on top of what stood before it and measured on fold F, out of fold; it stays unless it "
+        "is worse by more than a standard error (the cross-encoder only where it gains) or a setting says otherwise.",
         *(f"{verdict.sentence()}." for verdict in verdicts),
     ]
     rows = [

@@ -29,7 +29,7 @@ class ComponentSpec:
     make: builds an unfitted scorer from settings. grid: settings tried in a fit, the first is the default. decays:
     values of the scorer's ``decay`` tried with each, which needs no other fit; empty: its own default only.
     retrieves: its best items join the candidates. blends: its score enters the fusion.
-    part: one of ``PARTS``, which joins only where that pays; None: always there. A part's spec takes the place of one
+    part: one of ``PARTS``, which is measured before it joins; None: always there. A part's spec takes the place of one
     of the same name, and keeps the settings that were chosen for that one.
     """
 
