@@ -100,7 +100,7 @@ def by_penalty(half: Half, design: np.ndarray, fit: Callable[[Lists, float], np.
 
 def lambda_logit(half: Half) -> Fitted:
     """Fit a linear score by pairs, each weighted by the NDCG that its swap would move; penalty by cross-fitted NDCG."""
-    (design, names), start = half.laid_out, half.plain_sum(*half.laid_out).weights
+    (design, names), start = half.laid_out, half.root_sum()
 
     def fit(lists: Lists, penalty: float) -> np.ndarray:
         prior = fit_conditional_logit(*lists, prior=start, penalty=PAIRS_START_PENALTY)
@@ -124,7 +124,7 @@ def monotone(half: Half) -> Fitted:
 
     design, n_ramps = lay_out(half.fold), knots.size + n
     is_ramp = np.arange(design.shape[1]) < n_ramps
-    prior = np.where(is_ramp, half.plain_sum(*half.laid_out).weights[0], 0.0)
+    prior = np.where(is_ramp, half.root_sum()[0], 0.0)
     least = np.where(is_ramp, 0.0, -np.inf)
     weights, penalty = by_penalty(
         half, design, lambda lists, penalty: fit_above(*lists, prior=prior, least=least, penalty=penalty)

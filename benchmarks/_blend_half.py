@@ -9,18 +9,18 @@ from functools import cached_property
 import numpy as np
 
 from llm_rerank.data.features import PAIR_FEATURES, MissingValues, Standardizer
-from llm_rerank.models.conditional_logit import fit_conditional_logit
 from llm_rerank.recommendation.candidates import is_member, ranks_in_row
 from llm_rerank.recommendation.fusion import (
     ITEM_SUPPORT,
     LINEAR,
     USER_SUPPORT,
-    Blend,
     FusionFit,
+    at_best_scale,
     centred_support,
     design_columns,
     fit_fusion,
     linear_form,
+    root_form,
 )
 from llm_rerank.recommendation.inputs import Fold
 from llm_rerank.recommendation.stage import supports, usable_features
@@ -31,12 +31,12 @@ Transform = Callable[[FloatArray, Ragged], FloatArray]
 
 
 def signed_root(scores: FloatArray, rows: Ragged) -> FloatArray:
-    """Sign times the root of the size: the library's transform."""
-    return np.sign(scores) * np.sqrt(np.abs(scores))
+    """Take signed roots: the library's first form."""
+    return root_form(scores)
 
 
 def clipped(scores: FloatArray, rows: Ragged) -> FloatArray:
-    """Hold scores within bounds: the library's linear form."""
+    """Hold scores within bounds: the library's second form."""
     return linear_form(scores)
 
 
@@ -156,10 +156,7 @@ class Half:
             seed=self.seed,
         )
 
-    def plain_sum(self, design: FloatArray, names: tuple[str, ...]) -> Blend:
-        """Equal weights on the components' roots, which come first, at the scale that is likeliest."""
-        n = len(self.names)
-        total = design[:, :n].sum(axis=1, keepdims=True)
-        scale = fit_conditional_logit(total, self.fold.candidates, self.positive, prior=np.zeros(1), penalty=1e-3)[0]
-        weights = np.where(np.arange(len(names)) < n, max(float(scale), 1e-3), 0.0)
-        return Blend(names, weights, self.names[0], None)
+    def root_sum(self) -> np.ndarray:
+        """Equal weights on the components' roots, which come first, at the likeliest scale: float64, (n_columns,)."""
+        design, names = self.laid_out
+        return at_best_scale(design, np.arange(len(names)) < len(self.names), self.fold.candidates, self.positive)

@@ -11,22 +11,21 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks._halves import fold_of_trial
 from llm_rerank.config import RerankerConfig
 from llm_rerank.data.datasets import load_dataset
-from llm_rerank.data.features import PAIR_FEATURES, ItemStatistics, pair_features
+from llm_rerank.data.features import PAIR_FEATURES
 from llm_rerank.data.rendering import Renderer
 from llm_rerank.data.splits import last_targets
 from llm_rerank.evaluation.protocols import PROTOCOLS, LastOut, Trial, hold_out, item_support
 from llm_rerank.models.cross_encoder.lists import TrainingLists
-from llm_rerank.recommendation.components import Component, reference_items, retrieve_and_score
 from llm_rerank.recommendation.held_out import fit_and_score_holdout
 from llm_rerank.recommendation.holdout import Holdout, plan_holdout
-from llm_rerank.recommendation.inputs import FitData, FitTools, Fold
+from llm_rerank.recommendation.inputs import FitData, FitTools
 from llm_rerank.recommendation.log import FitLog
 from llm_rerank.recommendation.parts import fit_fusion_stage
 from llm_rerank.recommendation.planning import make_encoder, sentiment_of
 from llm_rerank.recommendation.specs import specs_for
-from llm_rerank.recommendation.stage import Stage
 from llm_rerank.recommendation.training_lists import Lists, as_lists, build_training_lists, peel
 from llm_rerank.types import IntArray, Interactions, Items
 
@@ -74,7 +73,8 @@ def fit_rest(trial: Trial, config: RerankerConfig) -> Rest:
     before = Holdout(holdout.protocol, peeled, holdout.past_rows[kept], holdout.as_of, holdout.targets, "")
     earlier = build_training_lists(data, tools, before, components, stage, log)
     log.step("judged lists")
-    judged = _judged(trial, data, components, stage, config)
+    fold = fold_of_trial(trial, trial.items, components, config, data.sentiment)
+    judged = as_lists(fold, stage.score(fold).astype(np.float32), len(trial.items))[0]
     log.finish()
     return Rest(
         lists=lists,
@@ -96,21 +96,3 @@ def _peeled(holdout: Holdout) -> tuple[Interactions, IntArray]:
     if holdout.protocol == "positions":
         targets = targets.take(~np.isin(targets.users, holdout.targets.users))
     return peel(holdout.past, targets)
-
-
-def _judged(
-    trial: Trial, data: FitData, components: list[Component], stage: Stage, config: RerankerConfig
-) -> TrainingLists:
-    n_items = len(trial.items)
-    scored = retrieve_and_score(
-        components,
-        trial.cases,
-        reference_items(n_items, config.seed),
-        n_items,
-        candidates_per_source=config.candidates_per_source,
-        seen=trial.seen,
-    )
-    as_of = trial.at if trial.at is not None else int(trial.past.times.max()) + 1
-    statistics = ItemStatistics.from_events(trial.past, trial.items, as_of, sentiment=data.sentiment)
-    fold = Fold(scored, trial.seen, pair_features(scored.cases, statistics, trial.items))
-    return as_lists(fold, stage.score(fold).astype(np.float32), n_items)[0]

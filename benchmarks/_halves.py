@@ -18,7 +18,7 @@ from llm_rerank.data.datasets import load_dataset
 from llm_rerank.data.features import PAIR_FEATURES, ItemStatistics, pair_features
 from llm_rerank.data.rendering import Renderer
 from llm_rerank.evaluation.protocols import PROTOCOLS, LastOut, Trial, hold_out
-from llm_rerank.recommendation.components import ScoredCases, reference_items, retrieve_and_score
+from llm_rerank.recommendation.components import Component, ScoredCases, reference_items, retrieve_and_score
 from llm_rerank.recommendation.fusion import ndcg_of
 from llm_rerank.recommendation.held_out import fit_and_score_holdout
 from llm_rerank.recommendation.holdout import plan_holdout
@@ -27,7 +27,7 @@ from llm_rerank.recommendation.log import FitLog
 from llm_rerank.recommendation.planning import make_encoder, sentiment_of
 from llm_rerank.recommendation.specs import specs_for
 from llm_rerank.storage import read_arrays, write_arrays
-from llm_rerank.types import Cases, FloatArray, Ragged
+from llm_rerank.types import Cases, FloatArray, Items, Ragged
 
 SEQUENCE = "sequence"
 FOLDS = ("fold_f", "fold_g", "later")
@@ -99,19 +99,29 @@ def _score(trial: Trial, config: RerankerConfig, with_sequence: bool) -> Halves:
     data = FitData(trial.past, trial.items, None, None, sentiment_of(trial.past, encoder))
     tools = FitTools(config, encoder, specs, PAIR_FEATURES, Renderer())
     components, _, fold_f, fold_g = fit_and_score_holdout(data, tools, plan_holdout(data.events, config.seed, log), log)
+    later = fold_of_trial(trial, trial.items, components, config, data.sentiment)
+    names = tuple(component.name for component in components if component.blends)
+    return Halves(names, len(trial.items), fold_f, fold_g, later, tuple(log.lines))
+
+
+def fold_of_trial(
+    trial: Trial, items: Items, components: Sequence[Component], config: RerankerConfig, sentiment: FloatArray
+) -> Fold:
+    """Retrieve and score the candidates of a trial's own cases with components fitted on its past.
+
+    items: as the components know them. sentiment: of each event of the past.
+    """
     scored = retrieve_and_score(
         components,
         trial.cases,
-        reference_items(len(trial.items), config.seed),
-        len(trial.items),
+        reference_items(len(items), config.seed),
+        len(items),
         candidates_per_source=config.candidates_per_source,
         seen=trial.seen,
     )
     as_of = trial.at if trial.at is not None else int(trial.past.times.max()) + 1
-    statistics = ItemStatistics.from_events(trial.past, trial.items, as_of, sentiment=data.sentiment)
-    later = Fold(scored, trial.seen, pair_features(scored.cases, statistics, trial.items))
-    names = tuple(component.name for component in components if component.blends)
-    return Halves(names, len(trial.items), fold_f, fold_g, later, tuple(log.lines))
+    statistics = ItemStatistics.from_events(trial.past, items, as_of, sentiment=sentiment)
+    return Fold(scored, trial.seen, pair_features(scored.cases, statistics, items))
 
 
 def _write(path: Path, halves: Halves) -> None:

@@ -22,7 +22,7 @@ import numpy as np
 import pandas as pd
 
 from benchmarks._common import run_information, table, trial_parser, write_report
-from benchmarks.systems import Tools
+from benchmarks.systems import Tools, z_scores
 from llm_rerank.data.datasets import load_dataset
 from llm_rerank.data.schema import validate_users
 from llm_rerank.evaluation.protocols import Trial, hold_out
@@ -32,7 +32,6 @@ from llm_rerank.models.collaborative.factorization import SGDMatrixFactorization
 from llm_rerank.models.collaborative.popularity import Popularity, RecentPopularity
 from llm_rerank.models.scoring import top_k
 from llm_rerank.models.semantic.similarity import SemanticScorer
-from llm_rerank.recommendation.components import standardize_rows
 from llm_rerank.statistics import holm, paired_difference
 from llm_rerank.types import Cases, DataError, DataReport, FloatArray, IntArray, Interactions, Ragged
 
@@ -82,12 +81,6 @@ def buyers_by_attributes(past: Interactions, features: FloatArray, rows: IntArra
     if regression is None:
         raise DataError("no user of the past has attributes; give a data set with a table of users")
     return regression.predict(features[rows])
-
-
-def z_scores(scores: FloatArray) -> FloatArray:
-    """Standardise each row over the catalogue; unknown counts as the mean, 0."""
-    mean, deviation = standardize_rows(scores, np.arange(scores.shape[1], dtype=np.int64))
-    return np.nan_to_num((scores - mean) / deviation, nan=0.0)
 
 
 def folds_of(trial: Trial, n_folds: int, seed: int) -> Iterator[IntArray]:

@@ -16,16 +16,16 @@ from typing import Any
 import numpy as np
 
 from benchmarks._common import run_information, table, trial_parser, write_report
+from benchmarks._halves import fold_of_trial
 from benchmarks.calibration import as_long_after
 from llm_rerank.config import RerankerConfig
 from llm_rerank.data.datasets import load_dataset
-from llm_rerank.data.features import PAIR_FEATURES, ItemStatistics, pair_features
+from llm_rerank.data.features import PAIR_FEATURES
 from llm_rerank.data.rendering import Renderer
 from llm_rerank.evaluation.protocols import PROTOCOLS, LastOut, TimeCut, hold_out
 from llm_rerank.recommendation.calibration import KNOTS, Bends, fit_calibrator
 from llm_rerank.recommendation.calibration_report import describe_calibration
 from llm_rerank.recommendation.candidates import is_member, ranks_in_row
-from llm_rerank.recommendation.components import reference_items, retrieve_and_score
 from llm_rerank.recommendation.held_out import fit_and_score_holdout
 from llm_rerank.recommendation.holdout import plan_holdout
 from llm_rerank.recommendation.inputs import FitData, FitTools, Fold
@@ -76,17 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         data, tools, plan_holdout(trial.past, options.seed, log), log
     )
     stage, _ = fit_fusion_stage(fold_f, components, tools, n_items, None)
-    scored = retrieve_and_score(
-        components,
-        trial.cases,
-        reference_items(n_items, options.seed),
-        n_items,
-        candidates_per_source=config.candidates_per_source,
-        seen=trial.seen,
-    )
-    last = int(trial.past.times.max()) + 1
-    statistics = ItemStatistics.from_events(trial.past, items, last, sentiment=data.sentiment)
-    later = Fold(scored, trial.seen, pair_features(scored.cases, statistics, items))
+    later = fold_of_trial(trial, items, components, config, data.sentiment)
     everybody = np.ones(len(trial.cases), dtype=np.bool_)
     judged = {name: judge(fold_g, stage, bends, later, everybody, n_items) for name, bends in VARIANTS.items()}
     if isinstance(protocol, TimeCut):

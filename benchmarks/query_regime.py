@@ -29,14 +29,13 @@ from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
 
 from benchmarks._common import run_information, table, trial_parser, write_report
 from benchmarks.phrase_rankers import Catalogue
-from benchmarks.systems import Tools
+from benchmarks.systems import Tools, z_scores
 from llm_rerank.data.datasets import load_dataset
 from llm_rerank.data.readers import read_table
 from llm_rerank.evaluation.protocols import Trial, hold_out
 from llm_rerank.metrics import hit_matrix, hit_rate_at_k, ndcg_at_k
 from llm_rerank.models.scoring import top_k
 from llm_rerank.models.semantic.text_features import texts_and_titles
-from llm_rerank.recommendation.components import standardize_rows
 from llm_rerank.statistics import holm, paired_difference
 from llm_rerank.types import BoolArray, DataError, DataReport, FloatArray, IntArray, Ragged
 
@@ -86,12 +85,6 @@ def measures(scores: FloatArray, targets: IntArray) -> tuple[np.ndarray, np.ndar
     wanted = Ragged.from_lengths(targets, np.ones(len(targets), dtype=np.int64))
     hits = hit_matrix(top_k(scores, 10), wanted, 10)
     return ndcg_at_k(hits, wanted.lengths, 10), hit_rate_at_k(hits, wanted.lengths, 10)
-
-
-def z_scores(scores: FloatArray) -> FloatArray:
-    """Standardise each row over the catalogue; a case of which nothing is known gets 0."""
-    mean, deviation = standardize_rows(scores, np.arange(scores.shape[1], dtype=np.int64))
-    return np.nan_to_num((scores - mean) / deviation, nan=0.0)
 
 
 @dataclass(frozen=True)

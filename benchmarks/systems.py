@@ -178,6 +178,12 @@ Z_SUM_PARTS = ("text_ease", "als", "item_knn", "semantic")
 """The scorers that the plain sum adds: those that a reranker blended before the nets joined."""
 
 
+def z_scores(scores: FloatArray) -> FloatArray:
+    """Standardise each case's scores over the catalogue; unknown counts as the mean, 0. Shape (n_cases, n_items)."""
+    mean, deviation = standardize_rows(scores, np.arange(scores.shape[1], dtype=np.int64))
+    return np.nan_to_num((scores - mean) / deviation, nan=0.0)
+
+
 @dataclass(frozen=True)
 class ZSum:
     """The plainest fusion: z-scores over the catalogue, case by case, summed; unknown counts as the mean, 0."""
@@ -188,9 +194,7 @@ class ZSum:
         """Scores: float32, shape (n_cases, n_items)."""
         total: FloatArray | None = None
         for scorer in self.scorers:
-            scores = scorer.score_catalogue(cases)
-            mean, deviation = standardize_rows(scores, np.arange(scores.shape[1], dtype=np.int64))
-            known = np.nan_to_num((scores - mean) / deviation, nan=0.0)
+            known = z_scores(scorer.score_catalogue(cases))
             total = known if total is None else total + known
         assert total is not None
         return total

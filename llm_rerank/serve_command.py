@@ -88,7 +88,7 @@ def serve(
     with bound_socket(host, port) as listener, LiveShop(model, device=device) as shop:
         from llm_rerank.service.app import create_app
 
-        app = create_app(shop, settings, ready=settle_memory)
+        app = create_app(shop, settings, loaded=settle_memory)
         config = uvicorn.Config(
             app,
             log_config=log_settings(),
@@ -117,8 +117,9 @@ def limit_threads() -> None:
 def settle_memory() -> None:
     """Take what is loaded out of the garbage collector's rounds: half a million objects that stay.
 
-    One round over all of them holds every thread up for 0.1 s and more.
+    One round over all of them holds every thread up for 0.1 s and more. What was taken out before is looked at again.
     """
+    gc.unfreeze()
     gc.collect()
     gc.freeze()
 

@@ -90,6 +90,11 @@ class Blend:
         return cls(tuple(values["names"]), weights, values["default"], values["penalty"])
 
 
+def root_form(scores: FloatArray) -> FloatArray:
+    """Take the signed root of standardised scores; NaN stays NaN."""
+    return np.sign(scores) * np.sqrt(np.abs(scores))
+
+
 def linear_form(scores: FloatArray) -> FloatArray:
     """Hold standardised scores within ``CLIP``; NaN stays NaN."""
     return np.clip(scores, -CLIP, CLIP)
@@ -107,14 +112,12 @@ def design_columns(
     """Lay out the columns of the blend: components in both forms, each × support, pair features.
 
     scores: float32, shape (n_candidates, n_components), standardised over the catalogue. Each enters as its signed
-    square root, because their tails are long and a fivefold score is not five times the log-odds, and in its linear
-    form, standardised once more, over candidates. Unknown becomes 0: the mean over the catalogue, and over candidates.
-    linear: fitted on the ``linear_form`` of the scores of held-out candidates.
+    root, because tails are long and a fivefold score is not five times the log-odds, and in its linear form, by linear
+    (fitted on held-out candidates) standardised once more. Unknown is 0: the catalogue's mean, and the candidates'.
     features: float32, shape (n_candidates, n_features), complete and standardised.
     user_support, item_support: log1p counts, shape (n_candidates,), capped; item_support None leaves its columns out.
     """
-    root = np.sign(scores) * np.sqrt(np.abs(scores))
-    known = np.nan_to_num(np.concatenate([root, linear.transform(linear_form(scores))], axis=1), nan=0.0)
+    known = np.nan_to_num(np.concatenate([root_form(scores), linear.transform(linear_form(scores))], axis=1), nan=0.0)
     component_names = [*component_names, *(f"{name}{LINEAR}" for name in component_names)]
     blocks, names = [known], list(component_names)
     for label, support in ((USER_SUPPORT, user_support), (ITEM_SUPPORT, item_support)):
@@ -233,7 +236,7 @@ def fit_fusion(
     blend_ndcg = ndcg_of(blended, rows, targets)[judged]
     verdict = judge(by_rung, shares, blend_ndcg, default_ndcg[judged], overall, seed)
     if not verdict.kept_blend:
-        alone = _priors(design, names, component_names, rows, positive, overall, None)[0]
+        alone = at_best_scale(design, np.array(names) == overall, rows, positive)
         blend = Blend(names, alone, overall, None)
         return FusionFit(blend, verdict, blend.score(design))
     of_rungs = [
@@ -287,8 +290,7 @@ def columns_of_rungs(names: Sequence[str], component_names: Sequence[str]) -> li
     columns: list[IntArray] = []
     for form in (~linear, linear):
         of_form = form | feature
-        nothing = np.zeros(len(names), dtype=bool)
-        kinds = (nothing, form & component, of_form & ~support, of_form)
+        kinds = (np.zeros_like(form), form & component, of_form & ~support, of_form)
         columns += [np.flatnonzero(kind).astype(np.int64) for kind in kinds]
     return columns
 
@@ -331,17 +333,17 @@ def _priors(
     if start is not None:
         known = dict(zip(start.names, start.weights, strict=True))
         return [np.array([known.get(name, 0.0) for name in names], dtype=np.float64)] * len(RUNGS)
-    alone = np.array([name == default for name in names])
+    alone = np.array(names) == default
     together = np.isin(names, [f"{name}{LINEAR}" for name in component_names])
     return [
         prior
         for columns in (alone, together)
-        for prior in [_at_best_scale(design, columns, rows, positive)] * (len(RUNGS) // 2)
+        for prior in [at_best_scale(design, columns, rows, positive)] * (len(RUNGS) // 2)
     ]
 
 
-def _at_best_scale(design: FloatArray, columns: BoolArray, rows: Ragged, positive: BoolArray) -> Float64Array:
-    """Weigh these columns alike, at the likeliest scale, and all others 0."""
+def at_best_scale(design: FloatArray, columns: BoolArray, rows: Ragged, positive: BoolArray) -> Float64Array:
+    """Weigh these columns (bool, shape (n_columns,)) alike, at the likeliest scale, and all others 0."""
     total = design[:, columns].sum(axis=1, keepdims=True)
     scale = fit_conditional_logit(total, rows, positive, prior=np.zeros(1), penalty=1e-3)
     # a score that ranks against the data would turn its own list over; it then keeps its order at a small scale

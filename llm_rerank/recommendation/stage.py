@@ -51,10 +51,10 @@ class Stage:
     """Everything between component scores and a decision. Built by ``fit_stage``, immutable after.
 
     feature_names: the pair features in use, a part of ``PAIR_FEATURES``. standardizer: of the features; linear: of the
-    components' linear scores. upstream_scale: mean and standard deviation
-    of the upstream scores it was fitted on; None where there are none. residual_verdict: what was decided of the
-    cross-encoder, whose score is then the last column of the component scores; None without one. profile: what batches
-    are compared with; None where there were no lists to take it from.
+    components' linear scores. upstream_scale: mean and standard deviation of the upstream scores it was fitted on; None
+    where there are none. residual_verdict: what was decided of the cross-encoder, whose score is then the last column
+    of the component scores; None without one. profile: what batches are compared with; None where there were no lists
+    to take it from.
     """
 
     component_names: tuple[str, ...]

@@ -73,11 +73,11 @@ class StrictRoute(APIRoute):
 
 
 def create_app(
-    shop: LiveShop, settings: ServiceSettings | None = None, *, ready: Callable[[], None] | None = None
+    shop: LiveShop, settings: ServiceSettings | None = None, *, loaded: Callable[[], None] | None = None
 ) -> FastAPI:
     """Build the service over a shop, which stays the caller's to close.
 
-    ready: called once after the first answers, before anybody is served.
+    loaded: called when a model has come in: after the first answers, before anybody is served, and after each swap.
 
     ``app.state.context`` has the counts, and ``app.state.look`` is an event that makes it look at the model folder at
     once. Raises DataError for impossible settings.
@@ -96,10 +96,10 @@ def create_app(
         snapshot = await asyncio.to_thread(context.snapshot)
         await asyncio.to_thread(context.warm_up, snapshot.reranker)  # so that the first request finds all ready
         context.metrics.set_model(shop.version)
-        if ready is not None:
-            ready()
+        if loaded is not None:
+            loaded()
         context.queue.start()
-        keeping = asyncio.create_task(_keep(context, app.state.look))
+        keeping = asyncio.create_task(_keep(context, app.state.look, loaded))
         try:
             yield
         finally:
@@ -171,7 +171,7 @@ def _add_page(app: FastAPI) -> None:
     app.mount("/page", StaticFiles(directory=PAGE), name="page")
 
 
-async def _keep(context: Context, look: asyncio.Event) -> None:
+async def _keep(context: Context, look: asyncio.Event, loaded: Callable[[], None] | None) -> None:
     """Take over a replaced model, keep the log's files short, fold the log into the folder; goes on whatever fails."""
     loop = asyncio.get_running_loop()
     folded_at = loop.time()
@@ -182,11 +182,14 @@ async def _keep(context: Context, look: asyncio.Event) -> None:
             pass
         look.clear()
         try:
-            if await asyncio.to_thread(context.shop.reload_if_replaced, context.warm_up):
+            replaced = await asyncio.to_thread(context.shop.reload_if_replaced, context.warm_up)
+            if replaced:
                 context.metrics.swaps.inc()
                 logger.info("another model was taken over: %s", context.shop.version)
             context.metrics.set_model(context.shop.version)
             await asyncio.to_thread(context.snapshot)  # whom another process has erased is gone here too
+            if replaced and loaded is not None:
+                await asyncio.to_thread(loaded)
             await asyncio.to_thread(context.shop.log.checkpoint)
             if loop.time() - folded_at >= context.settings.compact_every_s:
                 folded_at = loop.time()

@@ -71,9 +71,11 @@ def counted(client, name, **labels):
 
 
 @contextmanager
-def listening(shop, settings=None):
+def listening(shop, settings=None, **options):
     """Serve a shop on a free port of this machine, as the command does; gives the address."""
-    server = uvicorn.Server(uvicorn.Config(create_app(shop, settings), port=0, log_level="error", lifespan="on"))
+    server = uvicorn.Server(
+        uvicorn.Config(create_app(shop, settings, **options), port=0, log_level="error", lifespan="on")
+    )
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     while not server.started:

@@ -73,9 +73,11 @@ def test_a_model_is_replaced_without_a_lost_request_and_events_go_with_it(model,
         events, items
     )
     item = items["item_id"][0]
+    settings = ServiceSettings(time_limit_s=30, reload_every_s=0.1)
+    taken_in = []
     with (
         LiveShop(model, device="cpu") as shop,
-        listening(shop, ServiceSettings(time_limit_s=30, reload_every_s=0.1)) as base,
+        listening(shop, settings, loaded=lambda: taken_in.append(shop.version)) as base,
     ):
         old = shop.version
         event = {"user_id": "u1", "item_id": item, "event_id": "before the swap"}
@@ -94,6 +96,7 @@ def test_a_model_is_replaced_without_a_lost_request_and_events_go_with_it(model,
         assert history[0]["item_id"] == item  # the log was played on the new model
         assert httpx.post(f"{base}/events", json=event).json()["duplicates"] == ["before the swap"]
         assert "llm_rerank_model_swaps_total 1.0" in httpx.get(f"{base}/metrics").text
+        wait_until(lambda: taken_in == [old, shop.version])
 
 
 def test_the_log_is_folded_into_the_model_folder_now_and_then_where_there_is_something_to_fold(model, tables):
