@@ -59,13 +59,22 @@ def fit_conditional_logit(
     scale = design64.std(axis=0)
     stiffness = penalty * np.where(scale > 0, scale, 1.0) ** 2
 
+    last: tuple[Float64Array, tuple[float, Float64Array, Float64Array]] | None = None
+
+    def derivatives(weights: Float64Array) -> tuple[float, Float64Array, Float64Array]:
+        """Remember the last point: the optimiser asks for its value and, where it goes there, for its Hessian."""
+        nonlocal last
+        if last is None or not np.array_equal(last[0], weights):
+            last = weights.copy(), conditional_log_likelihood(weights, design64, rows, positive)
+        return last[1]
+
     def objective(weights: Float64Array) -> tuple[float, Float64Array]:
-        value, gradient, _ = conditional_log_likelihood(weights, design64, rows, positive)
+        value, gradient, _ = derivatives(weights)
         away = weights - prior
         return -value + 0.5 * float(stiffness @ away**2), -gradient + stiffness * away
 
     def hessian(weights: Float64Array) -> Float64Array:
-        return -conditional_log_likelihood(weights, design64, rows, positive)[2] + np.diag(stiffness)
+        return -derivatives(weights)[2] + np.diag(stiffness)
 
     found = minimize(
         objective, prior, jac=True, hess=hessian, method="trust-exact", options={"gtol": 1e-4, "maxiter": 200}
