@@ -44,6 +44,21 @@ def report(shop: list[str], tmp_path_factory: pytest.TempPathFactory) -> dict:
     return json.loads(out.read_text())
 
 
+def test_a_run_goes_on_where_another_stopped(shop: list[str], tmp_path: Path) -> None:
+    def run(systems: str, *more: str) -> dict:
+        keep = ["--keep", str(tmp_path)]
+        return main([*shop, "--split", "test", "--systems", systems, *keep, *more])
+
+    first = run("als,fused_behaviour")["systems"]
+    second = run("als,ease,fused_behaviour")
+    systems, tests = second["systems"], second["tests"]
+    assert [systems[name] for name in first] == [*first.values()]  # seconds of the fits too: nothing was fitted again
+    assert systems["ease"]["seconds_fit"] > 0
+    assert tests == main([*shop, "--split", "test", "--systems", "als,ease,fused_behaviour"])["tests"]
+    other = run("als", "--seed", "1")["systems"]["als"]
+    assert other["seconds_fit"] != first["als"]["seconds_fit"]
+
+
 def test_the_report_says_what_was_measured_how_and_on_what(report: dict) -> None:
     assert (report["dataset"], report["split"], report["complete"]) == ("planted", "test", True)
     assert "time cut at" in report["protocol"]
