@@ -106,6 +106,7 @@ LAYERS = {
         "components",
         "specs",
         "guard",
+        "newcomers",
         "drift",
         "fusion",
         "residual",

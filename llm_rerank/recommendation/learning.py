@@ -129,7 +129,7 @@ def _learned(
     encoder = make_encoder(config)
     specs = learner.specs or specs_for(config, data.events, encoder)
     steps = 0 if config.cross_encoder == "off" else config.fine_tune_steps
-    say_plan(log, data.events, data.items, specs, encoder, refit=config.refit, fine_tune_steps=steps)
+    say_plan(log, data.events, data.items, specs, encoder, refit=config.refit, fine_tune_steps=steps, seed=config.seed)
     log.step("review sentiment")
     data = replace(data, sentiment=sentiment_of(data.events, encoder))
     fitted, in_fit = fit_reranker(data, FitTools(config, encoder, specs, learner.features, renderer), log, start)

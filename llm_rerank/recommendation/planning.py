@@ -13,7 +13,7 @@ from llm_rerank.data.frames import applicable, to_pandas
 from llm_rerank.data.schema import validate_impressions, validate_interactions, validate_items, validate_users
 from llm_rerank.data.times import TimeUnit
 from llm_rerank.models.semantic.sentiment import review_sentiment
-from llm_rerank.recommendation.estimate import estimate_fit_seconds, measure_encoder, seconds_in_words
+from llm_rerank.recommendation.estimate import MOST_REVIEWS_READ, estimate_fit_seconds, seconds_in_words
 from llm_rerank.recommendation.item_groups import CLUSTERS, group_column
 from llm_rerank.recommendation.log import FitLog
 from llm_rerank.recommendation.specs import MOST_ITEMS_FOR_EASE, PARTS, ComponentSpec, in_use
@@ -21,9 +21,6 @@ from llm_rerank.types import DataError, DataReport, Encoder, FloatArray, Interac
 
 if TYPE_CHECKING:
     from llm_rerank.models.semantic.cache import CachedEncoder
-
-MOST_REVIEWS_READ = 20_000
-"""Newest reviews whose sentiment is read with the encoder; older ones count through their ratings only."""
 
 
 def read_shop(
@@ -103,24 +100,21 @@ def say_plan(
     *,
     refit: bool,
     fine_tune_steps: int = 0,
+    seed: int = 0,
 ) -> None:
-    """Say what a fit is going to do and about how long it takes; vectors of earlier fits are not counted on."""
+    """Say what a fit is going to do and about how long it takes; arguments as for ``estimate_fit_seconds``."""
     always = in_use(specs, ())
     parts = [part for part in PARTS if any(spec.part == part for spec in specs)]
     if encoder is not None and fine_tune_steps:
         parts.append("a cross-encoder fine-tuned on what they leave")
-    # titles and descriptions stand for the texts, which are rendered as of a cut that is not chosen yet
-    texts = [" ".join(parts).strip() for parts in zip(items.frame["title"], items.frame["description"], strict=True)]
-    if not any(texts):  # items that only their reviews describe
-        texts = list(events.reviews[events.reviews.astype(bool)])
     seconds = estimate_fit_seconds(
         events,
         items,
         specs,
-        seconds_per_text=0.0 if encoder is None else measure_encoder(encoder.encoder, texts),
-        n_reviews_read=0 if encoder is None else min(int(events.reviews.astype(bool).sum()), MOST_REVIEWS_READ),
+        encoder,
         refit=refit,
         fine_tune_steps=0 if encoder is None else fine_tune_steps,
+        seed=seed,
     )
     log.say(
         f"plan: {len(events):,} events of {len(np.unique(events.users)):,} users on {len(items):,} items; "
