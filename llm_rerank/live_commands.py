@@ -148,9 +148,10 @@ def refit(
     \b
     llm-rerank refit shop
     """
-    from llm_rerank.folders import current_name
+    from llm_rerank.folders import check_target, current_name
     from llm_rerank.recommendation.reranker import Reranker
 
+    check_target(model)
     if _has_log(model):
         if impressions is not None or cache_folder is not None or retention_days is not None:
             raise DataError(

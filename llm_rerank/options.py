@@ -207,7 +207,10 @@ def write_result(result: pd.DataFrame, out: Path | None) -> None:
 
 def check_output(out: Path) -> None:
     """Say before any work that a file cannot be written where it is wanted."""
+    from llm_rerank.folders import check_writable
+
     if out.is_dir():
         raise DataError(f"output {out} is a folder; give the name of a file")
     if not out.parent.is_dir():
         raise DataError(f"output {out} lies in a folder that does not exist; make {out.parent} first")
+    check_writable(out.parent)

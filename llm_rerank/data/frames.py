@@ -15,8 +15,12 @@ from pandas.api import types as dtypes
 
 from llm_rerank.data.columns import map_columns, require_columns
 from llm_rerank.data.readers import read_table
-from llm_rerank.data.values import GREATEST_WHOLE, object_array, without_categories
+from llm_rerank.data.values import GREATEST_WHOLE, object_array, plain_id, without_categories
 from llm_rerank.types import UNKNOWN, DataError, DataReport, IntArray, ObjectArray
+
+
+PLAIN_KINDS = ("string", "integer", "floating", "boolean", "empty")
+"""Kinds of columns, as pandas names them, whose values are ids as they are."""
 
 
 def to_pandas(table: Any, *, report: DataReport | None = None) -> pd.DataFrame:
@@ -92,10 +96,10 @@ def clean_ids(values: pd.Series, name: str, report: DataReport) -> pd.Series:
     """Give ids as they came, with empty texts and NaN as missing.
 
     Whole numbers that pandas turned into floats beside a missing value (17850.0) are whole again. A column that mixes
-    numbers and texts, as spreadsheets make them, becomes text throughout, which is noted.
-    Raises DataError where an id is a list or mapping, or where text would merge two ids (1 and "1").
+    numbers and texts, as spreadsheets make them, becomes text throughout, which is noted; so do UUIDs and dates.
+    Raises DataError where an id is neither number nor text, or where text would merge two ids (1 and "1").
     """
-    values = without_categories(values)
+    values = _as_plain_ids(without_categories(values), name, report)
     if dtypes.is_float_dtype(values.dtype):
         known = values.dropna().to_numpy(dtype=np.float64)
         whole = bool((known == np.floor(known)).all() and (np.abs(known) < 2**53).all())
@@ -115,19 +119,33 @@ def clean_ids(values: pd.Series, name: str, report: DataReport) -> pd.Series:
     return values
 
 
-def _mixed_ids(values: pd.Series, name: str, report: DataReport) -> pd.Series:
+def _as_plain_ids(values: pd.Series, name: str, report: DataReport) -> pd.Series:
+    """Give ids as numbers and texts, which a saved model can keep; Decimals, UUIDs and dates become such."""
+    if dtypes.is_numeric_dtype(values.dtype) or pd.api.types.infer_dtype(values, skipna=True) in PLAIN_KINDS:
+        return values
     try:
-        distinct = pd.Series(values.dropna().unique())
+        distinct = values.dropna().unique()
     except TypeError as error:
         raise DataError(f"{name} holds lists or mappings; an id must be one number or text") from error
-    kinds = distinct.map(lambda value: type(value).__name__)
-    if not (kinds == "str").any():
-        return values  # tuples, UUIDs: any hashable is an id
+    foreign = [value for value in distinct if not isinstance(value, str | int | float | np.number)]
+    unfit = [value for value in foreign if not isinstance(plain_id(value), str | int)]
+    if unfit:
+        kind = type(unfit[0]).__name__
+        raise DataError(f"{name} holds {unfit[0]!r} of type {kind}; an id must be one number or text")
+    if not foreign:
+        return values
+    report.notes.append(f"{name} holds ids of type {type(foreign[0]).__name__}; they were taken as text or whole number")
+    return values.map(plain_id, na_action="ignore").infer_objects()
+
+
+def _mixed_ids(values: pd.Series, name: str, report: DataReport) -> pd.Series:
+    distinct = pd.Series(values.dropna().unique(), dtype=object)
     texts = distinct.map(_id_text)
-    merged = distinct[texts.duplicated(keep=False)].tolist()
-    if merged:
+    repeated = texts[texts.duplicated()]
+    if len(repeated):
+        one, other = distinct[texts == repeated.iloc[0]].tolist()[:2]
         raise DataError(
-            f"{name} mixes numbers and texts, and {merged[0]!r} and {merged[1]!r} would be one id; "
+            f"{name} mixes numbers and texts, and {one!r} and {other!r} would be one id; "
             "write all ids as text, or all as numbers"
         )
     report.notes.append(f"{name} mixes numbers and texts; all its ids were taken as text")
@@ -151,6 +169,8 @@ def id_codes(values: pd.Series | ObjectArray, known: ObjectArray) -> IntArray:
     series = values if isinstance(values, pd.Series) else pd.Series(values, dtype=object)
     codes, distinct = pd.factorize(series)  # each distinct id is looked up once
     wanted = pd.Series(distinct, dtype=object)
+    if pd.api.types.infer_dtype(wanted) not in PLAIN_KINDS:
+        wanted = wanted.map(plain_id)
     have = pd.Series(known, dtype=object)
     if _holds_numbers(wanted) != _holds_numbers(have):
         wanted, have = wanted.map(_id_text), have.map(_id_text)

@@ -18,7 +18,14 @@ from llm_rerank.data.events import EVENT_WEIGHTS, read_events
 from llm_rerank.data.frames import as_objects, clean_ids, id_codes, like_input, named_columns, to_pandas
 from llm_rerank.data.layouts import as_interactions, as_items
 from llm_rerank.data.times import TimeUnit, parse_times
-from llm_rerank.data.values import category_column, image_column, parse_prices, specs_column, text_column
+from llm_rerank.data.values import (
+    category_column,
+    image_column,
+    parse_prices,
+    plain_column,
+    specs_column,
+    text_column,
+)
 from llm_rerank.types import UNKNOWN, BoolArray, DataError, DataReport, Interactions, Items, Users
 
 __all__ = [
@@ -40,7 +47,8 @@ ITEM_COLUMNS = ("item_id", "title", "description", "brand", "categories", "price
 def validate_items(table: Any, *, columns: Mapping[str, str] | None = None, report: DataReport | None = None) -> Items:
     """Check a catalogue.
 
-    table: item_id and title, optional description, brand, categories, price, specs, image, any further columns.
+    table: item_id and title, optional description, brand, categories, price, specs, image, any further columns, which
+    pass through as numbers, dates or texts (``plain_column``).
     columns: from the shop's names to ours. report: takes notes and counts.
     Returns items whose frame has every column of ITEM_COLUMNS: texts are clean and "" where missing, categories one
     path "A > B", price float64 with NaN where unknown, specs JSON text. ``texts`` are all "".
@@ -69,14 +77,14 @@ def validate_items(table: Any, *, columns: Mapping[str, str] | None = None, repo
     n_untitled = int((checked["title"] == "").sum())
     if n_untitled:
         report.notes.append(f"{n_untitled:,} of {len(checked):,} items have no title")
-    passed = frame.drop(columns=[column for column in ITEM_COLUMNS if column in frame])
+    passed = frame.drop(columns=[column for column in ITEM_COLUMNS if column in frame]).apply(plain_column)
     object_ids = as_objects(ids)
     texts = np.full(len(ids), "", dtype=object)
     return Items(object_ids, pd.concat([checked, passed], axis=1), texts)
 
 
 def validate_users(table: Any, *, columns: Mapping[str, str] | None = None, report: DataReport | None = None) -> Users:
-    """Check users: user_id and any attributes, which pass through as given.
+    """Check users: user_id and any attributes, which pass through as numbers, dates or texts (``plain_column``).
 
     Raises DataError where user_id is missing or no row is left.
     """
@@ -85,7 +93,7 @@ def validate_users(table: Any, *, columns: Mapping[str, str] | None = None, repo
     ids = _required_ids(frame, "users", "user_id", report)
     keep = _first_of_each(ids, "users: user_id", report)
     ids = ids[keep].reset_index(drop=True)
-    checked = frame[keep].reset_index(drop=True).assign(user_id=ids)
+    checked = frame[keep].reset_index(drop=True).apply(plain_column).assign(user_id=ids)
     return Users(as_objects(ids), checked)
 
 
