@@ -89,7 +89,9 @@ def check_writable(folder: Path) -> None:
         with TemporaryDirectory(prefix=UNFINISHED, dir=place):
             pass
     except OSError as error:
-        raise StorageError(f"{folder} cannot be written ({error.strerror}); give a place that you may write to") from None
+        raise StorageError(
+            f"{folder} cannot be written ({error.strerror}); give a place that you may write to"
+        ) from None
 
 
 def open_folder(target: Path) -> Path:

@@ -18,19 +18,25 @@ from llm_rerank.data.readers import read_table
 from llm_rerank.data.values import GREATEST_WHOLE, object_array, plain_id, without_categories
 from llm_rerank.types import UNKNOWN, DataError, DataReport, IntArray, ObjectArray
 
-
 PLAIN_KINDS = ("string", "integer", "floating", "boolean", "empty")
 """Kinds of columns, as pandas names them, whose values are ids as they are."""
 
 
-def to_pandas(table: Any, *, report: DataReport | None = None) -> pd.DataFrame:
+def to_pandas(
+    table: Any,
+    *,
+    columns: Mapping[str, str] | None = None,
+    encoding: str | None = None,
+    report: DataReport | None = None,
+) -> pd.DataFrame:
     """Give any table as a pandas frame with rows numbered from 0; the columns may be shared with the input.
 
     table: a path (str or Path), a pandas, polars or Arrow table, a mapping of columns or a sequence of row mappings.
+    columns, encoding: of a file; see ``read_table``.
     Raises DataError for anything else.
     """
     if isinstance(table, (str, Path)):
-        return read_table(table, report=report)
+        return read_table(table, columns=columns, encoding=encoding, report=report)
     if isinstance(table, pd.DataFrame):
         frame = table
     elif isinstance(table, Mapping):
@@ -84,7 +90,35 @@ def named_columns(
     table: Any, name: str, required: Sequence[str], columns: Mapping[str, str] | None, report: DataReport
 ) -> pd.DataFrame:
     """Open a table, give its columns our names, and require some; see ``columns.py`` for rules and errors."""
-    return require_columns(map_columns(to_pandas(table, report=report), name, columns, report), name, required)
+    frame = to_pandas(table, columns=columns, report=report)
+    return require_columns(map_columns(frame, name, columns, report), name, required)
+
+
+def open_tables(
+    given: Mapping[str, Any],
+    columns: Mapping[str, str] | None,
+    encoding: str | None,
+    report: DataReport,
+    *,
+    required: Sequence[str] = (),
+) -> dict[str, pd.DataFrame]:
+    """Open tables that one mapping of columns serves, by name; None is left out.
+
+    Raises DataError where a required one is None, or none of them has a column that is to be mapped.
+    """
+    for name in required:
+        if given[name] is None:
+            raise DataError(f"{name} is None; give a frame or the path of a file")
+    tables = {
+        name: to_pandas(table, columns=columns, encoding=encoding, report=report)
+        for name, table in given.items()
+        if table is not None
+    }
+    known = {column for table in tables.values() for column in table.columns}
+    absent = [name for name in columns or {} if name not in known]
+    if absent:
+        raise DataError(f"columns maps {absent[0]!r}, which no table has; the tables have {sorted(map(str, known))}")
+    return tables
 
 
 def applicable(columns: Mapping[str, str] | None, table: pd.DataFrame) -> dict[str, str]:
@@ -134,7 +168,9 @@ def _as_plain_ids(values: pd.Series, name: str, report: DataReport) -> pd.Series
         raise DataError(f"{name} holds {unfit[0]!r} of type {kind}; an id must be one number or text")
     if not foreign:
         return values
-    report.notes.append(f"{name} holds ids of type {type(foreign[0]).__name__}; they were taken as text or whole number")
+    report.notes.append(
+        f"{name} holds ids of type {type(foreign[0]).__name__}; they were taken as text or whole number"
+    )
     return values.map(plain_id, na_action="ignore").infer_objects()
 
 

@@ -107,6 +107,7 @@ def validate_interactions(
     target_events: Sequence[str] | None = None,
     min_rating: float | None = None,
     require_targets: bool = True,
+    name: str = "interactions",
     report: DataReport | None = None,
 ) -> Interactions:
     """Check events and turn ids to codes.
@@ -116,26 +117,27 @@ def validate_interactions(
     time_unit: "auto" decides by type and size and says so in the report; see ``times.py``.
     target_events, min_rating: what counts as a positive; see ``events.py``.
     require_targets: False for events that are only read as histories; then no target and no known item is no error.
+    name: the table, for messages.
     Returns events sorted by time, ties in input order; users are numbered by their first event.
     Raises DataError where a column is missing, time cannot be read, or no event or no target is left.
     """
     report = DataReport() if report is None else report
     table = as_interactions(to_pandas(table, report=report), report)
-    frame = named_columns(table, "interactions", ("user_id", "item_id", "timestamp"), columns, report)
-    _require_rows(frame, "interactions")
-    user_ids = clean_ids(frame["user_id"], "user_id of interactions", report)
-    item_ids = clean_ids(frame["item_id"], "item_id of interactions", report)
-    times, known_time, time_kind = parse_times(frame["timestamp"], time_unit=time_unit, report=report)
+    frame = named_columns(table, name, ("user_id", "item_id", "timestamp"), columns, report)
+    _require_rows(frame, name)
+    user_ids = clean_ids(frame["user_id"], f"user_id of {name}", report)
+    item_ids = clean_ids(frame["item_id"], f"item_id of {name}", report)
+    times, known_time, time_kind = parse_times(frame["timestamp"], time_unit=time_unit, name=name, report=report)
     no_texts = np.full(len(frame), "", dtype=object)
     queries = text_column(frame["query"]).to_numpy() if "query" in frame else no_texts
     codes = id_codes(item_ids, items.ids)
     has_item = item_ids.notna().to_numpy(dtype=bool)
     keep = np.ones(len(frame), dtype=bool)
     for reason, broken in (
-        ("interactions: user_id is missing", user_ids.isna().to_numpy(dtype=bool)),
-        ("interactions: item_id is missing, and there is no query", ~has_item & (queries == "")),
-        ("interactions: timestamp is missing, unreadable or out of range", ~known_time),
-        ("interactions: item is absent from items", has_item & (codes == UNKNOWN)),
+        (f"{name}: user_id is missing", user_ids.isna().to_numpy(dtype=bool)),
+        (f"{name}: item_id is missing, and there is no query", ~has_item & (queries == "")),
+        (f"{name}: timestamp is missing, unreadable or out of range", ~known_time),
+        (f"{name}: item is absent from items", has_item & (codes == UNKNOWN)),
     ):
         report.drop(reason, int((keep & broken).sum()))
         keep &= ~broken
@@ -178,7 +180,7 @@ def validate_interactions(
         reviews=reviews,
         queries=queries[rows],
     )
-    report.drop("interactions: purchase of a quantity of 0 or less (a return)", int(values.returned.sum()))
+    report.drop(f"{name}: purchase of a quantity of 0 or less (a return)", int(values.returned.sum()))
     return events.take(~values.returned) if values.returned.any() else events
 
 
@@ -193,6 +195,7 @@ def validate_impressions(
     """Check the lists that an upstream recommender showed.
 
     table: user_id, item_id, timestamp, optional upstream_score.
+    Raises DataError where no row names a user and a known item.
     Returns user_id (as given), item (int64 code), time (int64), upstream_score (float32, NaN where none), sorted by
     time with ties in input order; rows without user, time or known item are dropped and counted.
     """
@@ -200,6 +203,11 @@ def validate_impressions(
     frame = named_columns(table, "impressions", ("user_id", "item_id", "timestamp"), columns, report)
     _require_rows(frame, "impressions")
     shown = validate_candidates(frame, items, on_unknown="drop", name="impressions", report=report)
+    if not len(shown):
+        raise DataError(
+            "no row of impressions has a user and an item of items (first item_id: "
+            f"{frame['item_id'].tolist()[0]!r}, items has {items.ids[0]!r}); check that both tables use the same ids"
+        )
     times, known, _ = parse_times(shown.frame["timestamp"], time_unit=time_unit, name="impressions", report=report)
     report.drop("impressions: timestamp is missing, unreadable or out of range", int((~known).sum()))
     rows = np.flatnonzero(known)

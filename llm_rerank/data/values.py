@@ -147,7 +147,7 @@ def plain_column(values: pd.Series) -> pd.Series:
     """
     values = without_categories(values)
     if isinstance(values.dtype, pd.SparseDtype):
-        values = values.sparse.to_dense()
+        values = pd.Series(np.asarray(values), index=values.index)
     if dtypes.is_datetime64_any_dtype(values.dtype):
         return values
     if dtypes.is_numeric_dtype(values.dtype) and not dtypes.is_complex_dtype(values.dtype):

@@ -40,13 +40,14 @@ def fine_tune_on_shop(
     settings: TrainingSettings | None = None,
     columns: Mapping[str, str] | None = None,
     time_unit: TimeUnit = "auto",
+    encoding: str | None = None,
     verbose: bool = True,
 ) -> FineTuning:
     """Fit the other components on the past, fine-tune on what they leave unexplained, save to ``out``.
 
     ``out/model`` is what ``HistoryCrossEncoder.load`` reads; ``out/training.json`` and ``out/training.svg`` hold the
-    course; ``out/checkpoint`` is where a killed run goes on. interactions, items, columns, time_unit: as for
-    ``Reranker.fit``.
+    course; ``out/checkpoint`` is where a killed run goes on. interactions, items, columns, time_unit,
+    encoding: as for ``Reranker.fit``.
 
     Raises DataError where the data break a rule, leave too few lists, or where there is no encoder, StorageError where
     ``out`` cannot be written: before anything is read.
@@ -61,7 +62,9 @@ def fine_tune_on_shop(
     if encoder is None:
         raise DataError("encoder is None; the cross-encoder is built from one: name an encoder, for example 'default'")
     log, report = FitLog(verbose=verbose), DataReport()
-    events, valid_items, users, _ = read_shop(config, interactions, items, None, None, columns, time_unit, report)
+    events, valid_items, users, _ = read_shop(
+        config, interactions, items, None, None, columns, time_unit, report, encoding=encoding
+    )
     log.say_report(report)
     out.mkdir(parents=True, exist_ok=True)
     specs = specs_for(config, events, encoder)

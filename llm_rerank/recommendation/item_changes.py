@@ -214,7 +214,7 @@ def _column(values: list[Any], kind: Any) -> pd.Series:
     if pd.api.types.infer_dtype(column, skipna=True) == "string":
         return column
     try:
-        return plain_column(column) if kind is None or kind == object else column.astype(kind)
+        return plain_column(column) if kind is None or kind.kind == "O" else column.astype(kind)
     except (TypeError, ValueError):
         return plain_column(column)
 
