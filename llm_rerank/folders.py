@@ -14,6 +14,7 @@ import uuid
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from llm_rerank.storage import (
     UNFINISHED,
@@ -72,10 +73,25 @@ def save_folder(target: Path, write: Callable[[Path], None], *, expected: str | 
 
 def check_target(target: Path) -> None:
     """Raise StorageError where ``save_folder`` would refuse ``target``: worth asking before hours of work."""
-    if target.exists() and not target.is_dir():
-        raise StorageError(f"{target} is a file; a model is saved as a folder: give another name")
+    check_writable(target)
     if (target / CURRENT).exists():
         current_name(target)
+
+
+def check_writable(folder: Path) -> None:
+    """Raise StorageError where nothing can be written into a folder, or where it cannot be made."""
+    try:
+        place = folder
+        while not place.exists():
+            place = place.parent
+        if not place.is_dir():
+            raise StorageError(f"{place} is a file; a model is saved as a folder: give another name")
+        with TemporaryDirectory(prefix=UNFINISHED, dir=place):
+            pass
+    except OSError as error:
+        raise StorageError(
+            f"{folder} cannot be written ({error.strerror}); give a place that you may write to"
+        ) from None
 
 
 def open_folder(target: Path) -> Path:

@@ -13,6 +13,7 @@ from llm_rerank.options import (
     CacheFolder,
     Columns,
     Device,
+    Encoding,
     ImpressionsFile,
     ModelFolder,
     Quiet,
@@ -36,6 +37,7 @@ def update(
     ] = None,
     column: Columns = None,
     time_unit: TimeUnitOption = "auto",
+    encoding: Encoding = None,
     device: Device = "auto",
     quiet: Quiet = False,
 ) -> None:
@@ -58,6 +60,7 @@ def update(
         items,
         columns=column_mapping(column),
         time_unit=time_unit,  # type: ignore[arg-type]  # the library checks it and names the choices
+        encoding=encoding,
     )
     _write_back(reranker, model, version)
     note(str(report), quiet)
@@ -133,6 +136,7 @@ def refit(
     impressions: ImpressionsFile = None,
     column: Columns = None,
     time_unit: TimeUnitOption = "auto",
+    encoding: Encoding = None,
     cache_folder: CacheFolder = None,
     retention_days: Annotated[
         float | None, typer.Option("--retention-days", help="Drop events older than this; default: as before.")
@@ -148,9 +152,10 @@ def refit(
     \b
     llm-rerank refit shop
     """
-    from llm_rerank.folders import current_name
+    from llm_rerank.folders import check_target, current_name
     from llm_rerank.recommendation.reranker import Reranker
 
+    check_target(model)
     if _has_log(model):
         if impressions is not None or cache_folder is not None or retention_days is not None:
             raise DataError(
@@ -173,6 +178,7 @@ def refit(
             impressions,
             columns=column_mapping(column),
             time_unit=time_unit,  # type: ignore[arg-type]  # the library checks it and names the choices
+            encoding=encoding,
         )
         _write_back(reranker, model, version)
     note(f"saved to {model}", quiet)

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from llm_rerank.config import RerankerConfig
-from llm_rerank.data.frames import applicable, to_pandas
+from llm_rerank.data.frames import applicable, open_tables
 from llm_rerank.data.layouts import as_interactions, as_items
 from llm_rerank.data.times import TimeUnit
 from llm_rerank.models.semantic.encoder import SentenceEncoder
@@ -96,6 +96,7 @@ def check_shop(
     impressions: Any | None = None,
     columns: Mapping[str, str] | None = None,
     time_unit: TimeUnit = "auto",
+    encoding: str | None = None,
     config: RerankerConfig | None = None,
 ) -> ShopCheck:
     """Look at a shop's tables (frames or paths) as ``Reranker.fit`` would, without fitting; arguments as there.
@@ -104,7 +105,7 @@ def check_shop(
     """
     config, report = config or RerankerConfig(), DataReport()
     given = {"interactions": interactions, "items": items, "users": users, "impressions": impressions}
-    tables = {name: to_pandas(table, report=report) for name, table in given.items() if table is not None}
+    tables = open_tables(given, columns, encoding, report, required=("interactions", "items"))
     ours = {name: _our_columns(name, table, columns) for name, table in tables.items()}
     events, valid_items, _, _ = read_shop(
         config,

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from llm_rerank.config import RerankerConfig
-from llm_rerank.data.frames import applicable, to_pandas
+from llm_rerank.data.frames import applicable, open_tables
 from llm_rerank.data.schema import validate_impressions, validate_interactions, validate_items, validate_users
 from llm_rerank.data.times import TimeUnit
 from llm_rerank.models.semantic.sentiment import review_sentiment
@@ -17,7 +17,7 @@ from llm_rerank.recommendation.estimate import MOST_REVIEWS_READ, estimate_fit_s
 from llm_rerank.recommendation.item_groups import CLUSTERS, group_column
 from llm_rerank.recommendation.log import FitLog
 from llm_rerank.recommendation.specs import MOST_ITEMS_FOR_EASE, PARTS, ComponentSpec, in_use
-from llm_rerank.types import DataError, DataReport, Encoder, FloatArray, Interactions, Items, Users
+from llm_rerank.types import DataReport, Encoder, FloatArray, Interactions, Items, Users
 
 if TYPE_CHECKING:
     from llm_rerank.models.semantic.cache import CachedEncoder
@@ -32,17 +32,16 @@ def read_shop(
     columns: Mapping[str, str] | None,
     time_unit: TimeUnit,
     report: DataReport,
+    *,
+    encoding: str | None = None,
 ) -> tuple[Interactions, Items, Users | None, pd.DataFrame | None]:
     """Read and validate a shop's tables (frames or paths); one mapping of columns serves them all.
 
+    encoding: of files, None to find it.
     Raises DataError where a table breaks a rule, or where a column that the settings name is not there.
     """
     given = {"items": items, "users": users, "interactions": interactions, "impressions": impressions}
-    tables = {name: to_pandas(table, report=report) for name, table in given.items() if table is not None}
-    known = {column for table in tables.values() for column in table.columns}
-    absent = [name for name in columns or {} if name not in known]
-    if absent:
-        raise DataError(f"columns maps {absent[0]!r}, which no table has; the tables have {sorted(map(str, known))}")
+    tables = open_tables(given, columns, encoding, report, required=("interactions", "items"))
     named = {name: applicable(columns, table) for name, table in tables.items()}
     valid_items = validate_items(tables["items"], columns=named["items"], report=report)
     diversity = config.diversity_settings

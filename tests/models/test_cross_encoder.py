@@ -409,9 +409,8 @@ def test_another_encoder_than_then_is_an_error(tiny, tmp_path):
 def test_a_loaded_model_reads_new_texts_with_the_settings_of_then(tiny, tmp_path):
     settings = {"item_tokens": 8, "history_length": 2, "n_upper": 1, "cross_attention": True}
     model = model_of(tiny, trained=True, **settings).fit(None, items_of(["tent", "", "lamp"]), seed=0)
-    (tmp_path / "m").mkdir()
-    model.save(tmp_path / "m")
-    again = HistoryCrossEncoder.load(tmp_path / "m", device="cpu")
+    model.save(str(tmp_path / "m"))
+    again = HistoryCrossEncoder.load(str(tmp_path / "m"), device="cpu")
     cases = cases_of([[0, 1]], [[0, 1, 2]])
     assert np.isnan(model.score(cases)).tolist() == [False, True, False]
     np.testing.assert_array_equal(again.score(cases), model.score(cases))

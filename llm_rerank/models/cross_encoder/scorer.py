@@ -282,11 +282,12 @@ class HistoryCrossEncoder:
 
     # ------------------------------------------------------------- on disk
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: str | Path) -> None:
         """Write the trained part, settings, and the table of the items it was fitted on, into a folder.
 
         The frozen layers are not written: they are named, with a fingerprint, and read again when they are needed.
         """
+        folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         weights = {name: tensor.float().cpu().numpy() for name, tensor in self.network.state_dict().items()}
         write_arrays(folder / "network.safetensors", weights)
@@ -303,12 +304,13 @@ class HistoryCrossEncoder:
             write_table(folder / "items.safetensors", self._table, self._has_text)
 
     @classmethod
-    def load(cls, folder: Path, *, encoder: Encoder | None = None, device: str = "auto") -> Self:
+    def load(cls, folder: str | Path, *, encoder: Encoder | None = None, device: str = "auto") -> Self:
         """Read what ``save`` or ``llm-rerank finetune`` wrote; frozen layers are not loaded before a new text comes.
 
         encoder: the encoder of then, where it cannot be found by its name.
         Raises StorageError where the encoder given is another one.
         """
+        folder = Path(folder)
         if (folder / CURRENT).exists():
             folder = open_folder(folder)
         stored = read_json(folder / "cross_encoder.json")
