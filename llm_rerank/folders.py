@@ -12,7 +12,6 @@ import re
 import shutil
 import uuid
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -44,6 +43,7 @@ def save_folder(target: Path, write: Callable[[Path], None], *, expected: str | 
     expected: name of the content that is to be replaced; None: whatever is there.
     A crash at any moment leaves ``target`` with the old content or the new. Where ``write`` raises, the old stays. Two
     processes that save at once take turns; who *opens* while another saves may be told that a file went: open again.
+    An older content that cannot be removed goes with the next save; ``remove_leftovers`` names it.
     Raises StorageError where ``target`` is a file or holds a file CURRENT that no save wrote, ReplacedError where its
     content is not the expected one.
     """
@@ -69,6 +69,15 @@ def save_folder(target: Path, write: Callable[[Path], None], *, expected: str | 
             shutil.rmtree(unfinished, ignore_errors=True)
         _prune(target, keep=name)
     return name
+
+
+def remove_leftovers(target: Path) -> list[Path]:
+    """Try again to remove what earlier saves left; returns what cannot go: after an erasure, it may hold the user.
+
+    Raises StorageError where no content was saved in ``target``.
+    """
+    with exclusive(target / _LOCK):
+        return _prune(target, keep=current_name(target))
 
 
 def check_target(target: Path) -> None:
@@ -168,12 +177,17 @@ def _files(content: Path) -> dict[str, Path]:
     return paths
 
 
-def _prune(target: Path, keep: str) -> None:
-    """Remove older contents and what killed saves left; what cannot go now (open on Windows) goes next time."""
-    for path in target.iterdir():
-        with suppress(OSError):
+def _prune(target: Path, keep: str) -> list[Path]:
+    """Remove older contents and what killed saves left; returns what cannot go now (open on Windows)."""
+    left = []
+    for path in sorted(target.iterdir()):
+        try:
             if _CONTENT_NAME.fullmatch(path.name) and path.name != keep and (path / MANIFEST).exists():
                 # renamed first: half removed, it must not look like content
                 path = path.rename(target / f"{UNFINISHED}{uuid.uuid4().hex}")
             if path.name.startswith(UNFINISHED):
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
+        except OSError:
+            if os.path.lexists(path):
+                left.append(path)
+    return left

@@ -48,6 +48,10 @@ def serve(
     compact_every: Annotated[
         float, typer.Option("--compact-every", help="Seconds between foldings of the event log into the model folder.")
     ] = 3_600.0,
+    cache_folder: Annotated[
+        Path | None,
+        typer.Option("--cache-folder", help="The one of the fits; emptied when a user who left words is forgotten."),
+    ] = None,
     device: Device = "auto",
 ) -> None:
     r"""Answer over HTTP: rankings that follow fresh events, and a page to look at them.
@@ -83,6 +87,7 @@ def serve(
         most_candidates=most_candidates,
         body_bytes=body_bytes,
         compact_every_s=compact_every,
+        cache_folder=cache_folder,
     )
     check_bind(host, settings)
     with bound_socket(host, port) as listener, LiveShop(model, device=device) as shop:

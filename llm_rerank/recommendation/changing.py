@@ -84,7 +84,8 @@ class ChangingReranker:
     def forget(self, user_ids: Sequence[Any], *, cache_folder: str | Path | None = None) -> ForgetReport:
         """Forget users: their events, attributes, and what was counted or quoted of them; see ``privacy.py``.
 
-        cache_folder: of the fits, None: the settings'. Earlier saves are files of their own: save over them.
+        cache_folder: of the fits, None: the settings'. Earlier saves are files of their own: save over them, and see
+        ``folders.remove_leftovers`` for what could not go.
         Unknown ids are reported. ``str()`` of the result says what was rewritten and what waits for ``refit``.
         """
         user_ids = asked_ids(user_ids, "user_ids")

@@ -54,7 +54,7 @@ def add_routes(app: FastAPI, context: Context) -> None:
 
     @app.get("/users/{user_id}", response_model=dict[str, Any], responses=refusals(), tags=["users"])
     async def export(user_id: UserPath) -> JsonResponse:
-        """Give all that is held of a user: events, attributes, lists that were shown."""
+        """Give all that is held of a user: events, attributes, the log's entries, lists that were shown."""
         try:
             held = await context.workers.run(
                 lambda: context.shop.export(with_slashes(user_id)), settings.long_time_limit_s
@@ -67,12 +67,14 @@ def add_routes(app: FastAPI, context: Context) -> None:
     async def forget(user_id: UserPath) -> JsonResponse:
         """Erase a user from memory, log and model folder; the answer says what still carries influence until a refit.
 
+        It also says what was not reached: a cache folder of the fit that the service was not told of, a file that
+        could not be removed.
         A user of whom nothing is held is no error: afterwards nothing is held.
         """
         ids = spellings(with_slashes(user_id))  # answers to users nobody knows may be kept under either
 
         def work() -> ForgetReport:
-            report = context.shop.forget(ids)
+            report = context.shop.forget(ids, cache_folder=settings.cache_folder)
             context.snapshot()  # in the place of the last one, which knew the user; and no answer of theirs stays
             return report
 
