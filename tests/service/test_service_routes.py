@@ -446,6 +446,7 @@ def test_a_table_of_events_gives_lists_for_newcomers_with_these_events(reading):
     (b"user_id,item_id\n\xff\xfe\n", 422), (b"\x1f\x8b\x08", 415), (b"PAR1", 415), (b'{"a": 1}', 415),
     (b"user_id,item_id,upstream_score\nu,i,many\n", 422), (b"user_id,user_id\n1,2\n", 422),
     (b'user_id,item_id\n"u,1\n', 422), (b"user_id,item_id\n" + b"u,i\n" * 50_001, 422),
+    (b"user_id," + b"x" * 140_000, 422),
 ])  # fmt: skip
 def test_a_table_that_is_none_is_told_so(reading, content, status):
     response = reading.post("/preview", content=content, headers=CSV)
@@ -453,6 +454,12 @@ def test_a_table_that_is_none_is_told_so(reading, content, status):
     message = response.json()["error"]["message"]
     assert "/tmp" not in message
     assert "llm-rerank-" not in message
+
+
+def test_a_table_with_a_cell_of_any_length_is_looked_at(reading):
+    known, endless = ids_of(reading)[0], "x" * 140_000
+    said = good(reading.post("/preview", content=f"user_id,item_id\nu1,{endless}\nu1,{known}\n", headers=CSV))
+    assert [item["item_id"] for item in said["lists"][0]["items"]] == [known, endless]
 
 
 # ------------------------------------------------------------------ Cohere's arithmetic
