@@ -12,6 +12,7 @@ from pydantic_core import CoreSchema, PydanticCustomError
 from llm_rerank.data.events import EVENT_ALIASES, EVENT_WEIGHTS
 from llm_rerank.data.values import GREATEST_ID, GREATEST_WHOLE
 from llm_rerank.recommendation.live_events import LONGEST_ID, LONGEST_TEXT
+from llm_rerank.service.settings import MOST_CANDIDATES
 
 KINDS = (*EVENT_WEIGHTS, *EVENT_ALIASES)
 LONGEST_WORDS = 1_000
@@ -19,7 +20,6 @@ LONGEST_TITLE = 2_000
 MOST_FRESH_EVENTS = 200
 MOST_EVENTS = 1_000
 MOST_ITEMS = 1_000
-MOST_CANDIDATES = 10_000
 MOST_SHOWN = 1_000
 GREATEST_NUMBER = 1e9
 FURTHER_TIME = 2**53
