@@ -141,7 +141,10 @@ class Comparison(BaseModel):
 
 
 class ExplainedScore(BaseModel):
-    """Parts that add up to the score; what each item of the history did to it; the same in words."""
+    """Parts that add up to the score; what each item of the history did to it; the same in words.
+
+    degraded: what failed, and is missing from the score.
+    """
 
     user_id: AnyId | None
     item_id: AnyId
@@ -153,6 +156,7 @@ class ExplainedScore(BaseModel):
     history: list[HistoryEffect]
     versus: Comparison | None
     text: str
+    degraded: list[str]
 
 
 class PreviewList(BaseModel):

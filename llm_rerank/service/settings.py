@@ -40,7 +40,7 @@ class ServiceSettings:
     most_candidates: int = 1_000
     time_limit_s: float = 2.0
     long_time_limit_s: float = 30.0
-    document_time_limit_s: float = 0.1
+    document_time_limit_s: float = 0.2
     head_time_limit_s: float = 10.0
     body_time_limit_s: float = 10.0
     queue_length: int = 64
