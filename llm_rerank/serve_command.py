@@ -130,10 +130,12 @@ def serve(
     check_bind(host, settings)
     with bound_socket(host, port) as listener, LiveShop(model, device=device) as shop:
         from llm_rerank.service.app import create_app
+        from llm_rerank.service.connections import TimedProtocol
 
         app = create_app(shop, settings, loaded=settle_memory)
         config = uvicorn.Config(
             app,
+            http=TimedProtocol,
             log_config=log_settings(),
             access_log=False,  # paths name users
             server_header=False,

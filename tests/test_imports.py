@@ -193,6 +193,7 @@ LAYERS = {
         "preview",
         "cohere",
         "app",
+        "connections",
     ],
     "doors": ["options", "evaluation_commands", "fit_commands", "live_commands", "serve_command", "cli", "__main__"],
 }
