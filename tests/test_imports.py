@@ -183,6 +183,7 @@ LAYERS = {
         "observing",
         "security",
         "context",
+        "document",
         "answers",
         "operations",
         "searching",

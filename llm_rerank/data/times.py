@@ -6,6 +6,7 @@ Leaves out time zones of naive values: they are taken as UTC.
 from __future__ import annotations
 
 import warnings
+from datetime import UTC, datetime
 from typing import Literal
 
 import numpy as np
@@ -68,6 +69,15 @@ def parse_times(
     kind: TimeKind = "position" if understood == "positions" else "time"
     report.notes.append(f"timestamps of {name}: {_describe(times[known], understood, kind)}")
     return times, known, kind
+
+
+def seconds_of_date(text: str) -> float:
+    """Seconds since 1970 of a date of ISO 8601, with or without a time of day; UTC where no zone is given.
+
+    Raises ValueError for everything else: "now", "01:02" and "2020Q1" are no dates.
+    """
+    moment = datetime.fromisoformat(text.strip())
+    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
 
 
 def _describe(times: IntArray, understood: str, kind: TimeKind) -> str:
