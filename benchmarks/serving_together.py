@@ -163,7 +163,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     add("--event-rate", type=float, default=10.0, help="events a second in the first part")
     add("--seconds", type=float, default=120.0, help="length of the first part")
     add("--each", type=int, default=3, help="long requests of each kind")
-    add("--documents", type=int, default=1_000, help="of a long rerank")
+    add("--documents", type=int, default=300, help="of a long rerank")
     add("--candidates", type=int, default=100)
     add("--seed", type=int, default=0)
     add("--out", type=Path)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from llm_rerank.options import Device, ModelFolder, note
+from llm_rerank.service.settings import ServiceSettings, check_bind
 from llm_rerank.types import DataError
 
 if TYPE_CHECKING:
@@ -38,16 +39,50 @@ def serve(
     ] = None,
     time_limit: Annotated[
         float, typer.Option("--time-limit", help="Seconds after which a ranking that is not ready is refused.")
-    ] = 2.0,
-    queue: Annotated[int, typer.Option("--queue", help="Rankings that may wait; beyond, they are refused.")] = 64,
-    batch: Annotated[int, typer.Option("--batch", help="Most rankings that are answered by one call.")] = 16,
+    ] = ServiceSettings.time_limit_s,
+    long_time_limit: Annotated[
+        float,
+        typer.Option("--long-time-limit", help="The same for explanations, previews, erasures, new items, documents."),
+    ] = ServiceSettings.long_time_limit_s,
+    document_time_limit: Annotated[
+        float, typer.Option("--document-time-limit", help="Seconds more for each document of a Cohere rerank.")
+    ] = ServiceSettings.document_time_limit_s,
+    head_time_limit: Annotated[
+        float, typer.Option("--head-time-limit", help="Seconds within which a request's head must have arrived.")
+    ] = ServiceSettings.head_time_limit_s,
+    body_time_limit: Annotated[
+        float, typer.Option("--body-time-limit", help="Seconds within which a body must have arrived.")
+    ] = ServiceSettings.body_time_limit_s,
+    queue: Annotated[
+        int, typer.Option("--queue", help="Rankings that may wait; beyond, they are refused.")
+    ] = ServiceSettings.queue_length,
+    batch: Annotated[
+        int, typer.Option("--batch", help="Most rankings that are answered by one call.")
+    ] = ServiceSettings.batch_size,
+    most_requests: Annotated[
+        int, typer.Option("--most-requests", help="Requests in progress; beyond, all others are refused.")
+    ] = ServiceSettings.most_requests,
     most_candidates: Annotated[
-        int, typer.Option("--most-candidates", help="Greatest number of candidates of one request.")
-    ] = 1_000,
-    body_bytes: Annotated[int, typer.Option("--body-bytes", help="Greatest body of a request.")] = 2**20,
+        int, typer.Option("--most-candidates", help="Greatest number of candidates, or documents, of one request.")
+    ] = ServiceSettings.most_candidates,
+    body_bytes: Annotated[
+        int, typer.Option("--body-bytes", help="Greatest body of a request.")
+    ] = ServiceSettings.body_bytes,
+    preview_bytes: Annotated[
+        int, typer.Option("--preview-bytes", help="Greatest table for a first look.")
+    ] = ServiceSettings.preview_bytes,
+    most_answers: Annotated[
+        int, typer.Option("--most-answers", help="Answers that can be cut anew, the newest.")
+    ] = ServiceSettings.most_answers,
+    answer_lifetime: Annotated[
+        float, typer.Option("--answer-lifetime", help="Seconds for which an answer can be cut anew.")
+    ] = ServiceSettings.answer_lifetime_s,
+    reload_every: Annotated[
+        float, typer.Option("--reload-every", help="Seconds between looks at the model folder.")
+    ] = ServiceSettings.reload_every_s,
     compact_every: Annotated[
         float, typer.Option("--compact-every", help="Seconds between foldings of the event log into the model folder.")
-    ] = 3_600.0,
+    ] = ServiceSettings.compact_every_s,
     cache_folder: Annotated[
         Path | None,
         typer.Option("--cache-folder", help="The one of the fits; emptied when a user who left words is forgotten."),
@@ -76,26 +111,36 @@ def serve(
     except ImportError as error:
         raise DataError(f"{error.name} is not installed; run: pip install 'llm-rerank[serve]'") from None
     from llm_rerank.recommendation.live import LiveShop
-    from llm_rerank.service.settings import ServiceSettings, check_bind
 
     settings = ServiceSettings(
         api_key=read_key(api_key_file),
         allowed_hosts=tuple(allowed_host or ()),
+        body_bytes=body_bytes,
+        preview_bytes=preview_bytes,
+        most_candidates=most_candidates,
         time_limit_s=time_limit,
+        long_time_limit_s=long_time_limit,
+        document_time_limit_s=document_time_limit,
+        head_time_limit_s=head_time_limit,
+        body_time_limit_s=body_time_limit,
         queue_length=queue,
         batch_size=batch,
-        most_candidates=most_candidates,
-        body_bytes=body_bytes,
+        most_requests=most_requests,
+        most_answers=most_answers,
+        answer_lifetime_s=answer_lifetime,
+        reload_every_s=reload_every,
         compact_every_s=compact_every,
         cache_folder=cache_folder,
     )
     check_bind(host, settings)
     with bound_socket(host, port) as listener, LiveShop(model, device=device) as shop:
         from llm_rerank.service.app import create_app
+        from llm_rerank.service.connections import TimedProtocol
 
         app = create_app(shop, settings, loaded=settle_memory)
         config = uvicorn.Config(
             app,
+            http=TimedProtocol,
             log_config=log_settings(),
             access_log=False,  # paths name users
             server_header=False,

@@ -46,6 +46,14 @@ def shop(tmp_path):
     return write_shop(tmp_path)
 
 
+def test_a_description_of_any_length_is_read(shop):
+    items = pd.read_csv(shop[1])
+    items["description"] = ""
+    items.loc[3, "description"] = "long, " * 25_000
+    items.to_csv(shop[1], index=False)
+    assert check_shop(*shop, columns={"customer": "user_id"}, config=NO_ENCODER).counts["items"] == 144
+
+
 def test_everything_is_said_and_nothing_is_changed(shop, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     before = fingerprints(tmp_path)

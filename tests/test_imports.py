@@ -188,6 +188,7 @@ LAYERS = {
         "observing",
         "security",
         "context",
+        "document",
         "answers",
         "operations",
         "searching",
@@ -198,6 +199,7 @@ LAYERS = {
         "preview",
         "cohere",
         "app",
+        "connections",
     ],
     "doors": ["options", "evaluation_commands", "fit_commands", "live_commands", "serve_command", "cli", "__main__"],
 }

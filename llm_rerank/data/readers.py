@@ -29,6 +29,7 @@ from llm_rerank.types import DataError, DataReport
 DELIMITERS = {",": "comma", ";": "semicolon", "\t": "tab", "|": "bar"}
 SNIFFED_LINES = 50
 ZIP, OLD_EXCEL = b"PK\x03\x04", bytes.fromhex("d0cf11e0a1b11ae1")
+SNIFFED_CHARACTERS = 200_000
 EMPTY_NUMBERS = ("", "NA", "N/A", "NaN", "nan", "null", "NULL", "None")
 """Words for "no value" in a column that otherwise holds numbers; in a column of texts they stay as they are."""
 
@@ -151,7 +152,10 @@ def _read_csv(
         "\n"
     )  # spreadsheets may tell their delimiter; it is found anyway
     delimiter = _sniff_delimiter(text, quoting)
-    header = next(csv.reader(io.StringIO(text), delimiter=delimiter, quoting=quoting))
+    try:
+        header = next(csv.reader(io.StringIO(text), delimiter=delimiter, quoting=quoting))
+    except csv.Error as error:  # a name of more than 131,072 characters
+        raise DataError(f"{path} has no header that can be read ({error}); add a line of column names") from None
     names = [name.strip() for name in header]
     if all(_is_number(name) for name in names if name):
         first = ", ".join(names[:4])
@@ -200,16 +204,27 @@ def _rows_of_text(text: str, delimiter: str, names: list[str], quoting: Literal[
 
 def _sniff_delimiter(text: str, quoting: Literal[0, 3]) -> str:
     """Take the delimiter that cuts the first lines into the same number of fields, the greatest number first."""
-    lines = text[: 200 * 1000].split("\n")[:SNIFFED_LINES]
     best, best_rank = ",", (0.0, 0)
     for delimiter in DELIMITERS:
-        widths = [len(row) for row in csv.reader(lines, delimiter=delimiter, quoting=quoting) if row]
+        widths = _first_widths(text, delimiter, quoting)
         if not widths or widths[0] < 2:
             continue
         agreeing = sum(width == widths[0] for width in widths) / len(widths)
         if (agreeing, widths[0]) > best_rank:
             best, best_rank = delimiter, (agreeing, widths[0])
     return best
+
+
+def _first_widths(text: str, delimiter: str, quoting: Literal[0, 3]) -> list[int]:
+    """Count the fields of the first rows, however long their cells are (Python's reader ends at 131,072 characters)."""
+    start = text[:SNIFFED_CHARACTERS]
+    if quoting == csv.QUOTE_MINIMAL:
+        # a quoted cell may hold delimiters and line ends, and is cut off where the start ends
+        start = re.sub(rf'(^|{re.escape(delimiter)})"[^"]*(?:""[^"]*)*"?', r"\1.", start, flags=re.MULTILINE)
+    lines = start.split("\n")
+    if len(text) > SNIFFED_CHARACTERS and len(lines) > 1:
+        lines.pop()  # which is cut off
+    return [line.count(delimiter) + 1 for line in lines[:SNIFFED_LINES] if line]
 
 
 def _is_number(text: str) -> bool:

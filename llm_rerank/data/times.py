@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from datetime import date
+from datetime import UTC, date, datetime
 from typing import Any, Literal
 
 import numpy as np
@@ -92,6 +92,15 @@ def read_moment(value: Any, kind: TimeKind, *, name: str = "at") -> int:
     if not known[0]:
         raise DataError(f"{name} is {value!r}, which is no date between 1900 and 2200; {remedy}")
     return int(times[0])
+
+
+def seconds_of_date(text: str) -> float:
+    """Seconds since 1970 of a date of ISO 8601, with or without a time of day; UTC where no zone is given.
+
+    Raises ValueError for everything else: "now", "01:02" and "2020Q1" are no dates.
+    """
+    moment = datetime.fromisoformat(text.strip())
+    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
 
 
 def _describe(times: IntArray, understood: str, kind: TimeKind) -> str:

@@ -7,16 +7,18 @@ import uuid
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import pandas as pd
-
 from llm_rerank.data.events import EVENT_ALIASES, EVENT_WEIGHTS
 from llm_rerank.data.id_index import known_id
+from llm_rerank.data.times import seconds_of_date
 from llm_rerank.data.values import GREATEST_ID
 from llm_rerank.types import DataError, TimeKind
 
 FIELDS = ("event_id", "user_id", "item_id", "timestamp", "event", "rating", "quantity", "weight", "review", "query")
 FUTURE_ALLOWED_S = 300
 """Clocks differ: an event may be this far ahead of ours."""
+
+FUTURE_ALLOWED_POSITIONS = 100_000
+"""Where times are positions, an event may be this far beyond the newest known: every later answer comes after it."""
 
 EARLIEST_S = 365 * 86_400
 """The start of 1971: what lies before it is a number that was never a time."""
@@ -140,6 +142,12 @@ def _time(value: Any, field: str, now: float, time_kind: TimeKind, next_position
             return next_position
         if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**62:
             raise EventError(field, f"is {value!r}; this shop's times are positions: give a whole number, or leave it")
+        if value >= next_position + FUTURE_ALLOWED_POSITIONS:
+            raise EventError(
+                field,
+                f"is {value}, more than {FUTURE_ALLOWED_POSITIONS:,} beyond the newest, {next_position - 1}; give the "
+                "next position, or leave it",
+            )
         return value
     if value is None:
         return int(now)
@@ -159,9 +167,6 @@ def _time(value: Any, field: str, now: float, time_kind: TimeKind, next_position
 
 def _seconds_of_text(value: str, field: str) -> float:
     try:
-        moment = pd.Timestamp(value)
+        return seconds_of_date(value)
     except (ValueError, OverflowError):
         raise EventError(field, "is no date; give one such as 2026-01-31T12:00:00Z, or seconds") from None
-    if pd.isna(moment):
-        raise EventError(field, "is no date; give one such as 2026-01-31T12:00:00Z, or seconds")
-    return float(moment.timestamp())

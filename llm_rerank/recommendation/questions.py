@@ -10,7 +10,6 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
@@ -18,7 +17,7 @@ import numpy as np
 from llm_rerank.data.cases import build_cases, seen_items
 from llm_rerank.data.events import implied_kinds, judge_events
 from llm_rerank.data.id_index import code_of, codes_by_id
-from llm_rerank.data.times import EARLIEST, LATEST
+from llm_rerank.data.times import EARLIEST, LATEST, seconds_of_date
 from llm_rerank.data.values import clean_text, object_array
 from llm_rerank.recommendation.live_events import checked_events
 from llm_rerank.recommendation.state import Saved, target_kinds
@@ -178,12 +177,12 @@ def _moment(at: Any, known: Interactions) -> int:
     """Whole seconds since 1970, or a position."""
     if isinstance(at, str):
         try:
-            moment = datetime.fromisoformat(at.strip())
+            seconds = seconds_of_date(at)
         except ValueError:
             raise QuestionError("at", "is no date; give one such as 2026-01-31T12:00:00Z, or seconds") from None
         if known.time_kind == "position":
             raise QuestionError("at", "is a date, and this shop's times are positions; give a whole number")
-        at = (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+        at = seconds
     if not _is_number(at) or not math.isfinite(at):
         raise QuestionError("at", f"is {at!r}; give seconds since 1970 or a date as text")
     if known.time_kind == "time" and not EARLIEST <= at <= LATEST:

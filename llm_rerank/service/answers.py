@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 AnyId = str | int
 Nullable = float | None
@@ -46,6 +46,44 @@ class RankedItem(BaseModel):
     propensity: Nullable = Field(None, description="Chance of this rank, where ranks are drawn at random.")
 
 
+class Open(BaseModel):
+    """What may get further fields."""
+
+    model_config = ConfigDict(extra="allow")
+
+
+class Guarantee(Open):
+    """With probability 1 − delta over the draw of the held-out cases, the expected risk is at most alpha."""
+
+    risk: str
+    alpha: float
+    delta: float
+    n_cases: int
+    observed_risk: float
+    conditional_on: str = Field(description="Where it holds, in words.")
+
+
+class Drift(Open):
+    """How far the list is from those of the fit: an index for each thing compared, and that from which it is drift."""
+
+    indices: dict[str, Nullable]
+    limits: dict[str, Nullable]
+    n_cases: int
+    shifted: list[str] = Field(description="What drifted.")
+
+
+class Cut(Open):
+    """How a list was cut; empty where the order given came back."""
+
+    least_probability: Nullable = Field(None, description="Null: nothing was cut.")
+    n_kept: int | None = Field(None, description="Among the items returned.")
+    n_added_by_min_items: int | None = None
+    n_removed_by_max_items: int | None = None
+    guarantee: Guarantee | None = None
+    no_guarantee: str | None = Field(None, description="Why there is no guarantee; empty where there is one.")
+    drift: Drift | None = None
+
+
 class RankedList(BaseModel):
     """A decided list, best first.
 
@@ -61,7 +99,7 @@ class RankedList(BaseModel):
     items: list[RankedItem]
     unknown_items: list[AnyId] = Field(description="Candidates that the catalogue does not have; they come last.")
     before: str
-    cut: dict[str, Any]
+    cut: Cut
     degraded: list[str]
     fallback: str
 
@@ -94,6 +132,76 @@ class History(BaseModel):
     """Newest first."""
 
     events: list[HistoryEvent]
+
+
+class HeldEvent(Open):
+    """An event as the model has it. timestamp: seconds since 1970, or a position."""
+
+    item_id: AnyId | None
+    title: str | None
+    timestamp: int
+    weight: Nullable
+    counts_as_target: bool
+    rating: Nullable
+    quantity: Nullable
+    review: str
+    review_sentiment: Nullable
+    query: str
+    learned_from: bool = Field(description="Whether the model was fitted on it.")
+
+
+class HeldImpression(Open):
+    """An item that an upstream recommender had shown, among what the model was fitted on."""
+
+    item_id: AnyId
+    title: str
+    timestamp: int
+    upstream_score: Nullable
+
+
+class ShownList(Open):
+    """A list that was shown; beside each item further facts, such as its score."""
+
+    request_id: str
+    recorded: float = Field(description="Seconds since 1970.")
+    user_id: AnyId | None
+    item_ids: list[AnyId]
+    version: str
+
+
+class HeldOfUser(Open):
+    """All that is held of a user. Of a newcomer who was shown lists, user_id and lists_shown alone."""
+
+    user_id: AnyId
+    time_kind: str | None = Field(None, description='"time", or "position".')
+    attributes: dict[str, Any] | None = None
+    events: list[HeldEvent] | None = None
+    impressions: list[HeldImpression] | None = None
+    lists_shown: list[ShownList]
+
+
+class Forgotten(Open):
+    """What was erased, and what still carries influence."""
+
+    forgotten: list[AnyId]
+    unknown: list[AnyId] = Field(description="Ids of which nothing was held.")
+    n_events: int
+    rewritten: list[str] = Field(description="What no longer knows of the user.")
+    influence: list[str] = Field(description="What was learned with the user and keeps that until a refit.")
+    texts_rewritten: list[AnyId] = Field(description="Items whose texts quoted a review of the user.")
+    text: str = Field(description="The same in words.")
+
+
+class AddedItems(Open):
+    """What became of items."""
+
+    new_items: list[AnyId]
+    changed_items: list[AnyId]
+    refreshed: list[str] = Field(description="Components that know them already.")
+    stale: list[str] = Field(description="Components that will at the next refit.")
+    dropped: dict[str, int] = Field(description="Rows that were left out, by reason.")
+    n_events: int
+    n_new_users: int
 
 
 class CatalogueItem(BaseModel):
@@ -141,7 +249,10 @@ class Comparison(BaseModel):
 
 
 class ExplainedScore(BaseModel):
-    """Parts that add up to the score; what each item of the history did to it; the same in words."""
+    """Parts that add up to the score; what each item of the history did to it; the same in words.
+
+    degraded: what failed, and is missing from the score.
+    """
 
     user_id: AnyId | None
     item_id: AnyId
@@ -153,6 +264,7 @@ class ExplainedScore(BaseModel):
     history: list[HistoryEffect]
     versus: Comparison | None
     text: str
+    degraded: list[str]
 
 
 class PreviewList(BaseModel):

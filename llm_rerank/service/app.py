@@ -25,6 +25,7 @@ from llm_rerank.recommendation.live import LiveShop
 from llm_rerank.service import cohere, events, explaining, operations, preview, ranking, searching, users
 from llm_rerank.service.batching import ScoringQueue
 from llm_rerank.service.context import Context
+from llm_rerank.service.document import DescribedApp
 from llm_rerank.service.failures import ServiceError, answer_failure, describe
 from llm_rerank.service.limits import Limits
 from llm_rerank.service.metrics import Metrics
@@ -108,7 +109,7 @@ def create_app(
             await context.queue.stop()
             await context.workers.stop()
 
-    app = FastAPI(
+    app = DescribedApp(
         title="llm_rerank",
         summary="The second selection",
         description=DESCRIPTION,

@@ -5,13 +5,23 @@ from __future__ import annotations
 import math
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, GetJsonSchemaHandler, PlainValidator, WithJsonSchema, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    GetJsonSchemaHandler,
+    PlainValidator,
+    WithJsonSchema,
+    field_validator,
+    model_validator,
+)
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, PydanticCustomError
 
 from llm_rerank.data.events import EVENT_ALIASES, EVENT_WEIGHTS
 from llm_rerank.data.values import GREATEST_ID, GREATEST_WHOLE
 from llm_rerank.recommendation.live_events import LONGEST_ID, LONGEST_TEXT
+from llm_rerank.service.settings import MOST_CANDIDATES
 
 KINDS = (*EVENT_WEIGHTS, *EVENT_ALIASES)
 LONGEST_WORDS = 1_000
@@ -19,7 +29,6 @@ LONGEST_TITLE = 2_000
 MOST_FRESH_EVENTS = 200
 MOST_EVENTS = 1_000
 MOST_ITEMS = 1_000
-MOST_CANDIDATES = 10_000
 MOST_SHOWN = 1_000
 GREATEST_NUMBER = 1e9
 FURTHER_TIME = 2**53
@@ -40,7 +49,7 @@ def _moment(value: Any) -> str | int | float:
             return value
     elif isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= FURTHER_TIME:
         return value
-    raise PydanticCustomError("moment", "must be seconds since 1970, or a date such as 2026-01-31T12:00:00Z")
+    raise PydanticCustomError("moment", "must be seconds since 1970, or a date of ISO 8601, as 2026-01-31T12:00:00Z")
 
 
 def _scalar(value: Any) -> Any:
@@ -76,8 +85,8 @@ _MOMENT_SCHEMA = {
         {"type": "string", "minLength": 1, "maxLength": 64},
         {"type": "number", "minimum": 0, "maximum": FURTHER_TIME},
     ],
-    "description": "Seconds since 1970, a date with or without time (UTC where no zone is given), or, in a shop whose "
-    "times are positions, a position.",
+    "description": "Seconds since 1970, a date of ISO 8601 with or without time (UTC without a zone), or, in a shop "
+    "whose times are positions, a position.",
     "examples": ["2026-01-31T12:00:00Z", 1_769_860_800],
 }
 _SCALAR_SCHEMA = {
@@ -213,7 +222,7 @@ class ExplainBody(Body):
 
 
 class ShownEvent(Body):
-    """What a user did with an item that an answer of ours held."""
+    """What a user did with an item that an answer of ours held, as it was asked for or, lately, cut anew."""
 
     item_id: Id
     event: Kind
@@ -263,12 +272,19 @@ class NewItem(BaseModel):
     __pydantic_extra__: dict[str, Scalar]
 
     item_id: Id
-    title: str = Field(min_length=1, max_length=LONGEST_TITLE)
+    title: str = Field(min_length=1, max_length=LONGEST_TITLE, json_schema_extra={"pattern": r"\S"})
     description: str | None = Field(None, max_length=LONGEST_TEXT)
     brand: str | None = Field(None, max_length=LONGEST_TITLE)
     categories: str | list[ShortText] | None = Field(None, max_length=LONGEST_TITLE)
     price: Annotated[float, Field(gt=0, le=GREATEST_NUMBER)] | None = None
     specs: dict[str, Scalar] | None = Field(None, max_length=100)
+
+    @field_validator("title")
+    @classmethod
+    def _says_something(cls, title: str) -> str:
+        if not title.strip():
+            raise PydanticCustomError("blank", "has blanks only; give the item's name")
+        return title
 
     @model_validator(mode="after")
     def _few_attributes(self) -> NewItem:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from fastapi import FastAPI
 
 from llm_rerank.data.values import plain
-from llm_rerank.recommendation.live import Recorded, UnknownRequest
-from llm_rerank.service.answers import RecordedEvents, refusals
+from llm_rerank.recommendation.live import MOST_SHOWN, Recorded, UnknownRequest
+from llm_rerank.recommendation.live_events import EventError
+from llm_rerank.service.answers import AddedItems, RecordedEvents, refusals
 from llm_rerank.service.bodies import EventsBody, FeedbackBody, ItemsBody
 from llm_rerank.service.context import Context
 from llm_rerank.service.failures import JsonResponse, ServiceError
@@ -35,27 +38,56 @@ def add_routes(app: FastAPI, context: Context) -> None:
 
     @app.post("/feedback", response_model=RecordedEvents, responses=refusals(), tags=["events"])
     async def feedback(body: FeedbackBody) -> JsonResponse:
-        """Take what a user did with an answer: the user, and the rank that was shown, come from the request's id."""
+        """Take what a user did with an answer: the user, and the rank that was shown, come from the request's id.
+
+        An item that the answer did not hold is refused; of an answer only the first 50 items are remembered, so that in
+        a longer one any item is taken, and has no rank where it is not among them.
+        """
         events = [event.mapping() for event in body.events]
+
+        def work() -> Recorded:
+            answer = context.shop.log.answer(body.request_id)
+            if answer is not None:
+                _require_shown(context, body.request_id, answer["item_ids"], events)
+            try:
+                return context.shop.feedback(body.request_id, events)
+            except UnknownRequest as error:
+                said = str(error).removeprefix("request_id").strip()
+                raise ServiceError(
+                    404 if answer is None else 422, f"{said}; or post to /events", field="request_id"
+                ) from None
+
         try:
-            recorded = await context.workers.run(
-                lambda: context.shop.feedback(body.request_id, events), settings.time_limit_s
-            )
-        except UnknownRequest:
-            raise ServiceError(
-                404, "the request is unknown, or older than 7 days; post to /events", field="request_id"
-            ) from None
+            recorded = await context.workers.run(work, settings.time_limit_s)
         except DataError as error:
             raise _without_number(error, alone=len(events) == 1) from None
         return _recorded(context, recorded)
 
-    @app.post("/items", response_model=dict[str, object], responses=refusals(), tags=["events"])
+    @app.post("/items", response_model=AddedItems, responses=refusals(), tags=["events"])
     async def add_items(body: ItemsBody) -> JsonResponse:
         """Add items, or change them: they can be recommended at once, without a fit."""
         items = [item.mapping() for item in body.items]
         report = await context.workers.run(lambda: context.shop.add_items(items), settings.long_time_limit_s)
         context.metrics.items.inc(len(items))
         return JsonResponse(plain(report))
+
+
+def _require_shown(
+    context: Context, request_id: str, shown: Sequence[Any], events: Sequence[Mapping[str, Any]]
+) -> None:
+    """Raise EventError for the first event on an item that the answer cannot have held.
+
+    shown: items remembered on disk. An answer that can still be cut anew may have shown any of its candidates.
+    """
+    if len(shown) >= MOST_SHOWN:
+        return
+    kept = context.kept(request_id)
+    held = {str(item) for item in (*shown, *(() if kept is None else kept.answer.scored.item_ids))}
+    for number, event in enumerate(events):
+        if str(event["item_id"]) not in held:
+            raise EventError(
+                f"events[{number}].item_id", f"{event['item_id']!r} was not in this answer; post it to /events"
+            )
 
 
 def _recorded(context: Context, recorded: Recorded) -> JsonResponse:

@@ -1,16 +1,23 @@
-"""Why an item has its score for a user, over HTTP; with the user's fresh events, which are not kept."""
+"""Why an item has its score for a user, over HTTP; with the user's fresh events, which are not kept.
+
+A component that fails is left out of every score, as in a list: the parts are those of the blend without it.
+"""
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from fastapi import FastAPI
 
+from llm_rerank.config import DiversityConfig
 from llm_rerank.data.id_index import code_of, codes_by_id
 from llm_rerank.data.values import plain
-from llm_rerank.recommendation.deciding import Decided, decide
+from llm_rerank.recommendation.deciding import Decided, score_batch, settle
 from llm_rerank.recommendation.explanation import Contribution, Explanation, HistoryEffect, Versus, explain_in_steps
+from llm_rerank.recommendation.failures import Failures
+from llm_rerank.recommendation.fallbacks import can_rank
 from llm_rerank.recommendation.questions import Question, cases_of_questions, prepare
 from llm_rerank.recommendation.reranker import Reranker
 from llm_rerank.service.answers import ExplainedScore, refusals
@@ -24,20 +31,33 @@ from llm_rerank.types import UNKNOWN, Cases, DataError, Ragged
 NEWCOMER = "a newcomer"
 
 
+@dataclass(frozen=True)
+class Explained:
+    """An explanation, and the components that failed and are missing from it."""
+
+    explanation: Explanation
+    degraded: tuple[str, ...] = ()
+
+
 def add_routes(app: FastAPI, context: Context) -> None:
     """Add /explain."""
 
     @app.post("/explain", response_model=ExplainedScore, responses=refusals(), tags=["lists"])
     async def explain(body: ExplainBody) -> JsonResponse:
-        """Give the parts that add up to the score, and what each item of the history did to it, by leaving it out."""
+        """Give the parts that add up to the score, and what each item of the history did to it, by leaving it out.
+
+        `degraded` names components that failed: the parts are those of the score without them.
+        """
 
         def work() -> Steps[dict[str, Any]]:
-            reranker = context.snapshot().reranker
+            snapshot = context.snapshot()
             try:
-                explanation = yield from explained(reranker, _question(body), body.item_id, body.versus)
+                found = yield from explained(snapshot.reranker, _question(body), body.item_id, body.versus)
             except DataError as error:
                 raise in_the_body(error) from None
-            return explanation_content(explanation, body.user_id)
+            degraded = [*snapshot.degraded, *found.degraded]
+            context.metrics.count_answer(degraded, "")
+            return {**explanation_content(found.explanation, body.user_id), "degraded": degraded}
 
         return JsonResponse(await context.queue.run_steps(work(), context.settings.long_time_limit_s))
 
@@ -46,10 +66,11 @@ def _question(body: ExplainBody) -> Question:
     return Question(user_id=body.user_id, events=[event.mapping() for event in body.events], at=body.as_of)
 
 
-def explained(reranker: Reranker, question: Question, item_id: Any, versus: Any = None) -> Steps[Explanation]:
+def explained(reranker: Reranker, question: Question, item_id: Any, versus: Any = None) -> Steps[Explained]:
     """Explain an item for a question's user, in steps; as ``Reranker.explain`` where the question has no events.
 
-    Raises QuestionError or EventError for a bad question, ServiceError (422) for an item that is not in the catalogue.
+    Raises QuestionError or EventError for a bad question, ServiceError for an item that is not in the catalogue (422)
+    and where every component that carries weight fails (503).
     """
     saved = reranker.saved
     prepared = prepare(question, saved.events, saved.fitted.items)
@@ -63,12 +84,35 @@ def explained(reranker: Reranker, question: Question, item_id: Any, versus: Any 
         raise ServiceError(422, "is the item itself; name another to compare with", field="versus")
     cases, seen = cases_of_questions([prepared], saved)
     cases = cases.with_candidates(Ragged.from_lists([np.array([found["item_id"]], dtype=np.int64)]))
-
-    def decide_cases(cases: Cases, seen: Ragged) -> Decided:
-        return decide(saved.fitted, reranker.config, cases, seen, saved.item_statistics)
-
     user = NEWCOMER if question.user_id is None else question.user_id
-    return (yield from explain_in_steps(user, saved.fitted, cases, seen, decide_cases, other=found.get("versus")))
+    failed: tuple[str, ...] = ()
+    while True:
+        decider = _Decider(reranker, failed)
+        explanation = yield from explain_in_steps(user, saved.fitted, cases, seen, decider, other=found.get("versus"))
+        if not decider.noticed:
+            return Explained(explanation, failed)
+        # again, without them in any of the scores that are compared
+        failed = (*failed, *decider.noticed)
+        if not can_rank(saved.fitted.stage, failed):
+            raise ServiceError(503, "every component that carries weight failed; come again", retry_after_s=5)
+
+
+class _Decider:
+    """Scores and decides cases without some components. noticed: names of others that failed."""
+
+    def __init__(self, reranker: Reranker, without: tuple[str, ...]) -> None:
+        saved = reranker.saved
+        kept = tuple(component for component in saved.fitted.components if component.name not in without)
+        self.fitted = replace(saved.fitted, components=kept)
+        self.config = replace(reranker.config, diversity=DiversityConfig())  # of a lone item there is none
+        self.statistics = saved.item_statistics
+        self.noticed: dict[str, None] = {}
+
+    def __call__(self, cases: Cases, seen: Ragged) -> Decided:
+        failures = Failures(len(cases))
+        batch = score_batch(self.fitted, self.config, cases, seen, self.statistics, failures=failures)
+        self.noticed |= dict.fromkeys(failures.failed)
+        return settle(batch, self.fitted, self.config)
 
 
 def explanation_content(explanation: Explanation, user_id: Any) -> dict[str, Any]:

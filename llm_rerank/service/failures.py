@@ -1,4 +1,4 @@
-"""Failures as answers: one shape for all, that names the field and repeats nothing that was sent.
+"""Failures as answers: one shape for all, that names the field and repeats nothing that names a user.
 
 ``{"error": {"code", "message", "field"?}}``; where Cohere's clients ask, the shape they read: ``{"id", "message"}``.
 """
@@ -87,7 +87,7 @@ def as_service_error(error: Exception) -> ServiceError | None:
     if isinstance(error, ServiceError):
         return error
     if isinstance(error, RequestValidationError):
-        return _of_validation(error.errors())
+        return _of_validation(error.errors(), error.body)
     if isinstance(error, AnyHTTPException):
         return ServiceError(error.status_code, str(error.detail))
     if isinstance(error, DataError):
@@ -109,10 +109,12 @@ def field_path(location: Sequence[str | int]) -> str:
     return path
 
 
-def _of_validation(errors: Sequence[Any]) -> ServiceError:
-    """Name the first field that is wrong; pydantic's messages do not repeat values."""
+def _of_validation(errors: Sequence[Any], body: Any) -> ServiceError:
+    """Name the first field that is wrong, as it was sent; pydantic's messages do not repeat values."""
     first = errors[0]
     where, *location = (part for part in first["loc"] if not _is_type(part))
+    if location[:2] == ["events", 0] and isinstance(body, dict) and "events" not in body:
+        location = location[2:]  # an event that came alone
     if first["type"] == "extra_forbidden":
         return ServiceError(422, "there is no such field", field=field_path(location))
     if first["type"] == "missing" and not location:

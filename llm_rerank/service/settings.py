@@ -11,6 +11,9 @@ from llm_rerank.types import DataError
 
 SHORTEST_KEY = 16
 
+MOST_CANDIDATES = 10_000
+"""What ``most_candidates`` may be at most."""
+
 
 @dataclass(frozen=True)
 class ServiceSettings:
@@ -21,7 +24,9 @@ class ServiceSettings:
     body_bytes, preview_bytes: greatest body of a request, and of an uploaded table.
     most_candidates: greatest number of candidates, or of documents, of one request.
     time_limit_s: seconds after which a ranking that is not ready is refused (503). long_time_limit_s: the same for
-    explanations, previews, erasures, new items. body_time_limit_s: seconds within which a body must have arrived.
+    explanations, previews, erasures, new items, and reranks of documents; there each document adds
+    document_time_limit_s. head_time_limit_s, body_time_limit_s: seconds within which the head of a request must have
+    arrived, and its body.
     queue_length: requests that may wait for the scoring thread. batch_size: of these, most that are answered at once.
     most_requests: requests in progress at once, beyond which all others are refused (503).
     most_answers, answer_lifetime_s: answers that can be cut anew, and for how long.
@@ -37,6 +42,8 @@ class ServiceSettings:
     most_candidates: int = 1_000
     time_limit_s: float = 2.0
     long_time_limit_s: float = 30.0
+    document_time_limit_s: float = 0.2
+    head_time_limit_s: float = 10.0
     body_time_limit_s: float = 10.0
     queue_length: int = 64
     batch_size: int = 16
@@ -55,6 +62,8 @@ class ServiceSettings:
             number = isinstance(value, int | float) and not isinstance(value, bool)
             if isinstance(default, float) and not (number and math.isfinite(value) and value > 0):
                 raise DataError(f"{name} is {value!r}; it must be a number of seconds above 0")
+        if self.most_candidates > MOST_CANDIDATES:
+            raise DataError(f"most_candidates is {self.most_candidates:,}; it must be at most {MOST_CANDIDATES:,}")
         if self.api_key is not None:
             check_key(self.api_key)
         if self.cache_folder is not None and not self.cache_folder.is_dir():

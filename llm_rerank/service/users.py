@@ -14,7 +14,7 @@ from llm_rerank.data.id_index import code_of, codes_by_id, spellings
 from llm_rerank.data.values import plain
 from llm_rerank.recommendation.live_events import LONGEST_ID
 from llm_rerank.recommendation.privacy import ForgetReport
-from llm_rerank.service.answers import History, UserList, refusals
+from llm_rerank.service.answers import Forgotten, HeldOfUser, History, UserList, refusals
 from llm_rerank.service.context import Context
 from llm_rerank.service.failures import JsonResponse, ServiceError
 from llm_rerank.service.values import with_slashes
@@ -52,7 +52,7 @@ def add_routes(app: FastAPI, context: Context) -> None:
 
         return JsonResponse({"events": _found(await context.workers.run(work, settings.time_limit_s))})
 
-    @app.get("/users/{user_id}", response_model=dict[str, Any], responses=refusals(), tags=["users"])
+    @app.get("/users/{user_id}", response_model=HeldOfUser, responses=refusals(), tags=["users"])
     async def export(user_id: UserPath) -> JsonResponse:
         """Give all that is held of a user: events, attributes, the log's entries, lists that were shown."""
         try:
@@ -63,7 +63,7 @@ def add_routes(app: FastAPI, context: Context) -> None:
             held = None
         return JsonResponse(plain(_found(held)))
 
-    @app.delete("/users/{user_id}", response_model=dict[str, Any], responses=refusals(), tags=["users"])
+    @app.delete("/users/{user_id}", response_model=Forgotten, responses=refusals(), tags=["users"])
     async def forget(user_id: UserPath) -> JsonResponse:
         """Erase a user from memory, log and model folder; the answer says what still carries influence until a refit.
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import csv
 import gzip
 import io
 import json
@@ -191,6 +192,25 @@ def test_broken_files_are_named_with_a_remedy(tmp_path, content, message):
         read(path)
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("length", [140_000, 500_000])
+@pytest.mark.parametrize("delimiter", [",", ";", "\t", "|"])
+@pytest.mark.parametrize("words", ["x", 'a "b", c; d|e\n'])
+def test_a_cell_may_be_of_any_length(tmp_path, delimiter, words, length):
+    long = (words * length)[:length]
+    rows = [["item_id", "description", "price"], ["i1", long, "1"], ["i2", "short", "2"], ["i3", long[:50], "3"]]
+    text = io.StringIO()
+    csv.writer(text, delimiter=delimiter).writerows(rows)
+    frame, _ = read(write(tmp_path, text.getvalue()))
+    assert frame.columns.tolist() == rows[0]
+    assert frame["description"].tolist() == [row[1].replace("\r\n", "\n") for row in rows[1:]]
+    assert frame["price"].tolist() == [1, 2, 3]
+
+
+def test_a_header_without_an_end_is_no_header(tmp_path):
+    with pytest.raises(DataError, match="has no header that can be read .*add a line of column names"):
+        read(write(tmp_path, "user_id," + "x" * 140_000))
 
 
 def test_missing_files_and_folders(tmp_path):

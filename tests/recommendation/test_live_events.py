@@ -73,6 +73,10 @@ def test_a_text_stands_for_a_number_only_where_no_text_is_known():
         ({"timestamp": 12_345}, "events[1].timestamp", "before 1971"),
         ({"timestamp": "soon"}, "events[1].timestamp", "no date"),
         ({"timestamp": "NaT"}, "events[1].timestamp", "no date"),
+        ({"timestamp": "now"}, "events[1].timestamp", "no date"),
+        ({"timestamp": "01:02"}, "events[1].timestamp", "no date"),
+        ({"timestamp": "2020Q1"}, "events[1].timestamp", "no date"),
+        ({"timestamp": "31/12/2020"}, "events[1].timestamp", "no date"),
         ({"timestamp": float("nan")}, "events[1].timestamp", "nan"),
         ({"timestamp": [1]}, "events[1].timestamp", "seconds since 1970"),
         ({"event": "purchse"}, "events[1].event", "must be one of search, view"),
@@ -107,6 +111,11 @@ def test_positions_follow_the_newest_and_are_not_dates():
     assert event["timestamp"] == 50
     (event,) = check({"user_id": "ann", "item_id": "tea", "timestamp": 3}, time_kind="position")
     assert event["timestamp"] == 3
+    (event,) = check({"user_id": "ann", "item_id": "tea", "timestamp": 49 + 100_000}, time_kind="position")
+    assert event["timestamp"] == 100_049
+    for far in (50 + 100_000, 2**53, 2**61):
+        with pytest.raises(EventError, match=r"more than 100,000 beyond the newest, 49; give the next position"):
+            check({"user_id": "ann", "item_id": "tea", "timestamp": far}, time_kind="position")
     with pytest.raises(EventError, match="positions"):
         check({"user_id": "ann", "item_id": "tea", "timestamp": "2023-01-01"}, time_kind="position")
 

@@ -13,6 +13,7 @@ from llm_rerank.config import RerankerConfig, ThresholdConfig
 from llm_rerank.recommendation.live import LiveShop
 from llm_rerank.recommendation.reranker import Reranker
 from llm_rerank.service.app import create_app
+from llm_rerank.service.connections import TimedProtocol
 from llm_rerank.service.settings import ServiceSettings
 from tests.shops import make_shop, with_searches
 
@@ -73,8 +74,9 @@ def counted(client, name, **labels):
 @contextmanager
 def listening(shop, settings=None, **options):
     """Serve a shop on a free port of this machine, as the command does; gives the address."""
+    app = create_app(shop, settings, **options)
     server = uvicorn.Server(
-        uvicorn.Config(create_app(shop, settings, **options), port=0, log_level="error", lifespan="on")
+        uvicorn.Config(app, http=TimedProtocol, port=0, log_level="error", lifespan="on", timeout_keep_alive=2)
     )
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()

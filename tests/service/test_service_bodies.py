@@ -26,7 +26,7 @@ def refusal(model, body) -> ServiceError:
     with pytest.raises(ValidationError) as caught:
         model.model_validate(body)
     errors = [{**error, "loc": ("body", *error["loc"])} for error in caught.value.errors()]
-    return as_service_error(RequestValidationError(errors))
+    return as_service_error(RequestValidationError(errors, body=body))
 
 
 def test_candidates_are_ids_or_objects():
@@ -67,18 +67,22 @@ def test_candidates_are_ids_or_objects():
         (RerankBody, [], "body"),
         (RerankBody, "u", "body"),
         (RecommendBody, {"exclude_seen": 1}, "exclude_seen"),
-        (EventsBody, {"item_id": "a"}, "events[0].user_id"),
+        (EventsBody, {"item_id": "a"}, "user_id"),
+        (EventsBody, {"events": [{"item_id": "a"}]}, "events[0].user_id"),
         (EventsBody, {"events": []}, "events"),
         (EventsBody, {"events": [{"user_id": "u"}] * 1_001}, "events"),
         (EventsBody, {"events": [{"user_id": "u", "item_id": "a", "review": "x" * 10_001}]}, "events[0].review"),
         (EventsBody, {"events": [{"user_id": "u", "item_id": "a", "event_id": ""}]}, "events[0].event_id"),
+        (EventsBody, {"user_id": "u", "item_id": "a", "colour": 1}, "colour"),
         (EventsBody, {"events": [{"user_id": "u", "item_id": "a"}], "more": 1}, "more"),
         (FeedbackBody, {"item_id": "a", "event": "click"}, "request_id"),
-        (FeedbackBody, {"request_id": "r", "item_id": "a"}, "events[0].event"),
+        (FeedbackBody, {"request_id": "r", "item_id": "a"}, "event"),
+        (FeedbackBody, {"request_id": "r", "events": [{"item_id": "a"}]}, "events[0].event"),
         (FeedbackBody, {"request_id": "r", "events": [{"item_id": "a", "event": "click", "user_id": "u"}]},
          "events[0].user_id"),
         (ExplainBody, {"user_id": "u"}, "item_id"),
         (ItemsBody, {"items": [{"item_id": "a"}]}, "items[0].title"),
+        (ItemsBody, {"items": [{"item_id": "a", "title": " \t\u2003"}]}, "items[0].title"),
         (ItemsBody, {"items": [{"item_id": "a", "title": "t", "price": 0}]}, "items[0].price"),
         (ItemsBody, {"items": [{"item_id": "a", "title": "t", "colour": {"deep": 1}}]}, "items[0].colour"),
         (ItemsBody, {"items": [{"item_id": "a", "title": "t", "specs": {"deep": [1]}}]}, "items[0].specs.deep"),

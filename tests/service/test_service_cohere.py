@@ -4,6 +4,7 @@ import os
 import shutil
 import threading
 import time
+from dataclasses import replace
 
 import cohere
 import httpx
@@ -126,9 +127,9 @@ def test_documents_read_a_few_at_a_time_score_as_in_one_go(tiny_models, name, mo
     reader = TextRelevance(reranker)
     documents = many_documents(50)
     steps = reader.scores(HISTORY, documents, 4_096)
-    assert sum(1 for _ in steps) == 13
+    assert sum(1 for _ in steps) == 1 + 25  # two lines of the history, and the documents by twos
     in_steps = in_one_go(reader.scores(HISTORY, documents, 4_096))
-    monkeypatch.setattr(our_cohere, "DOCUMENTS_A_STEP", 1_000)
+    monkeypatch.setattr(our_cohere, "TEXTS_A_STEP", 1_000)
     whole = in_one_go(TextRelevance(reranker).scores(HISTORY, documents, 4_096))
     np.testing.assert_allclose(in_steps, whole, atol=1e-5)
     alone = [in_one_go(reader.scores(HISTORY, [document], 4_096))[0] for document in documents[:12]]
@@ -156,6 +157,39 @@ def test_a_list_that_is_asked_for_during_a_long_rerank_is_answered_before_it_end
     assert answered["long"].status_code == 200
     assert len(answered["long"].json()["results"]) == 1_000
     assert "warnings" not in answered["long"].json()["meta"]
+
+
+@pytest.mark.parametrize("name", ["plain", "cross"])
+def test_no_step_reads_more_than_a_few_texts_and_none_reads_one_twice(tiny_models, name, monkeypatch):
+    reranker = Reranker.load(tiny_models / name, device="cpu", verbose=False)
+    reader = TextRelevance(reranker)
+    read: list[str] = []
+    encode = reader._encoder.encode
+    monkeypatch.setattr(reader._encoder, "encode", lambda texts: read.extend(texts) or encode(texts), raising=False)
+    monkeypatch.setattr(our_cohere, "MOST_TEXTS_KEPT", 60)
+    history, n_most = [f"line {number}" for number in range(21)], 0
+    for documents in (many_documents(50), [f"again {text}" for text in many_documents(50)]):
+        n_before = len(read)
+        for _ in reader.scores(history, documents, 4_096):
+            n_most = max(n_most, len(read) - n_before)
+            n_before = len(read)
+    of_history = 20 if name == "cross" else 21  # what the model looks back
+    assert len(read) == 2 * (of_history + 50)  # the second request passed the limit: all anew, once
+    assert n_most == our_cohere.TEXTS_A_STEP
+
+
+def test_the_time_limit_grows_with_the_documents(tiny_models, tmp_path):
+    body = {"query": "tea", "documents": many_documents(1_000, words=20)}
+    with serving(shutil.copytree(tiny_models / "plain", tmp_path / "shop")) as client:
+        assert client.post("/v2/rerank", json={"query": "tea", "documents": ["pot"]}).status_code == 200
+        hasty = replace(client.context.settings, long_time_limit_s=0.1, document_time_limit_s=1e-6)
+        client.context.settings = hasty
+        late = client.post("/v2/rerank", json=body)
+        assert (late.status_code, late.json()["message"]) == (503, "no answer within the time limit; come again")
+        client.context.settings = replace(hasty, document_time_limit_s=0.1)
+        answer = client.post("/v2/rerank", json=body)
+    assert answer.status_code == 200
+    assert len(answer.json()["results"]) == 1_000
 
 
 # ------------------------------------------------------------------ versions, tokens

@@ -44,6 +44,56 @@ def test_one_component_failing_gives_the_list_without_it(client, caplog):
     assert "secret" not in caplog.text
 
 
+def test_one_component_failing_gives_the_explanation_without_it(client, caplog):
+    ids = client.shop.reranker().saved.fitted.items.ids
+    asked = {"user_id": "u1", "item_id": ids[0], "versus": ids[1]}
+    whole = client.post("/explain", json=asked).json()
+    assert whole["degraded"] == []
+    break_component(client, "als")
+    candidates = [{"item_id": item} for item in ids[:2]]
+    ranked = client.post("/recommend/rerank", json={"user_id": "u1", "candidates": candidates}).json()
+    of_list = {item["item_id"]: item["score"] for item in ranked["items"]}
+    response = client.post("/explain", json=asked)
+    assert response.status_code == 200, response.text
+    said = response.json()
+    assert said["degraded"] == ["als"]
+    assert said["score"] == pytest.approx(of_list[ids[0]], rel=1e-5) != pytest.approx(whole["score"], rel=1e-5)
+    assert said["versus"]["score"] == pytest.approx(of_list[ids[1]], rel=1e-5)
+    for part in (said, said["versus"]):
+        whole_of_it = part["score"] if part is said else part["difference"]
+        assert sum(one["value"] for one in part["contributions"]) == pytest.approx(whole_of_it)
+        assert "als" not in {one["name"] for one in part["contributions"]}
+    assert counted(client, "llm_rerank_degraded_total", component="als") == 2
+    assert "secret" not in caplog.text
+
+
+def test_a_component_that_fails_now_and_then_is_in_none_of_the_scores_that_are_compared(client):
+    asked = {"user_id": "u1", "item_id": client.shop.reranker().saved.fitted.items.ids[0]}
+    (scorer,) = [c.scorer for c in client.shop.reranker().components if c.name == "als"]
+    score, n_calls = scorer.score_catalogue, []
+
+    def at_times(cases):
+        n_calls.append(1)
+        if len(n_calls) % 2:
+            raise OSError("now it does not work")
+        return score(cases)
+
+    scorer.score_catalogue = at_times
+    said = client.post("/explain", json=asked).json()
+    break_component(client, "als")
+    assert client.post("/explain", json=asked).json() == said
+    assert said["degraded"] == ["als"]
+
+
+def test_where_all_fail_there_is_nothing_to_explain(client):
+    asked = {"user_id": "u1", "item_id": client.shop.reranker().saved.fitted.items.ids[0]}
+    for name in names_of(client):
+        break_component(client, name)
+    refused = client.post("/explain", json=asked)
+    assert (refused.status_code, refused.headers["Retry-After"]) == (503, "5")
+    assert "every component" in refused.json()["error"]["message"]
+
+
 def test_all_failing_gives_the_order_given(client):
     question = {"user_id": "u1", "candidates": candidates_of(client), "k": 5}
     for name in names_of(client):

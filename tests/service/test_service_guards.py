@@ -124,7 +124,7 @@ def test_a_key_that_is_none_is_refused_and_not_repeated(key):
 
 @pytest.mark.parametrize("settings", [
     {"queue_length": 0}, {"batch_size": True}, {"time_limit_s": 0}, {"time_limit_s": float("inf")}, {"body_bytes": 1.5},
-    {"most_candidates": "9"},
+    {"most_candidates": "9"}, {"most_candidates": 10_001}, {"document_time_limit_s": 0.0}, {"head_time_limit_s": -1.0},
 ])  # fmt: skip
 def test_impossible_settings_are_named(settings):
     with pytest.raises(DataError, match=next(iter(settings))):

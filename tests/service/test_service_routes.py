@@ -224,6 +224,7 @@ def test_a_batch_of_events_is_taken_whole_or_not_at_all(client):
         ({"item_id": "nowhere"}, "item_id"),
         ({"timestamp": time.time() + 3_600}, "timestamp"),
         ({"timestamp": "yesterday-ish"}, "timestamp"),
+        ({"timestamp": "now"}, "timestamp"),
         ({"quantity": 0}, "quantity"),
         ({"event": "dreamt"}, "event"),
     ]
@@ -232,7 +233,7 @@ def test_a_batch_of_events_is_taken_whole_or_not_at_all(client):
         spoiled = [*events[:2], {**events[2], **change}]
         error = refused(client.post("/events", json={"events": spoiled}), 422, f"events[2].{field}")
         assert "u8" not in error["message"]
-        refused(client.post("/events", json=spoiled[2]), 422, field if field != "event" else "events[0].event")
+        refused(client.post("/events", json=spoiled[2]), 422, field)
     assert len(client.shop.reranker().saved.events) == n_before
     assert good(client.post("/events", json={"events": events}))["accepted"] == ["0", "1", "2"]
 
@@ -246,6 +247,46 @@ def test_feedback_takes_user_and_rank_from_the_request(client):
     assert good(client.get("/users/u9/history"))["events"][0]["item_id"] == third
     refused(client.post("/feedback", json={**body, "request_id": "never"}), 404, "request_id")
     refused(client.post("/feedback", json={**body, "item_id": "nowhere"}), 422, "item_id")
+
+
+def test_feedback_is_on_an_item_of_the_list_by_somebody(client):
+    first, *_, last = ids_of(client)
+    shown = good(client.post("/recommend/rerank", json={"user_id": "u9", "candidates": ids_of(client)[:5], "k": 2}))
+    body = {"request_id": shown["request_id"], "event": "click"}
+    error = refused(client.post("/feedback", json={**body, "item_id": last}), 422, "item_id")
+    assert error["message"] == f"{last!r} was not in this answer; post it to /events"
+    events = [{"item_id": item, "event": "click"} for item in (first, last)]
+    refused(client.post("/feedback", json={"request_id": shown["request_id"], "events": events}),
+            422, "events[1].item_id")  # fmt: skip
+    # the third candidate can be seen where the answer is cut anew
+    anew = good(client.post("/recommend/recut", json={"request_id": shown["request_id"], "k": 3}))["items"]
+    assert len(good(client.post("/feedback", json={**body, "item_id": anew[2]["item_id"]}))["accepted"]) == 1
+    # of a long list only its start is remembered
+    long = good(client.post("/recommend/rerank", json={"user_id": "u9", "candidates": ids_of(client)}))
+    client.context._answers.clear()  # as after a while
+    on_last = {"request_id": long["request_id"], "event": "click", "item_id": long["items"][-1]["item_id"]}
+    assert len(good(client.post("/feedback", json=on_last))["accepted"]) == 1
+    nobody = good(client.post("/recommend", json={}))
+    on_nobody = {"request_id": nobody["request_id"], "item_id": nobody["items"][0]["item_id"], "event": "click"}
+    error = refused(client.post("/feedback", json=on_nobody), 422, "request_id")
+    assert "for nobody" in error["message"]
+    assert "give user_id when asking" in error["message"]
+
+
+def test_a_position_far_in_the_future_is_refused_and_lists_can_still_be_explained(tables, tmp_path):
+    events, items = tables
+    events = events.assign(timestamp=np.argsort(np.argsort(events["timestamp"], kind="stable"), kind="stable"))
+    config = RerankerConfig(encoder=None, sequence="off", candidates_per_source=20, refit=False)
+    Reranker(config, verbose=False).fit(events, items).save(tmp_path / "positions")
+    with serving(tmp_path / "positions") as client:
+        event = {"user_id": "u1", "item_id": ids_of(client)[0]}
+        for far in (9007199254740992, len(events) + 200_000):
+            refused(client.post("/events", json={**event, "timestamp": far}), 422, "timestamp")
+        good(client.post("/events", json={**event, "timestamp": len(events) + 1_000}))
+        shown = good(client.post("/recommend", json={"user_id": "u1"}))
+        assert shown["as_of"] == len(events) + 1_001
+        why = {"user_id": "u1", "item_id": shown["items"][0]["item_id"], "as_of": shown["as_of"]}
+        assert good(client.post("/explain", json=why))["score"] == pytest.approx(shown["items"][0]["score"], rel=1e-4)
 
 
 def test_a_new_item_can_be_found_and_recommended_at_once(client):
@@ -473,6 +514,7 @@ def test_a_table_of_events_gives_lists_for_newcomers_with_these_events(reading):
     (b"user_id,item_id\n\xff\xfe\n", 422), (b"\x1f\x8b\x08", 415), (b"PAR1", 415), (b'{"a": 1}', 415),
     (b"user_id,item_id,upstream_score\nu,i,many\n", 422), (b"user_id,user_id\n1,2\n", 422),
     (b'user_id,item_id\n"u,1\n', 422), (b"user_id,item_id\n" + b"u,i\n" * 50_001, 422),
+    (b"user_id," + b"x" * 140_000, 422),
 ])  # fmt: skip
 def test_a_table_that_is_none_is_told_so(reading, content, status):
     response = reading.post("/preview", content=content, headers=CSV)
@@ -480,6 +522,12 @@ def test_a_table_that_is_none_is_told_so(reading, content, status):
     message = response.json()["error"]["message"]
     assert "/tmp" not in message
     assert "llm-rerank-" not in message
+
+
+def test_a_table_with_a_cell_of_any_length_is_looked_at(reading):
+    known, endless = ids_of(reading)[0], "x" * 140_000
+    said = good(reading.post("/preview", content=f"user_id,item_id\nu1,{endless}\nu1,{known}\n", headers=CSV))
+    assert [item["item_id"] for item in said["lists"][0]["items"]] == [known, endless]
 
 
 # ------------------------------------------------------------------ Cohere's arithmetic

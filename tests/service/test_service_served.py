@@ -163,6 +163,59 @@ def test_the_logs_write_ahead_file_is_emptied_beside_the_requests(model, tables,
         wait_until(is_in_the_main_file)
 
 
+# ------------------------------------------------------------------ connections that stay open
+
+
+def seconds_open(address: str, *parts: bytes, pause: float = 0.05, most: float = 8.0) -> float:
+    """Send the parts, the last of them again and again, and tell after how long the other side closes."""
+    host, _, port = address.removeprefix("http://").partition(":")
+    with socket.create_connection((host, int(port)), timeout=pause) as connection:
+        began = time.monotonic()
+        sent = list(parts)
+        while time.monotonic() - began < most:
+            with suppress(OSError):
+                if parts:
+                    connection.sendall(sent.pop(0) if len(sent) > 1 else sent[0])
+            try:
+                if not connection.recv(65_536):
+                    break
+                time.sleep(pause)
+            except TimeoutError:
+                continue
+            except ConnectionError:
+                break
+        return time.monotonic() - began
+
+
+def test_a_connection_whose_head_never_ends_is_closed_and_one_with_slow_but_whole_requests_is_not(model):
+    settings = ServiceSettings(head_time_limit_s=0.5, time_limit_s=30)
+    whole = b"GET /healthz HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
+    with LiveShop(model, device="cpu") as shop, listening(shop, settings) as base:
+        for parts in (
+            (),  # nothing at all
+            (b"GET /healthz HTTP/1.1\r\n", b"X-Slow: 1\r\n"),  # a head without an end
+            (whole, b"GET /healthz HTTP/1.1\r\n", b"X-Slow: 1\r\n"),  # behind a whole one
+            (whole[:-2] + b"Content-Length: 100000\r\n\r\n", b"x"),  # answered before its body is here
+        ):
+            assert 0.4 < seconds_open(base, *parts) < 5, parts
+        counts = httpx.get(f"{base}/metrics").text
+        assert 'llm_rerank_refused_total{reason="slow_head"} 4.0' in counts
+        assert seconds_open(base, whole, pause=0.3, most=2.0) >= 2.0  # asks again and again
+        with httpx.Client(base_url=base) as client:  # the body may take longer than the head
+
+            def slowly():
+                yield b'{"user_id": "u1", '
+                time.sleep(1.0)
+                yield b'"k": 3}'
+
+            answer = client.post("/recommend", content=slowly(), headers={"content-type": "application/json"})
+            assert answer.status_code == 200
+            time.sleep(1.0)  # between two requests uvicorn's own limit holds
+            assert client.get("/healthz").status_code == 200
+            n_open = httpx.get(f"{base}/metrics").text.count('slow_head"} 4.0')
+        assert n_open == 1
+
+
 # ------------------------------------------------------------------ the command
 
 

@@ -2,7 +2,7 @@
 
 import { el, fill } from "./dom.js";
 import { bars } from "./lists.js";
-import { nameOf, percent, signed, spoken } from "./words.js";
+import { failuresInWords, nameOf, percent, signed, spoken } from "./words.js";
 
 const MOST_PARTS = 8;
 const MOST_HISTORY = 6;
@@ -57,9 +57,10 @@ export function closeWhy(row) {
 const closing = (row) =>
   el("button", { type: "button", class: "link", onclick: () => closeWhy(row) }, "Close the reasons");
 
-function ofItem(item, { score, probability, groups, contributions, history }) {
+function ofItem(item, { score, probability, groups, contributions, history, degraded }) {
   const told = ["Score ", el("b", {}, signed(score, 3)), ", probability ", el("b", {}, percent(probability)), ". "];
   return [
+    failuresInWords({ degraded }).map((text) => el("p", { class: "problem" }, text)),
     el("p", {}, told, "These parts add up to the score:"),
     // lists with upstream scores may be decided by a blend of their own
     Math.abs(score - item.score) < SAME
