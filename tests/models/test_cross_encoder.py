@@ -13,7 +13,7 @@ import torch
 from llm_rerank.models.cross_encoder import reference
 from llm_rerank.models.cross_encoder import scorer as scorer_module
 from llm_rerank.models.cross_encoder.history_encoder import HistoryNetwork, NetworkShape
-from llm_rerank.models.cross_encoder.item_table import COLUMNS, build_table
+from llm_rerank.models.cross_encoder.item_table import COLUMNS, ItemTable, build_table
 from llm_rerank.models.cross_encoder.reference import reference_score
 from llm_rerank.models.cross_encoder.scorer import HistoryCrossEncoder
 from llm_rerank.models.semantic.cache import CachedEncoder
@@ -292,6 +292,29 @@ def test_float16_states_keep_the_top(tiny, monkeypatch):
     near = predict(half, histories, lists)
     same = [np.argsort(-a)[:10] == np.argsort(-b)[:10] for a, b in zip(right, near, strict=True)]
     assert np.mean(same) >= 0.99
+
+
+def test_token_states_are_kept_in_two_bytes_a_value(tiny, tmp_path):
+    """However the table came about: built, grown, saved and loaded, joined by a call of predict."""
+    shop = planted_shop(n_users=4)
+    model = model_of(tiny, trained=True, cross_attention=True).fit(shop.past, shop.items, seed=0)
+    model.save(tmp_path)
+    items = longer_items(shop.items, ["a rod to catch trout", "espresso in a pot"])
+    texts = [*items.texts[:3], "a violin with a bow", *items.texts[4:]]
+    loaded = HistoryCrossEncoder.load(tmp_path, device="cpu")
+    grown = loaded.grown(items, np.array([160, 161])).grown(items.with_texts(texts), np.array([3]))
+    predict(model, [["tent"]], [["a lamp", ""]])
+    predict(model, [["tent"]], [["a chair"]])
+    for table in (model._table, loaded._table, grown._table, model._text_table):
+        n_tokens, size = table.states.shape
+        assert (n_tokens, size) == (table.offsets[-1], 2 * 32)  # the inputs of two upper layers
+        assert table.states.dtype == torch.float16
+        others = sum(getattr(table, name).numel() for name in COLUMNS if name != "states")
+        assert table.n_bytes == 2 * n_tokens * size + 4 * others
+    # what is kept in more than that is not rounded when the two are joined
+    wide = build_table(model.network, model.reader, ["a lamp"], np.ones((1, 32), np.float32), state_dtype=torch.float32)
+    both = ItemTable.joined([model._text_table, wide])
+    torch.testing.assert_close(both.states[-len(wide.states) :], wide.states, atol=0, rtol=0)
 
 
 @pytest.mark.parametrize("cross_attention", [False, True])
