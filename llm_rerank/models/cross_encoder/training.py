@@ -30,7 +30,7 @@ from llm_rerank.models.cross_encoder.history_encoder import HistoryNetwork
 from llm_rerank.models.cross_encoder.item_table import ItemTable
 from llm_rerank.models.cross_encoder.list_metrics import judge_lists
 from llm_rerank.models.cross_encoder.lists import TrainingLists, sample_negatives
-from llm_rerank.models.cross_encoder.packing import list_blocks
+from llm_rerank.models.cross_encoder.packing import one_block
 from llm_rerank.models.cross_encoder.scorer import HistoryCrossEncoder
 from llm_rerank.models.cross_encoder.scoring import Histories, readable_histories, score_block, score_lists
 from llm_rerank.models.cross_encoder.training_settings import TrainingSettings, learning_rate_at, rows_of_step
@@ -121,7 +121,7 @@ class ListScorer(nn.Module):
         codes = np.unique(np.concatenate([candidates.values, histories.rows.values]))
         table = self._texts.table(self.network, codes)
         local, past = _renumbered(codes, candidates, histories)
-        (block,) = list_blocks(local, past.rows.lengths, most_pairs=2**40, most_candidates=2**40)
+        block = one_block(local, past.rows.lengths)
         scores = score_block(self.network, table, past, local, block)
         real = block.candidates >= 0
         cells = np.where(real, block.candidates, 0)
