@@ -129,7 +129,7 @@ def check_shop(
     unknown_share, seconds_per_text = float("nan"), 0.0
     encoder = None
     if config.encoder is not None:
-        encoder = SentenceEncoder(config.encoder, device=config.device)
+        encoder = SentenceEncoder(config.encoder, device=config.device, dtype=config.dtype)
         unknown_share, seconds_per_text = encoder.unknown_share(texts), measure_encoder(encoder, texts)
     return ShopCheck(
         tables=[_described(name, tables[name], ours[name]) for name in tables],
