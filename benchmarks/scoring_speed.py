@@ -6,7 +6,8 @@ The work: users with a history of about 200 tokens and 100 candidates of about 2
 sample. sentence-transformers' ``CrossEncoder.predict`` reads every pair whole; it gets its best number format and batch
 size, found here. Systems: ``pairwise`` (ours around the same network), ``shared`` (history and items read once, nothing
 kept from before), ``cached`` (items' states known, token attention to the history), ``cached_cheap`` (without it).
-Weights are random where training would have put them: the work is the same, and no gate is closed.
+Weights are random where training would have put them: the work is the same, and no gate is closed. Peak memory is of
+the process while the system ran, with what earlier ones left resident; sentence-transformers': of all that it tries.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks._common import peak_memory_mb, run_information, table, write_report
+from benchmarks._common import forget_peak, peak_memory_mb, run_information, table, write_report
 from llm_rerank.data.datasets import load_dataset
 from llm_rerank.data.rendering import Renderer
 from llm_rerank.evaluation.protocols import LastOut, hold_out
@@ -81,6 +82,7 @@ def cached_system(
     **settings: Any,
 ) -> tuple[dict[str, Any], list[FloatArray], HistoryCrossEncoder]:
     """Time one user at a time and all at once from a table of all items; also the scores."""
+    forget_peak()
     model = HistoryCrossEncoder.from_encoder(item_tokens=ITEM_TOKENS, **settings)
     as_if_trained(model, 0)
     network = model._for_scoring()
@@ -164,8 +166,7 @@ def scores_with(
 ) -> list[FloatArray]:
     """Score all users from a table whose token states have the format given."""
     items = build_table(model.network, model.reader, texts, vectors, state_dtype=state_dtype)
-    scores = score_lists(model.network, items, *many_users(histories, candidates))
-    return np.split(scores, len(candidates))
+    return np.split(score_lists(model.network, items, *many_users(histories, candidates)), len(candidates))
 
 
 def scores_from_cache(
@@ -209,6 +210,7 @@ def sentence_transformers_system(
     """Time ``CrossEncoder.predict``: every format and batch size on one user, the best of them on all users given."""
     from sentence_transformers import CrossEncoder
 
+    forget_peak()
     pairs = [
         [(" | ".join(reversed(history)), text) for text in row]
         for history, row in zip(histories, candidates, strict=True)
@@ -240,9 +242,8 @@ def sentence_transformers_system(
     assert best is not None
     _, network, batch_size, name = best
     seconds = [min(seconds_of(lambda p=user: network.predict(p, batch_size=batch_size), 1)) for user in pairs]
-    found = {**entry(seconds, len(pairs[0])), "settings": name, "tried_pairs_per_second": tried, "n_users": len(pairs)}
-    found["not_tried"] = absent
-    return found, batch_size, "bfloat16" if name.startswith("bfloat16") else "float32"
+    found = {**entry(seconds, len(pairs[0])), "settings": name, "tried_pairs_per_second": tried, "not_tried": absent}
+    return {**found, "n_users": len(pairs)}, batch_size, "bfloat16" if name.startswith("bfloat16") else "float32"
 
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
@@ -288,6 +289,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     agreement["cached, states in float16"] = same_top(scores["cached"], exact)
     agreement["cached, states on disk in int8"] = same_top(rounded, exact)
 
+    forget_peak()
     shared = HistoryCrossEncoder.from_encoder(
         item_tokens=ITEM_TOKENS, cross_attention=True, dtype="float32", device=device
     )
@@ -302,6 +304,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
 
     few_texts = [rows[: options.pairwise_users] for rows in as_texts]
     systems["sentence_transformers"], batch_size, dtype = sentence_transformers_system(*few_texts, device=device)
+    forget_peak()
     pairwise = PairwiseCrossEncoder.from_encoder(item_tokens=ITEM_TOKENS, dtype=dtype, device=device)
     seconds = [
         min(seconds_of(lambda h=history, r=row: pairwise.predict([h], [r], batch_size=batch_size), 1))

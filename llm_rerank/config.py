@@ -15,6 +15,8 @@ MOST_RETENTION_DAYS = 100_000  # longer than there are dates
 Part = Literal["auto", "always", "off"]
 PART_CHOICES: tuple[Part, ...] = get_args(Part)
 
+NumberFormat = Literal["auto", "float32", "bfloat16"]
+
 
 @dataclass(frozen=True)
 class ThresholdConfig:
@@ -140,6 +142,8 @@ class RerankerConfig:
     cross_encoder_depth: candidates of a user that the cross-encoder reads, best first; the others keep their order
     below. None: all.
     fine_tune_steps: most steps of the fine-tuning; it stops by itself where they no longer help.
+    token_attention: the cross-encoder also reads the tokens of the history with each candidate. A pair takes 13 times
+    as long, an item ten times the memory, and the ablation found no gain (docs/lab-notebook.md).
     target_events: events that count as a positive; None: purchases where there are any, else every event but views.
     min_rating: a rated event below this is a dislike; None: ratings do not make dislikes.
     threshold: how ``kept`` is cut; None: ``kept`` is True for the first ``k``.
@@ -150,6 +154,8 @@ class RerankerConfig:
     retention_days: events older than this are dropped from everything whenever the reranker is saved, and within a day
     by ``update``; None: all are kept.
     device: "auto", "cpu", "cuda", "cuda:1", "mps".
+    dtype: "auto", "float32" or "bfloat16": what the encoder, the fine-tuning and the reader of ``token_attention``
+    compute in; "auto": bfloat16 where the device is the faster for it.
     seed: seed of everything that is drawn at random.
     """
 
@@ -162,6 +168,7 @@ class RerankerConfig:
     cross_encoder: Part = "auto"
     cross_encoder_depth: int | None = None
     fine_tune_steps: int = 300
+    token_attention: bool = False
     target_events: tuple[str, ...] | None = None
     min_rating: float | None = None
     threshold: ThresholdConfig | None = None
@@ -171,6 +178,7 @@ class RerankerConfig:
     refit: bool = True
     retention_days: float | None = None
     device: str = "auto"
+    dtype: NumberFormat = "auto"
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -183,9 +191,10 @@ class RerankerConfig:
                 raise DataError(f"{name} is {value!r}; it must be a whole number of at least {least}")
         if self.cache_folder is not None and not (isinstance(self.cache_folder, str) and self.cache_folder.strip()):
             raise DataError(f"cache_folder is {self.cache_folder!r}; it must be a folder's name as text, or None")
-        for name in ("sequence", "semantic", "cross_encoder"):
-            if getattr(self, name) not in PART_CHOICES:
-                raise DataError(f"{name} is {getattr(self, name)!r}; it must be one of {', '.join(PART_CHOICES)}")
+        choices: dict[str, tuple[str, ...]] = dict.fromkeys(("sequence", "semantic", "cross_encoder"), PART_CHOICES)
+        for name, allowed in {**choices, "dtype": get_args(NumberFormat)}.items():
+            if getattr(self, name) not in allowed:
+                raise DataError(f"{name} is {getattr(self, name)!r}; it must be one of {', '.join(allowed)}")
         if self.max_items is not None and self.max_items < max(1, self.min_items):
             raise DataError(
                 f"max_items is {self.max_items}; it must be at least 1 and at least min_items ({self.min_items})"

@@ -2,6 +2,7 @@
 
 import importlib
 import json
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,6 +12,7 @@ import pytest
 
 import benchmarks
 from benchmarks import cross_encoder_gain, number_formats, review_sentiment, scoring_speed, throughput
+from benchmarks._common import peak_memory_mb
 from benchmarks.ranking import main, pairs_to_test
 from benchmarks.systems import FUSED, N_SETTINGS, SINGLES, system_names
 from llm_rerank.models.cross_encoder.scorer import HistoryCrossEncoder
@@ -280,6 +282,21 @@ def test_slope_and_agreement_by_hand() -> None:
     assert throughput.slope([10, 100, 1000], [0.3, 0.3, 0.3]) == pytest.approx(0.0)
     first, second = [np.array([3.0, 2.0, 1.0])], [np.array([3.0, 1.0, 2.0])]
     assert scoring_speed.same_top(first, second, k=3) == pytest.approx(1 / 3)  # only the first place holds the same
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="only Linux says")
+def test_a_systems_peak_is_not_that_of_what_ran_before_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    encoder = save_tiny_encoder(tmp_path)
+    monkeypatch.setattr(scoring_speed.HistoryCrossEncoder, "from_encoder", partial(HistoryCrossEncoder, model=encoder))
+    texts, codes = ["tent", "tea pot", "lamp", "chair"], [np.arange(4)] * 2
+    held = np.ones(2**26)  # 512 MB
+    del held
+    before = peak_memory_mb()
+    arguments = (texts, np.eye(4, 32, dtype=np.float32), codes, codes)
+    values, scores, _ = scoring_speed.cached_system(*arguments, dtype="float32", device="cpu", cross_attention=True)
+    assert values["peak_memory_mb"] < before - 400
+    assert len(scores) == 2
+    assert values["pairs_per_second"] > 0
 
 
 def test_number_formats_by_hand() -> None:

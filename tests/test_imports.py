@@ -85,6 +85,7 @@ LAYERS = {
         "reference",
         "item_states",
         "item_table",
+        "text_table",
         "scoring",
         "scorer",
         "pairwise_texts",

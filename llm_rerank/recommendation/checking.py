@@ -124,7 +124,7 @@ def check_shop(
     ]
     unknown_share, encoder = float("nan"), None
     if config.encoder is not None:
-        encoder = SentenceEncoder(config.encoder, device=config.device)
+        encoder = SentenceEncoder(config.encoder, device=config.device, dtype=config.dtype)
         unknown_share = encoder.unknown_share(sample_of_texts(events, valid_items))
     return ShopCheck(
         tables=[_described(name, tables[name], ours[name]) for name in tables],

@@ -69,7 +69,7 @@ def read_with_cross_encoder(
     tuning = None
     if len(lists.training) >= LEAST_LISTS and len(lists.validation):
         log.step("cross-encoder fine-tuning")
-        settings = TrainingSettings(steps=config.fine_tune_steps, seed=config.seed)
+        settings = TrainingSettings(steps=config.fine_tune_steps, precision=config.dtype, seed=config.seed)
         checkpoint = None if config.cache_folder is None else Path(config.cache_folder) / "fine-tuning"
         model, tuning = tune_on_lists(lists, tools, settings, checkpoint, log, lent)
     else:
@@ -139,8 +139,10 @@ def new_cross_encoder(tools: FitTools) -> HistoryCrossEncoder:
     return HistoryCrossEncoder(
         tools.encoder,
         history_length=config.history_length,
+        cross_attention=config.token_attention,
         cache_folder=config.cache_folder,
         device=config.device,
+        dtype=config.dtype,
         seed=config.seed,
     )
 

@@ -25,6 +25,8 @@ from llm_rerank.storage import write_json
 from llm_rerank.types import DataError, DataReport
 
 if TYPE_CHECKING:
+    from accelerate import PartialState
+
     from llm_rerank.models.cross_encoder.training import FineTuning
     from llm_rerank.models.cross_encoder.training_settings import TrainingSettings
 
@@ -34,7 +36,7 @@ MODEL, LOG, PLOT, CHECKPOINT = "model", "training.json", "training.svg", "checkp
 def fine_tune_on_shop(
     interactions: Any,
     items: Any,
-    out: Path,
+    out: str | Path,
     *,
     config: RerankerConfig | None = None,
     settings: TrainingSettings | None = None,
@@ -46,8 +48,9 @@ def fine_tune_on_shop(
     """Fit the other components on the past, fine-tune on what they leave unexplained, save to ``out``.
 
     ``out/model`` is what ``HistoryCrossEncoder.load`` reads; ``out/training.json`` and ``out/training.svg`` hold the
-    course; ``out/checkpoint`` is where a killed run goes on. interactions, items, columns, time_unit,
-    encoding: as for ``Reranker.fit``.
+    course; ``out/checkpoint`` is where the fine-tuning of a killed run goes on. interactions, items, columns,
+    time_unit, encoding: as for ``Reranker.fit``. Under ``accelerate launch`` each process works on a device of its own,
+    they share the steps, and only the first one says and writes anything.
 
     Raises DataError where the data break a rule, leave too few lists, or where there is no encoder, StorageError where
     ``out`` cannot be written: before anything is read.
@@ -55,13 +58,16 @@ def fine_tune_on_shop(
     from llm_rerank.models.cross_encoder.training_plot import write_training_plot
     from llm_rerank.models.cross_encoder.training_settings import TrainingSettings
 
+    out = Path(out)
     check_target(out / MODEL)
     config = config or RerankerConfig()
-    settings = settings or TrainingSettings(steps=config.fine_tune_steps, seed=config.seed)
+    device, is_first = _place_of(_processes(config.device), config.device)
+    config = replace(config, device=device)  # before anything is read: all of a process lies on one device
+    settings = settings or TrainingSettings(steps=config.fine_tune_steps, precision=config.dtype, seed=config.seed)
     encoder = make_encoder(config)
     if encoder is None:
         raise DataError("encoder is None; the cross-encoder is built from one: name an encoder, for example 'default'")
-    log, report = FitLog(verbose=verbose), DataReport()
+    log, report = FitLog(verbose=verbose and is_first), DataReport()
     events, valid_items, users, _ = read_shop(
         config, interactions, items, None, None, columns, time_unit, report, encoding=encoding
     )
@@ -75,6 +81,8 @@ def fine_tune_on_shop(
     tools = replace(tools, specs=standing.specs)
     lists = build_training_lists(data, tools, holdout, standing.components, standing.stage, log)
     model, tuning = tune_on_lists(lists, tools, settings, out / CHECKPOINT, log)
+    if not is_first:
+        return tuning
     model.fit(events, tools.render(valid_items, events, None), seed=config.seed)
     save_folder(out / MODEL, model.save)
     write_json(
@@ -92,3 +100,18 @@ def fine_tune_on_shop(
     write_training_plot(out / PLOT, tuning.log)
     encoder.flush()
     return tuning
+
+
+def _processes(device: str) -> PartialState:
+    """Ask accelerate which of how many processes this is; alone, where nothing launched several."""
+    from accelerate import PartialState
+
+    from llm_rerank.models.semantic.weights import settled
+
+    return PartialState(cpu=settled(device, "auto")[0].startswith("cpu"))
+
+
+def _place_of(processes: PartialState, device: str) -> tuple[str, bool]:
+    """Device of this process, that given where it is the only one; and whether it is the first."""
+    own = device if processes.num_processes == 1 else str(processes.device)
+    return own, processes.is_main_process

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from llm_rerank.config import NumberFormat
 from llm_rerank.data.frames import applicable, named_columns, to_pandas
 from llm_rerank.data.id_index import code_of, codes_by_id
 from llm_rerank.data.layouts import as_items
@@ -134,14 +135,14 @@ def encoder_of(saved: Saved) -> Encoder | None:
         held = getattr(component.scorer, "encoder", None)
         if held is not None:
             return held
-    return _loaded_encoder(saved.config.encoder, saved.config.device)
+    return _loaded_encoder(saved.config.encoder, saved.config.device, saved.config.dtype)
 
 
 @lru_cache(maxsize=2)
-def _loaded_encoder(model: str, device: str) -> Encoder:
+def _loaded_encoder(model: str, device: str, dtype: NumberFormat) -> Encoder:
     from llm_rerank.models.semantic.encoder import SentenceEncoder
 
-    return SentenceEncoder(model, device=device)
+    return SentenceEncoder(model, device=device, dtype=dtype)
 
 
 def _with_encoder(scorer: GrowingScorer, encoder: Encoder | None) -> GrowingScorer:

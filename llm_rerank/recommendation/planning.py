@@ -78,7 +78,7 @@ def make_encoder(config: RerankerConfig) -> CachedEncoder | None:
     from llm_rerank.models.semantic.cache import CachedEncoder
     from llm_rerank.models.semantic.encoder import SentenceEncoder
 
-    return CachedEncoder(SentenceEncoder(config.encoder, device=config.device), config.cache_folder)
+    return CachedEncoder(SentenceEncoder(config.encoder, device=config.device, dtype=config.dtype), config.cache_folder)
 
 
 def sentiment_of(events: Interactions, encoder: Encoder | None) -> FloatArray:

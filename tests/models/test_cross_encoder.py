@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from llm_rerank.models.cross_encoder import reference
+from llm_rerank.models.cross_encoder import reference, text_table
 from llm_rerank.models.cross_encoder import scorer as scorer_module
 from llm_rerank.models.cross_encoder.history_encoder import HistoryNetwork, NetworkShape
-from llm_rerank.models.cross_encoder.item_table import COLUMNS, build_table
+from llm_rerank.models.cross_encoder.item_table import COLUMNS, ItemTable, build_table
 from llm_rerank.models.cross_encoder.reference import reference_score
 from llm_rerank.models.cross_encoder.scorer import HistoryCrossEncoder
 from llm_rerank.models.semantic.cache import CachedEncoder
@@ -208,7 +208,7 @@ def test_in_bfloat16_only_the_reader_of_pairs_is_rounded(tiny):
             model_of(tiny, trained=True, cross_attention=cross_attention, dtype=d) for d in ("float32", "bfloat16")
         ]
         exact, rounded = (model.predict(histories, candidates)[0] for model in models)
-        tables = [model._text_table for model in models]
+        tables = [model._texts.table for model in models]
         assert all(torch.equal(getattr(tables[0], name), getattr(tables[1], name)) for name in COLUMNS)
         assert models[1]._for_scoring().head_mean.weight.dtype == torch.float32
         difference = np.abs(exact - rounded).max()
@@ -294,6 +294,29 @@ def test_float16_states_keep_the_top(tiny, monkeypatch):
     assert np.mean(same) >= 0.99
 
 
+def test_token_states_are_kept_in_two_bytes_a_value(tiny, tmp_path):
+    """However the table came about: built, grown, saved and loaded, joined by a call of predict."""
+    shop = planted_shop(n_users=4)
+    model = model_of(tiny, trained=True, cross_attention=True).fit(shop.past, shop.items, seed=0)
+    model.save(tmp_path)
+    items = longer_items(shop.items, ["a rod to catch trout", "espresso in a pot"])
+    texts = [*items.texts[:3], "a violin with a bow", *items.texts[4:]]
+    loaded = HistoryCrossEncoder.load(tmp_path, device="cpu")
+    grown = loaded.grown(items, np.array([160, 161])).grown(items.with_texts(texts), np.array([3]))
+    predict(model, [["tent"]], [["a lamp", ""]])
+    predict(model, [["tent"]], [["a chair"]])
+    for table in (model._table, loaded._table, grown._table, model._texts.table):
+        n_tokens, size = table.states.shape
+        assert (n_tokens, size) == (table.offsets[-1], 2 * 32)  # the inputs of two upper layers
+        assert table.states.dtype == torch.float16
+        others = sum(getattr(table, name).numel() for name in COLUMNS if name != "states")
+        assert table.n_bytes == 2 * n_tokens * size + 4 * others
+    # what is kept in more than that is not rounded when the two are joined
+    wide = build_table(model.network, model.reader, ["a lamp"], np.ones((1, 32), np.float32), state_dtype=torch.float32)
+    both = ItemTable.joined([model._texts.table, wide])
+    torch.testing.assert_close(both.states[-len(wide.states) :], wide.states, atol=0, rtol=0)
+
+
 @pytest.mark.parametrize("cross_attention", [False, True])
 def test_grown_items_are_read_as_at_the_fit(tiny, tmp_path, cross_attention):
     shop = planted_shop(n_users=24)
@@ -347,6 +370,13 @@ def test_lists_that_do_not_match(tiny):
         model.predict([["a"]], [["b"]], weights=[[1.0, 2.0]])
     with pytest.raises(DataError, match="a text is None"):
         model.predict([["a"]], [[None]])
+    with pytest.raises(DataError, match="row 1 of histories is the text 'a lamp'"):
+        model.predict([["a"], "a lamp"], [["b"], ["c"]])
+    with pytest.raises(DataError, match="row 0 of candidates is the text 'b'"):
+        model.predict([["a"]], ["b"])
+    for weight in (float("inf"), float("nan")):
+        with pytest.raises(DataError, match="weights hold NaN or infinity"):
+            model.predict([["a"]], [["b"]], weights=[[weight]])
     assert model.predict([], []) == []
 
 
@@ -377,13 +407,41 @@ def test_what_is_too_long_is_cut_with_one_warning_that_counts(tiny):
     history = [f"item {n}" for n in range(10_000)]
     with pytest.warns(UserWarning) as caught:
         (scores,) = model.predict([history], [["long text " * 10_000, "item 9999", ""]])
-    said = [str(warning.message) for warning in caught]
-    assert len(said) == 2
-    assert any("1 of 1 histories are longer than 8 items" in line for line in said)
-    assert any("1 of 10 texts are longer than 16 tokens" in line for line in said)
+    (said,) = [str(warning.message) for warning in caught]
+    assert "1 of 1 histories are longer than 8 items" in said
+    assert "1 of 10 texts are longer than 16 tokens" in said
     (newest,) = predict(model, [history[-8:]], [["long text " * 10_000, "item 9999", ""]])
     np.testing.assert_allclose(scores, newest, atol=1e-6)
     assert scores[2] == 0.0
+
+
+@pytest.mark.parametrize("cross_attention", [False, True])
+def test_many_distinct_texts_are_read_and_scored_in_pieces(tiny, monkeypatch, cross_attention):
+    """A thousand texts of one user, and few more: never more than fifty read at once, nor kept beyond the bound."""
+    model = model_of(tiny, trained=True, cross_attention=cross_attention)
+    histories = [["a red bicycle", "bike helmet"], [], ["probe"]]
+    candidates = [[f"thing {n} of {n % 7}" for n in range(1_000)], ["thing 3 of 3", "probe"], ["pipe " * 40]]
+    weights = [[2.0, 0.5], [], [1.5]]
+    whole = predict(model, histories, candidates, weights)
+    per_text = model._texts.table.n_bytes / len(model._texts.table)
+    monkeypatch.setattr(text_table, "TEXTS_AT_ONCE", 50)
+    monkeypatch.setattr(text_table, "MOST_BYTES_KEPT", 100 * per_text)
+    kept = []
+    score_lists = scorer_module.score_lists
+
+    def watched(network, table, *lists):
+        kept.append(len(table))
+        return score_lists(network, table, *lists)
+
+    monkeypatch.setattr(scorer_module, "score_lists", watched)
+    model.network = model.network  # forgets what was read
+    with pytest.warns(UserWarning, match="1 of 1,0.. texts are longer than 16 tokens") as caught:
+        in_pieces = model.predict(histories, candidates, weights=weights)
+    assert len(caught) == 1
+    for one, other in zip(whole, in_pieces, strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-5)
+    assert len(kept) > 20
+    assert max(kept) < 250
 
 
 def test_a_hundred_thousand_candidates_are_read_in_pieces(tiny):

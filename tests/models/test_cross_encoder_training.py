@@ -1,4 +1,5 @@
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,6 +11,8 @@ import numpy as np
 import pytest
 import torch
 
+from llm_rerank.folders import save_folder
+from llm_rerank.models.cross_encoder import training
 from llm_rerank.models.cross_encoder.list_metrics import judge_lists, log_likelihoods
 from llm_rerank.models.cross_encoder.lists import TrainingLists, sample_negatives
 from llm_rerank.models.cross_encoder.scorer import HistoryCrossEncoder
@@ -19,6 +22,7 @@ from llm_rerank.models.cross_encoder.training_plot import training_plot
 from llm_rerank.models.cross_encoder.training_settings import TrainingSettings, learning_rate_at, rows_of_step
 from llm_rerank.models.cross_encoder.training_texts import TrainingTexts
 from llm_rerank.models.cross_encoder.warm_start import similarities
+from llm_rerank.storage import write_json
 from llm_rerank.types import DataError
 from tests.planted import cases_of, items_of
 from tests.tiny_encoder import save_tiny_encoder
@@ -252,7 +256,7 @@ def test_a_killed_run_ends_where_it_would_have_ended(tiny, tmp_path):
         "step = training._Run._step\n"
         "def dying(self, number):\n"
         "    if number == 47:\n        os.kill(os.getpid(), signal.SIGKILL)\n"
-        "    step(self, number)\n"
+        "    return step(self, number)\n"
         "training._Run._step = dying\n"
         "fine_tune(tiny_model(sys.argv[1]), planted_lists(100, 1), planted_lists(30, 2), ITEMS, QUICK,"
         " checkpoint=Path(sys.argv[2]))\n"
@@ -271,31 +275,113 @@ def test_a_killed_run_ends_where_it_would_have_ended(tiny, tmp_path):
         torch.testing.assert_close(a, b, atol=1e-6, rtol=0, msg=lambda text, name=name: f"{name}: {text}")
 
 
-def test_a_checkpoint_of_another_run_is_not_taken(tiny, tmp_path):
-    fine_tune(tiny_model(tiny), planted_lists(100, 1), planted_lists(30, 2), ITEMS, QUICK, checkpoint=tmp_path)
-    said: list[str] = []
-    other = replace(QUICK, seed=1, steps=20)
-    fine_tune(
-        tiny_model(tiny),
-        planted_lists(100, 1),
-        planted_lists(30, 2),
-        ITEMS,
-        other,
-        checkpoint=tmp_path,
-        say=said.append,
+SHORT = replace(QUICK, steps=12, evaluate_every=6)
+
+
+class Killed(Exception):
+    """As good as SIGKILL to a run: it comes in the middle of a step, and nothing is written after it."""
+
+
+def killed_at(number, monkeypatch, *arguments, **settings):
+    """Run a fine-tuning until a step that it does not survive."""
+    step = training._Run._step
+
+    def dying(self, place):
+        if place == number:
+            raise Killed
+        return step(self, place)
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(training._Run, "_step", dying)
+        fine_tune(*arguments, **settings)
+
+
+def assert_same_outcome(first, second, a, b):
+    """Same weights and same log within what the checkpoint promises."""
+    for (name, one), (_, other) in zip(a.network.named_parameters(), b.network.named_parameters(), strict=True):
+        torch.testing.assert_close(one, other, atol=1e-6, rtol=0, msg=lambda text, name=name: f"{name}: {text}")
+    assert len(first.log) == len(second.log)
+    for one, other in zip(first.log, second.log, strict=True):
+        assert one == pytest.approx(other, abs=1e-6)
+
+
+def with_other_last_bits(lists):
+    """The lists as another number of threads computes them: offsets and weights nearly the same, near ties swapped."""
+    rng = np.random.default_rng(9)
+    candidates, order = lists.cases.candidates, np.arange(len(lists.offsets))
+    order[:2] = [1, 0]
+    noise = rng.uniform(-1, 1, len(order)).astype(np.float32) * 1e-4
+    weights = lists.cases.history_weights * np.float32(1 + 1e-6)
+    cases = replace(
+        lists.cases, history_weights=weights, candidates=replace(candidates, values=candidates.values[order])
     )
-    assert said[0].startswith("step 0:")
+    return TrainingLists(cases, lists.positive[order], (lists.offsets + noise)[order])
+
+
+def test_other_last_bits_of_the_fit_do_not_restart_a_killed_run(tiny, tmp_path, monkeypatch):
+    lists, validation = uneven_lists(80, 1), uneven_lists(30, 2)
+    killed_at(8, monkeypatch, tiny_model(tiny), lists, validation, UNEVEN, SHORT, checkpoint=tmp_path)
+    said: list[str] = []
+    resumed, whole = tiny_model(tiny), tiny_model(tiny)
+    near = with_other_last_bits(lists), with_other_last_bits(validation)
+    result = fine_tune(resumed, *near, UNEVEN, SHORT, checkpoint=tmp_path, say=said.append)
+    assert said[0] == "going on from the checkpoint after step 6"
+    assert_same_outcome(result, fine_tune(whole, lists, validation, UNEVEN, SHORT), resumed, whole)
+
+
+def test_a_checkpoint_is_also_written_between_evaluations(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "SECONDS_BETWEEN_CHECKPOINTS", 0.0)
+    arguments = (uneven_lists(80, 1), uneven_lists(30, 2), UNEVEN, SHORT)
+    killed_at(4, monkeypatch, tiny_model(tiny), *arguments, checkpoint=tmp_path)
+    said: list[str] = []
+    resumed, whole = tiny_model(tiny), tiny_model(tiny)
+    result = fine_tune(resumed, *arguments, checkpoint=tmp_path, say=said.append)
+    assert said[0] == "going on from the checkpoint after step 4"
+    assert_same_outcome(
+        result, fine_tune(whole, *arguments), resumed, whole
+    )  # the losses of steps 0 to 3 in the log too
+
+
+def test_a_checkpoint_that_is_not_gone_on_from_says_why(tiny, tmp_path):
+    lists, validation = uneven_lists(80, 1), uneven_lists(30, 2)
+    quick = replace(QUICK, steps=1, evaluate_every=1)
+    kept = tmp_path / "kept"
+    fine_tune(tiny_model(tiny), lists, validation, UNEVEN, quick, checkpoint=kept)
+
+    def said_of(lists=lists, items=UNEVEN, settings=quick, spoil=lambda folder: None, **of_model):
+        folder = tmp_path / str(len(list(tmp_path.iterdir())))
+        shutil.copytree(kept, folder)
+        spoil(folder)
+        said: list[str] = []
+        fine_tune(tiny_model(tiny, **of_model), lists, validation, items, settings, checkpoint=folder, say=said.append)
+        assert said[1].startswith("step 0:")
+        assert "is not gone on from, and will be written over: " in said[0]
+        return said[0].split("written over: ")[1]
+
+    def earlier(folder):
+        stored = {"run": "a hash of all", "step": 20, "best_step": 20, "log": []}
+        save_folder(folder, lambda target: write_json(target / "progress.json", stored))
+
+    assert said_of(settings=replace(quick, seed=1)) == "it is of a run with other settings"
+    assert said_of(seed=1) == "it is of a run with other first weights"
+    texts = [*UNEVEN.texts[:-1], "garden rake"]
+    assert said_of(items=UNEVEN.with_texts(texts)) == "it is of a run with other texts"
+    assert said_of(lists=uneven_lists(80, 3)) == "it is of a run with other users, histories or targets"
+    far = replace(lists, offsets=lists.offsets + np.float32(0.1) * lists.positive)
+    assert said_of(lists=far) == "its offsets differ from those of now by up to 0.1"
+    few = sample_negatives(lists, 1, seed=0)
+    assert "of their candidates in common with those of now" in said_of(lists=few)
+    assert said_of(spoil=earlier) == "an earlier version wrote it"
+    assert "is damaged" in said_of(spoil=lambda f: next(f.rglob("best.safetensors")).write_bytes(b"gone"))
 
 
 def test_ctrl_c_keeps_the_best_so_far(tiny, monkeypatch):
-    from llm_rerank.models.cross_encoder import training
-
     step = training._Run._step
 
     def interrupted(self, number):
         if number == 45:
             raise KeyboardInterrupt
-        step(self, number)
+        return step(self, number)
 
     monkeypatch.setattr(training._Run, "_step", interrupted)
     model = tiny_model(tiny)

@@ -1,8 +1,10 @@
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llm_rerank.models.cross_encoder.packing import list_blocks, newest, pack, padded
+from llm_rerank.models.cross_encoder.packing import list_blocks, newest, one_block, pack, padded
+from llm_rerank.models.cross_encoder.scoring import LEAST_PAIRS, LEAST_PAIRS_READING, MOST_PAIRS, MOST_PAIRS_READING
 from llm_rerank.types import Ragged
 
 
@@ -30,12 +32,16 @@ def test_newest_counts_from_the_end_over_what_is_kept():
     assert [found[row].tolist() for row in range(3)] == [[1, 3], [], [4]]
 
 
-@given(st.lists(st.integers(0, 40), min_size=1, max_size=20), st.integers(1, 60), st.integers(1, 15))
+@given(
+    st.lists(st.integers(0, 40), min_size=1, max_size=20), st.integers(1, 60), st.integers(1, 80), st.integers(1, 15)
+)
 @settings(max_examples=100, deadline=None)
-def test_blocks_hold_every_candidate_once_within_their_bounds(lengths, most_pairs, most_candidates):
+def test_blocks_hold_every_candidate_once_within_their_bounds(lengths, most_pairs, least_pairs, most_candidates):
     candidates = Ragged.from_lengths(np.arange(sum(lengths)), np.array(lengths))
     sizes = np.arange(len(lengths)) % 3
-    blocks = list_blocks(candidates, sizes, most_pairs=most_pairs, most_candidates=most_candidates)
+    blocks = list_blocks(
+        candidates, sizes, most_pairs=most_pairs, least_pairs=least_pairs, most_candidates=most_candidates
+    )
     seen = []
     for block in blocks:
         real = block.candidates >= 0
@@ -47,12 +53,40 @@ def test_blocks_hold_every_candidate_once_within_their_bounds(lengths, most_pair
     assert sorted(seen) == list(range(sum(lengths)))
 
 
-def test_lists_of_like_length_share_a_block_so_that_little_is_padded():
-    lengths = np.random.default_rng(0).integers(80, 120, 3_000)
+def padding(lengths, histories, **bounds):
+    """Share of padding among the cells pair × history of what is real, and the number of blocks."""
     candidates = Ragged.from_lengths(np.zeros(lengths.sum(), dtype=np.int64), lengths)
-    blocks = list_blocks(candidates, np.zeros(3_000, dtype=np.int64), most_pairs=16_384)
-    cells = sum(block.candidates.size for block in blocks)
-    assert cells / lengths.sum() < 1.03
+    blocks = list_blocks(candidates, histories, **bounds)
+    cells = sum(block.candidates.size * histories[block.rows].max() for block in blocks)
+    real = sum(((block.candidates >= 0).sum(axis=1) * histories[block.rows]).sum() for block in blocks)
+    assert real == (lengths * histories).sum()
+    return cells / real - 1, len(blocks)
+
+
+@pytest.mark.parametrize("reading", [False, True])
+def test_next_to_nothing_is_computed_for_padding(reading):
+    """Histories as shops have them, most of a few items and some of the longest that is read; lists of many lengths."""
+    rng = np.random.default_rng(0)
+    n_users = 4_000
+    items = np.minimum(rng.geometric(0.12, n_users), 20)
+    tokens = np.array([rng.integers(18, 33, n).sum() for n in items])
+    histories = tokens if reading else items
+    bounds = {"most_pairs": MOST_PAIRS, "least_pairs": LEAST_PAIRS}
+    if reading:
+        bounds = {"most_pairs": MOST_PAIRS_READING, "least_pairs": LEAST_PAIRS_READING}
+    for low, high in ((100, 101), (200, 320), (80, 120)):
+        lengths = rng.integers(low, high, n_users)
+        share, n_blocks = padding(lengths, histories, **bounds)
+        assert share < 0.03
+        assert lengths.sum() / n_blocks > (400 if reading else 2_000)  # else blocks cost more than they save
+    few, _ = padding(np.full(32, 100), histories[:32], **bounds)
+    assert few < (0.03 if reading else 0.6)
+
+
+def test_one_block_is_all_lists_short_ones_first():
+    block = one_block(Ragged.from_lists([[7, 8], [], [9], [5]]), np.array([1, 1, 3, 2]))
+    assert block.rows.tolist() == [1, 3, 2, 0]
+    assert block.candidates.tolist() == [[-1, -1], [3, -1], [2, -1], [0, 1]]
 
 
 def test_padded_marks_what_is_not_there():

@@ -1,11 +1,17 @@
 """The cross-encoder inside a fit: its lists, its place in the blend, what it may not see, depth, files, the command."""
 
 import json
+import os
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from llm_rerank.cli import app
@@ -15,7 +21,7 @@ from llm_rerank.data.rendering import Renderer
 from llm_rerank.data.splits import last_targets
 from llm_rerank.models.cross_encoder.scorer import HistoryCrossEncoder
 from llm_rerank.models.semantic.encoder import SentenceEncoder
-from llm_rerank.recommendation import training_lists
+from llm_rerank.recommendation import fine_tuning, training_lists
 from llm_rerank.recommendation.components import ScoredCases
 from llm_rerank.recommendation.cross_reading import new_cross_encoder
 from llm_rerank.recommendation.fusion import Blend, FusionFit, ndcg_of
@@ -24,7 +30,7 @@ from llm_rerank.recommendation.held_out import fit_and_score_holdout
 from llm_rerank.recommendation.holdout import plan_holdout
 from llm_rerank.recommendation.inputs import FitData, FitTools, Fold
 from llm_rerank.recommendation.log import FitLog
-from llm_rerank.recommendation.planning import read_shop
+from llm_rerank.recommendation.planning import make_encoder, read_shop
 from llm_rerank.recommendation.refit import fit_again
 from llm_rerank.recommendation.reranker import Reranker
 from llm_rerank.recommendation.residual import CROSS_ENCODER, STEPS, ResidualVerdict, add_residual, residual_columns
@@ -111,11 +117,38 @@ def test_below_the_depth_the_first_stage_keeps_its_order(with_reader, asked):
 
 
 def test_the_cross_encoder_takes_the_fits_settings(tiny, tmp_path):
-    config = RerankerConfig(encoder=tiny, history_length=7, seed=3, device="cpu", cache_folder=str(tmp_path))
+    config = RerankerConfig(
+        encoder=tiny,
+        history_length=7,
+        token_attention=True,
+        dtype="bfloat16",
+        seed=3,
+        device="cpu",
+        cache_folder=str(tmp_path),
+    )
     encoder = SentenceEncoder(tiny, device="cpu")
     model = new_cross_encoder(FitTools(config, encoder, [], PAIR_FEATURES, Renderer()))
     assert (model.history_length, model.seed, model.device, model.cache_folder) == (7, 3, "cpu", tmp_path)
+    assert (model.cross_attention, model.dtype) == (True, "bfloat16")
     assert model.encoder is encoder
+    assert make_encoder(config).reference["dtype"] == "bfloat16"
+    with pytest.raises(DataError, match="dtype is 'float8'; it must be one of auto, float32, bfloat16"):
+        RerankerConfig(dtype="float8")
+
+
+def test_a_shop_fitted_with_token_attention_scores_alike_when_loaded(shop, config, asked, tmp_path):
+    config = replace(config, token_attention=True, dtype="float32", refit=False)
+    reranker = Reranker(config, verbose=False).fit(*shop)
+    (reader,) = [component.scorer for component in reranker.components if component.name == CROSS_ENCODER]
+    assert reader.cross_attention
+    assert reader.network.gates.abs().max() > 0  # trained: its gates have opened
+    assert reader._table.states.dtype == torch.float16
+    result = reranker.rerank(asked)
+    assert result["score_cross_encoder"].abs().max() > 0
+    reranker.save(tmp_path / "m")
+    loaded = Reranker.load(tmp_path / "m", device="cpu", verbose=False)
+    assert loaded.config == config
+    pd.testing.assert_frame_equal(loaded.rerank(asked), result, atol=1e-6)
 
 
 def test_off_means_off_and_without_an_encoder_there_is_none(shop, fitted):
@@ -439,6 +472,7 @@ def test_finetune_writes_a_model_its_log_and_its_picture(shop, tiny, tmp_path):
     out = tmp_path / "tuned"
     arguments = ["finetune", "--interactions", str(tmp_path / "e.csv"), "--items", str(tmp_path / "i.csv")]
     arguments += ["--out", str(out), "--encoder", tiny, "--fine-tune-steps", "20", "--device", "cpu"]
+    arguments += ["--token-attention", "--dtype", "float32"]
     run = CliRunner().invoke(app, arguments)
     assert run.exit_code == 0, run.output
     assert "base rate" in run.output
@@ -447,11 +481,63 @@ def test_finetune_writes_a_model_its_log_and_its_picture(shop, tiny, tmp_path):
     assert (out / "training.svg").read_text().startswith("<svg")
     model = HistoryCrossEncoder.load(out / "model", device="cpu")
     assert model.training_log == log["evaluations"]
+    assert (model.cross_attention, model.dtype, log["settings"]["precision"]) == (True, "float32", "float32")
     (scores,) = model.predict([["classic tent"]], [["premium tent", "piano"]])
     assert np.isfinite(scores).all()
     none = CliRunner().invoke(app, [*arguments, "--encoder", "none"])
     assert none.exit_code == 2
     assert "encoder is None" in none.output
+
+
+def test_each_process_has_its_device_and_the_first_one_writes():
+    def place(number, n_processes=2):
+        processes = SimpleNamespace(
+            num_processes=n_processes, device=torch.device("cuda", number), is_main_process=number == 0
+        )
+        return fine_tuning._place_of(processes, "cuda")
+
+    assert [place(0), place(1)] == [("cuda:0", True), ("cuda:1", False)]
+    assert place(0, n_processes=1) == ("cuda", True)
+
+
+def test_two_processes_finetune_and_one_of_them_writes(shop, tiny, tmp_path):
+    events, items = shop
+    events.to_csv(tmp_path / "e.csv", index=False)
+    items.to_csv(tmp_path / "i.csv", index=False)
+    script = tmp_path / "share.py"
+    script.write_text(
+        "import os, sys\nfrom pathlib import Path\n"
+        "from llm_rerank import RerankerConfig, fine_tune_on_shop\n"
+        "from llm_rerank.recommendation import fine_tuning\n"
+        "saved = fine_tuning.save_folder\n"
+        "def noted(*arguments):\n"
+        "    Path('writer' + os.environ['RANK']).touch()\n"
+        "    return saved(*arguments)\n"
+        "fine_tuning.save_folder = noted\n"
+        "config = RerankerConfig(encoder=sys.argv[1], candidates_per_source=30, sequence='off', semantic='off',\n"
+        "                        fine_tune_steps=4, device='cpu')\n"
+        "tuning = fine_tune_on_shop('e.csv', 'i.csv', 'tuned', config=config)\n"
+        "Path('loss' + os.environ['RANK']).write_text(str(tuning.log[-1]['loss']))\n"
+    )
+    root = str(Path(__file__).parents[2])
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "PYTHONPATH": root}
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node",
+        "2",
+        str(script),
+        tiny,
+    ]
+    run = subprocess.run(command, env=environment, check=True, capture_output=True, text=True, cwd=tmp_path)
+    assert sorted(path.name for path in tmp_path.glob("writer*")) == ["writer0"]
+    assert run.stdout.count("step 0: validation loss") == 1  # and one of them speaks
+    assert (tmp_path / "loss0").read_text() == (tmp_path / "loss1").read_text()
+    log = json.loads((tmp_path / "tuned" / "training.json").read_text())
+    assert [entry["step"] for entry in log["evaluations"]] == [0, 4]
+    assert HistoryCrossEncoder.load(tmp_path / "tuned" / "model", device="cpu").training_log == log["evaluations"]
 
 
 # ------------------------------------------------------------------- another shop's

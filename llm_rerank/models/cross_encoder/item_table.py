@@ -22,7 +22,7 @@ COLUMNS = ("vectors", "item_part", "query", "key", "value", "states")
 
 @dataclass(frozen=True)
 class ItemTable:
-    """One row an item, on the network's device; float32 but for the states.
+    """One row an item, on the network's device; float32 but for the states, which ``build_table`` keeps in float16.
 
     vectors: (n_items, embedding_size), the frozen encoder's unit vectors; zero without text.
     item_part: (n_items, head_size), the head's first layer as far as it depends on the item alone; with the reader,
@@ -71,7 +71,7 @@ class ItemTable:
 
     @classmethod
     def joined(cls, tables: Sequence[Self]) -> ItemTable:
-        """Rows of the tables, one table after the other."""
+        """Rows of the tables, one after the other; states of unlike formats all in the wider, so none is rounded."""
         columns = {name: torch.cat([getattr(table, name) for table in tables]) for name in COLUMNS}
         return ItemTable(**columns, offsets=_offsets(np.concatenate([np.diff(table.offsets) for table in tables])))
 
@@ -107,14 +107,17 @@ def build_table(
     row_of_text = np.array([rows.setdefault(text, len(rows)) for text in texts], dtype=np.int64)
     unit = torch.from_numpy(np.ascontiguousarray(vectors)).to(reader.device)
     distinct = list(rows)
-    empty = reader.no_states()
+
+    def read(states: Tensor, packing: Packing, part_of_unit: Tensor) -> ItemTable:
+        table = table_of(network, states, packing, part_of_unit)
+        return replace(table, states=table.states.to(state_dtype))
+
     # an empty part gives the columns their shapes where there is no text at all
-    parts = [table_of(network, *empty, unit[:0])]
+    parts = [read(*reader.no_states(), unit[:0])]
     places = [np.empty(0, dtype=np.int64)]
     with tqdm(total=len(distinct), desc="reading items", unit="text", disable=None if progress else True) as bar:
         for taken, packing, states in reader.batches(distinct):
-            part = table_of(network, states, packing, unit[: len(taken)])
-            parts.append(replace(part, states=part.states.to(state_dtype)))
+            parts.append(read(states, packing, unit[: len(taken)]))
             places.append(taken)
             bar.update(len(taken))
     order = np.empty(len(distinct), dtype=np.int64)

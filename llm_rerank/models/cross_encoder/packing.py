@@ -1,16 +1,21 @@
-"""Rows of unequal length laid out so that nothing is computed for padding: pure index arithmetic.
+"""Rows of unequal length laid out so that little is computed for padding: pure index arithmetic.
 
-Texts are packed in order of length, so texts of one length lie side by side and are one dense block for attention.
-Users' lists are cut into blocks of users with about as many candidates and history tokens each.
+Texts are packed in order of length, so texts of one length lie side by side and are one dense block for attention, with
+no padding. Users' lists are cut into blocks of about as many candidates and as long a history each, which are padded: a
+block that is not small (``least_pairs``) by at most 3 %, in cells of pair × history.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
 from llm_rerank.types import BoolArray, IntArray, Ragged
+
+MOST_PADDING = 0.03
+HISTORY_STEP = 1.05
 
 
 @dataclass(frozen=True)
@@ -73,12 +78,14 @@ class ListBlock:
 
 
 def list_blocks(
-    candidates: Ragged, history_sizes: IntArray, *, most_pairs: int, most_candidates: int = 1024
+    candidates: Ragged, history_sizes: IntArray, *, most_pairs: int, least_pairs: int, most_candidates: int = 1024
 ) -> list[ListBlock]:
-    """Cut users' lists into blocks of at most ``most_pairs`` cells, users of like size together.
+    """Cut users' lists into blocks of at most ``most_pairs`` cells, lists of like length and history together.
 
     A list longer than ``most_candidates`` is cut into pieces, so that 100,000 candidates of one user take no more
-    memory than 100 users. history_sizes: int64, shape (n_users,), what else makes users alike (tokens of history).
+    memory than 100 users. history_sizes: int64, shape (n_users,), what of a user's history each pair reads (items or
+    tokens). least_pairs: from so many on a block ends before a list that would bring its padding above
+    ``MOST_PADDING``; smaller ones are filled whatever the padding, because a block costs time of its own.
     """
     lengths = candidates.lengths
     pieces = -(-lengths // most_candidates)
@@ -86,21 +93,50 @@ def list_blocks(
     piece = np.arange(len(rows)) - np.repeat(np.cumsum(pieces) - pieces, pieces)
     starts = candidates.offsets[:-1][rows] + piece * most_candidates
     sizes = np.minimum(lengths[rows] - piece * most_candidates, most_candidates)
-    order = np.lexsort((history_sizes[rows], sizes))
+    histories = np.maximum(history_sizes[rows], 1)
+    order = _like_beside_like(sizes, histories)
     blocks: list[ListBlock] = []
-    first = 0
-    while first < len(order):
-        # sizes rise, so the widest list of a block is its last one
-        widths = sizes[order[first:]]
-        cells = widths * np.arange(1, len(widths) + 1)
-        count = max(int(np.searchsorted(cells, most_pairs, side="right")), 1)
-        taken = order[first : first + count]
-        width = int(sizes[taken[-1]])
-        column = np.arange(width)
+    for first, last in _runs_of_little_padding(sizes[order], histories[order], most_pairs, least_pairs):
+        taken = order[first:last]
+        column = np.arange(sizes[taken].max())
         positions = np.where(column < sizes[taken, None], starts[taken, None] + column, -1)
         blocks.append(ListBlock(rows[taken], positions))
-        first += count
     return blocks
+
+
+def one_block(candidates: Ragged, history_sizes: IntArray) -> ListBlock:
+    """Pad all lists to one block, short ones first, of equals the one with the shorter history."""
+    order = np.lexsort((history_sizes, candidates.lengths))
+    return ListBlock(order, padded(candidates)[order])
+
+
+def _like_beside_like(sizes: IntArray, histories: IntArray) -> IntArray:
+    """Order lists so that neighbours have about as many candidates and as long a history.
+
+    Histories in steps of 5 %; within a step by number of candidates, in every other step downwards, so that the last
+    list of a step is like the first of the next.
+    """
+    _, step = np.unique(np.floor(np.log(histories) / np.log(HISTORY_STEP)), return_inverse=True)
+    return np.lexsort((histories, np.where(step % 2, -sizes, sizes), step))
+
+
+def _runs_of_little_padding(
+    sizes: IntArray, histories: IntArray, most_pairs: int, least_pairs: int
+) -> Iterator[tuple[int, int]]:
+    """First and last (excluded) of runs of lists that are padded to one block each."""
+    first, real, width, longest = 0, 0, 0, 0  # real: cells of the run that are no padding
+    for place, (size, history) in enumerate(zip(sizes.tolist(), histories.tolist(), strict=True)):
+        count = place - first
+        pairs = (count + 1) * max(width, size)
+        cells = pairs * max(longest, history)
+        is_padded = count * width >= least_pairs and cells > (1 + MOST_PADDING) * (real + size * history)
+        if count and (pairs > most_pairs or is_padded):
+            yield first, place
+            first, real, width, longest = place, 0, 0, 0
+        real += size * history
+        width, longest = max(width, size), max(longest, history)
+    if len(sizes):
+        yield first, len(sizes)
 
 
 def padded(rows: Ragged) -> IntArray:

@@ -22,6 +22,7 @@ from llm_rerank.models.cross_encoder.item_states import ItemReader, fresh_networ
 from llm_rerank.models.cross_encoder.item_table import ItemTable, build_table, read_table, write_table
 from llm_rerank.models.cross_encoder.scoring import cases_of_visits, readable_histories, score_lists
 from llm_rerank.models.cross_encoder.state_cache import StateType
+from llm_rerank.models.cross_encoder.text_table import TextTable, check_texts, pieces
 from llm_rerank.models.scoring import require_texts
 from llm_rerank.models.semantic.encoder import SentenceEncoder, check_same_encoder, encoder_reference, load_encoder
 from llm_rerank.models.semantic.weights import DEFAULT_MODEL, Dtype, settled, torch_dtype
@@ -38,9 +39,6 @@ from llm_rerank.types import (
     NotFittedError,
     Ragged,
 )
-
-MOST_TEXTS_KEPT = 100_000
-"""Texts that ``predict`` remembers between calls; beyond, it starts afresh."""
 
 
 class HistoryCrossEncoder:
@@ -99,8 +97,7 @@ class HistoryCrossEncoder:
         self._reader: ItemReader | None = None
         self._network: HistoryNetwork | None = None
         self._scoring: HistoryNetwork | None = None
-        self._texts: dict[str, int] = {}
-        self._text_table: ItemTable | None = None
+        self._texts = TextTable()
         self._table: ItemTable | None = None
         self._has_text: BoolArray = np.empty(0, dtype=np.bool_)
 
@@ -147,7 +144,7 @@ class HistoryCrossEncoder:
     def network(self, network: HistoryNetwork) -> None:
         """Take over a trained network; what was computed with the old one is forgotten."""
         self._network, self._scoring = network, None
-        self._texts, self._text_table, self._table = {}, None, None
+        self._texts, self._table = TextTable(), None
 
     # ------------------------------------------------------------- over texts
 
@@ -162,62 +159,77 @@ class HistoryCrossEncoder:
         """Score each user's candidate texts for the user's history of texts.
 
         histories: one list a user, oldest first; each text is one visit. candidates: one list a user. weights: above
-        0, one a history text, None: all 1. A text that was read in an earlier call is not read again.
+        0, one a history text, None: all 1. A text that was read in an earlier call is not read again; many distinct
+        texts are read and scored in pieces (``TEXTS_AT_ONCE``).
 
         Returns one float32 array a user, shape (n_candidates of the user,), in the order given. An empty history is
         scored by the head alone, an empty candidate text by the head and a similarity of 0.
-        Raises DataError where the lists do not match. Warns once, with counts, where something had to be cut.
+        Raises DataError where the lists do not match, a list of texts is one text, or a weight is not finite. Warns
+        once, with counts, where something had to be cut.
         """
+        check_texts(histories, "histories")
+        check_texts(candidates, "candidates")
         if len(histories) != len(candidates):
             raise DataError(
                 f"histories has {len(histories)} rows and candidates {len(candidates)}; give one of each a user"
             )
         kept = [list(row)[-self.history_length :] for row in histories]
-        table, rows = self._read_texts([*kept, *candidates], show_progress_bar)
+        kept_weights = [[1.0] * len(row) for row in kept]
+        if weights is not None:
+            kept_weights = [list(row)[-self.history_length :] for row in weights]
+            if [len(row) for row in kept_weights] != [len(row) for row in kept]:
+                raise DataError("weights do not match histories; give one weight a history text")
+            if not np.isfinite([value for row in kept_weights for value in row]).all():
+                raise DataError("weights hold NaN or infinity; give numbers above 0, 1 for an ordinary event")
+        n_read = n_cut = 0
+
+        def read(texts: list[str]) -> ItemTable:
+            nonlocal n_read, n_cut
+            table = build_table(
+                self.network, self.reader, texts, self.encoder.encode(texts), progress=show_progress_bar
+            )
+            n_read, n_cut = n_read + len(texts), n_cut + self.reader.n_cut
+            return table
+
+        flat = [text for row in candidates for text in row]
+        bounds = np.cumsum([0, *map(len, candidates)])
+        scores = np.empty(len(flat), dtype=np.float32)
+        for first, last in pieces(kept, candidates):
+            users = np.flatnonzero((bounds[1:] > first) & (bounds[:-1] < last))
+            ends = np.clip(np.append(bounds[users], last), first, last)
+            lists = [flat[start:stop] for start, stop in zip(ends[:-1], ends[1:], strict=True)]
+            table, rows = self._texts.take([*(kept[user] for user in users), *lists], read)
+            scores[first:last] = self._score_rows(
+                table, rows[: len(users)], [kept_weights[user] for user in users], rows[len(users) :]
+            )
+        cut = []
         n_long = sum(len(row) > self.history_length for row in histories)
         if n_long:
-            warnings.warn(
-                f"{n_long:,} of {len(histories):,} histories are longer than {self.history_length} items; of each the "
-                "newest are read",
-                stacklevel=2,
+            these = f"{n_long:,} of {len(histories):,} histories"
+            cut.append(f"{these} are longer than {self.history_length} items, of each the newest are read")
+        if n_cut:
+            cut.append(
+                f"{n_cut:,} of {n_read:,} texts are longer than {self.item_tokens} tokens and were cut at the end; "
+                "raise item_tokens to read more"
             )
-        history, items = Ragged.from_lists(rows[: len(kept)]), Ragged.from_lists(rows[len(kept) :])
-        history_weights = np.ones(len(history.values), dtype=np.float32)
-        if weights is not None:
-            given = [list(row)[-self.history_length :] for row in weights]
-            if [len(row) for row in given] != [len(row) for row in kept]:
-                raise DataError("weights do not match histories; give one weight a history text")
-            history_weights = np.array([value for row in given for value in row], dtype=np.float32)
+        if cut:
+            warnings.warn("; ".join(cut), stacklevel=2)
+        return np.split(scores, bounds[1:-1]) if len(candidates) else []
+
+    def _score_rows(
+        self,
+        table: ItemTable,
+        histories: Sequence[Sequence[int]],
+        weights: Sequence[Sequence[float]],
+        candidates: Sequence[Sequence[int]],
+    ) -> FloatArray:
+        """Score rows of a table, one list a user: float32, shape (n_candidates,)."""
+        history, items = Ragged.from_lists(histories), Ragged.from_lists(candidates)
         has_text = (table.vectors != 0).any(dim=1).cpu().numpy()
+        history_weights = np.array([value for row in weights for value in row], dtype=np.float32)
         cases = cases_of_visits(history, history_weights, items)
         found = readable_histories(cases, has_text, self.history_length)
-        scores = score_lists(self._for_scoring(), table, found, items)
-        return np.split(scores, items.offsets[1:-1]) if len(items) else []
-
-    def _read_texts(self, rows: Sequence[Sequence[str]], progress: bool) -> tuple[ItemTable, list[list[int]]]:
-        """Return a table that holds all of these texts, and each text's row in it."""
-        for row in rows:
-            wrong = [text for text in row if not isinstance(text, str)]
-            if wrong:
-                raise DataError(
-                    f"a text is {wrong[0]!r} of type {type(wrong[0]).__name__}; give strings, '' for no text"
-                )
-        distinct = dict.fromkeys(text for row in rows for text in row)
-        fresh = [text for text in distinct if text not in self._texts]
-        if self._text_table is None or len(self._texts) + len(fresh) > MOST_TEXTS_KEPT:
-            self._texts, self._text_table, fresh = {}, None, list(distinct)
-        if fresh or self._text_table is None:
-            vectors = self.encoder.encode(fresh)
-            table = build_table(self.network, self.reader, fresh, vectors, progress=progress)
-            if self.reader.n_cut:
-                warnings.warn(
-                    f"{self.reader.n_cut:,} of {len(fresh):,} texts are longer than {self.item_tokens} tokens and were "
-                    "cut at the end; raise item_tokens to read more",
-                    stacklevel=3,
-                )
-            self._text_table = table if self._text_table is None else ItemTable.joined([self._text_table, table])
-            self._texts.update({text: len(self._texts) + row for row, text in enumerate(fresh)})
-        return self._text_table, [[self._texts[text] for text in row] for row in rows]
+        return score_lists(self._for_scoring(), table, found, items)
 
     # ------------------------------------------------------------- as a scorer
 
@@ -242,7 +254,7 @@ class HistoryCrossEncoder:
             fresh = build_table(self.network, self.reader, texts, self.encoder.encode(texts))
             table = table.with_rows(codes, fresh)
         grown = copy.copy(self)
-        grown._table, grown._texts, grown._text_table = table, {}, None  # ``predict`` writes into the latter two
+        grown._table, grown._texts = table, TextTable()  # ``predict`` writes into the latter
         grown._has_text = with_rows(self._has_text, len(items), codes, [bool(text.strip()) for text in texts])
         return grown
 

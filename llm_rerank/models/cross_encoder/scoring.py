@@ -18,6 +18,12 @@ MOST_PAIRS = 16_384
 MOST_PAIRS_READING = 2_048
 """Pairs scored at once with the reader, which holds the states of each pair's tokens: 2,048 × 32 × 384 × 4 = 100 MB."""
 
+LEAST_PAIRS, LEAST_PAIRS_READING = 1_024, 64
+"""Pairs from which on a block ends rather than be padded by more than 3 %. A block costs 0.6 ms beside its pairs: 1,024
+pairs cost 2.5 times that without the reader, 64 ten times with it; on a GPU, where the block itself weighs more, the
+reader's are filled as the others are. On a CPU padding is below 3 % for 4,000 users with 80 to 120 or 200 to 320
+candidates each. For 32 users with 100 it is 1 % with the reader; without it, where they are three blocks, 40 %."""
+
 
 @dataclass(frozen=True)
 class Histories:
@@ -66,10 +72,11 @@ def score_lists(network: HistoryNetwork, table: ItemTable, histories: Histories,
     scores = np.empty(len(candidates.values), dtype=np.float32)
     lengths = np.diff(table.offsets)
     crossing = network.shape.cross_attention
-    n_tokens = np.zeros(len(histories.rows), dtype=np.int64)
-    if crossing:
-        np.add.at(n_tokens, histories.rows.row_of_value, lengths[histories.rows.values])
-    for block in list_blocks(candidates, n_tokens, most_pairs=MOST_PAIRS_READING if crossing else MOST_PAIRS):
+    read = np.zeros(len(histories.rows), dtype=np.int64)  # tokens, or items
+    np.add.at(read, histories.rows.row_of_value, lengths[histories.rows.values] if crossing else 1)
+    most = MOST_PAIRS_READING if crossing else MOST_PAIRS
+    least = LEAST_PAIRS_READING if crossing and table.key.device.type == "cpu" else LEAST_PAIRS
+    for block in list_blocks(candidates, read, most_pairs=most, least_pairs=least):
         values = score_block(network, table, histories, candidates, block).float().cpu().numpy()
         real = block.candidates >= 0
         scores[block.candidates[real]] = values[real]

@@ -1,15 +1,14 @@
 """Fine-tuning of the history cross-encoder on a shop's own lists: what everything else does not know yet.
 
 Listwise softmax over λ × offset + score, early stopping by the same loss on other users' lists, one list a user. Runs
-on ``accelerate``: CPU, one GPU or several, float32 or bfloat16. A killed run goes on from its last checkpoint and ends
-where it would have ended; Ctrl-C keeps the best step so far.
+on ``accelerate``: CPU, one GPU or several, float32 or bfloat16. A killed run that was given a folder goes on from its
+last checkpoint and ends where it would have ended; Ctrl-C keeps the best step so far.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,25 +23,29 @@ from llm_rerank.models.cross_encoder.checkpoints import (
     load_progress,
     optimizer_moments,
     restore_moments,
+    run_identity,
     save_progress,
 )
 from llm_rerank.models.cross_encoder.history_encoder import HistoryNetwork
 from llm_rerank.models.cross_encoder.item_table import ItemTable
 from llm_rerank.models.cross_encoder.list_metrics import judge_lists
 from llm_rerank.models.cross_encoder.lists import TrainingLists, sample_negatives
-from llm_rerank.models.cross_encoder.packing import list_blocks
+from llm_rerank.models.cross_encoder.packing import one_block
 from llm_rerank.models.cross_encoder.scorer import HistoryCrossEncoder
 from llm_rerank.models.cross_encoder.scoring import Histories, readable_histories, score_block, score_lists
 from llm_rerank.models.cross_encoder.training_settings import TrainingSettings, learning_rate_at, rows_of_step
 from llm_rerank.models.cross_encoder.training_texts import TrainingTexts
 from llm_rerank.models.cross_encoder.warm_start import fit_warm_start
 from llm_rerank.models.semantic.weights import best_dtype
-from llm_rerank.types import DataError, IntArray, Items, Ragged
+from llm_rerank.types import DataError, IntArray, Items, Ragged, StorageError
 
 LEAST_LISTS = 50
 """Fewer lists than this teach a network of millions of weights nothing but themselves."""
 
 ITEMS_AT_ONCE = 512
+
+SECONDS_BETWEEN_CHECKPOINTS = 30.0
+"""A step of a large shop takes seconds on a CPU, and the first evaluation comes after 20 of them."""
 
 
 @dataclass(frozen=True)
@@ -83,8 +86,9 @@ def fine_tune(
 ) -> FineTuning:
     """Train the model's upper layers, attention and head in place; what it had computed of items is forgotten.
 
-    lists, validation: of different users, codes of ``items``; ``items`` carry texts. checkpoint: folder to go on from
-    and to write to at each evaluation; None: nothing is written. say: called with a line an evaluation.
+    lists, validation: of different users, codes of ``items``; ``items`` carry texts. checkpoint: folder to go on from,
+    and to write to at each evaluation and twice a minute; None: nothing is written. A checkpoint there that is not of
+    this work is written over, which is said. say: called with a line an evaluation.
 
     Raises DataError where there are too few lists. Ctrl-C ends the training and keeps the best step so far.
     """
@@ -121,7 +125,7 @@ class ListScorer(nn.Module):
         codes = np.unique(np.concatenate([candidates.values, histories.rows.values]))
         table = self._texts.table(self.network, codes)
         local, past = _renumbered(codes, candidates, histories)
-        (block,) = list_blocks(local, past.rows.lengths, most_pairs=2**40, most_candidates=2**40)
+        block = one_block(local, past.rows.lengths)
         scores = score_block(self.network, table, past, local, block)
         real = block.candidates >= 0
         cells = np.where(real, block.candidates, 0)
@@ -170,9 +174,18 @@ class _Run:
     ) -> None:
         from accelerate import Accelerator
 
-        self.model, self.lists, self.validation, self.settings = model, lists, validation, settings
+        self.model, self.settings = model, settings
         self.checkpoint, self.say = checkpoint, say
         self.accelerator = Accelerator(cpu=model.device.startswith("cpu"))
+        self.run = run_identity(
+            {**asdict(settings), **model.network.shape.to_dict()},
+            f"{model.reader.fingerprint} {model.encoder.fingerprint}",
+            model.network.state_dict(),
+            items.texts,
+            (lists, validation),
+        )
+        self._found, (lists, validation) = self._checkpoint((lists, validation))
+        self.lists, self.validation = lists, validation
         codes = np.unique(
             np.concatenate(
                 [
@@ -197,10 +210,9 @@ class _Run:
         self.scorer = scorer
         self.wrapped, self.optimizer = self.accelerator.prepare(scorer, optimizer)
         self.names = {id(p): name for name, p in scorer.named_parameters()}
-        self.run = self._fingerprint(model, items, codes)
         precision = best_dtype(model.device) if settings.precision == "auto" else settings.precision
         self._bfloat16 = precision == "bfloat16"
-        self._losses: list[float] = []  # of the steps since the last evaluation
+        self._saved = time.monotonic()
 
     def go(self) -> FineTuning:
         """Train until the last step, or until patience or the user ends it."""
@@ -208,10 +220,12 @@ class _Run:
         interrupted = False
         try:
             while progress.step < self.settings.steps and not self._is_out_of_patience(progress):
-                self._step(progress.step)
+                progress.losses.append(self._step(progress.step))
                 progress.step += 1
-                if progress.step % self.settings.evaluate_every == 0 or progress.step == self.settings.steps:
+                is_due = progress.step % self.settings.evaluate_every == 0 or progress.step == self.settings.steps
+                if is_due:
                     self._evaluate(progress)
+                if is_due or time.monotonic() - self._saved >= SECONDS_BETWEEN_CHECKPOINTS:
                     self._save(progress)
         except KeyboardInterrupt:
             interrupted = True
@@ -220,18 +234,28 @@ class _Run:
         self.model.training_log = progress.log
         return FineTuning(progress.log, progress.best_step, len(self.lists), len(self.validation), interrupted)
 
+    def _checkpoint(self, lists: Sequence[TrainingLists]) -> tuple[Progress | None, Sequence[TrainingLists]]:
+        """Read what to go on from, with its lists in place of those given; say why where a checkpoint is not taken."""
+        try:
+            found = None if self.checkpoint is None else load_progress(self.checkpoint, self.run, lists)
+        except StorageError as error:
+            self.say(f"the checkpoint in {self.checkpoint} is not gone on from, and will be written over: {error}")
+            found = None
+        return found or (None, lists)
+
     def _start(self) -> Progress:
-        found = None if self.checkpoint is None else load_progress(self.checkpoint, self.run)
+        found = self._found
         if found is not None:
             self.scorer.load_state_dict(found.weights)
             restore_moments(self.optimizer.optimizer, self.names, found.moments)
             self.say(f"going on from the checkpoint after step {found.step}")
             return found
-        progress = Progress(0, {}, {}, 0, self._weights(), [])
+        progress = Progress(0, {}, {}, 0, self._weights(), [], [])
         self._evaluate(progress)
         return progress
 
-    def _step(self, step: int) -> None:
+    def _step(self, step: int) -> float:
+        """Take a step by its number; returns its loss."""
         settings, accelerator = self.settings, self.accelerator
         # everything random in a step follows from its number, so that a resumed run takes the same steps
         torch.manual_seed(settings.seed * 1_000_003 + step)
@@ -246,7 +270,7 @@ class _Run:
         accelerator.clip_grad_norm_(self.wrapped.parameters(), settings.most_gradient)
         self.optimizer.step()
         self.optimizer.zero_grad()
-        self._losses.append(float(loss.detach()))
+        return float(loss.detach())
 
     def _evaluate(self, progress: Progress) -> None:
         self.scorer.eval()
@@ -254,9 +278,9 @@ class _Run:
             logits = self.scorer.logits(self.validation)
         entry: dict[str, Any] = {"step": progress.step, **judge_lists(logits, self.validation)}
         entry["offset_weight"] = float(self.scorer.offset_weight.detach())
-        if self._losses:
-            entry["training_loss"] = float(np.mean(self._losses))
-        self._losses = []
+        if progress.losses:
+            entry["training_loss"] = float(np.mean(progress.losses))
+        progress.losses = []
         best = min((e["loss"] for e in progress.log), default=float("inf"))
         progress.log.append(entry)
         if entry["loss"] < best:
@@ -271,7 +295,8 @@ class _Run:
             return
         progress.weights = self._weights()
         progress.moments = optimizer_moments(self.optimizer.optimizer, self.names)
-        save_progress(self.checkpoint, self.run, progress)
+        save_progress(self.checkpoint, self.run, (self.lists, self.validation), progress)
+        self._saved = time.monotonic()
 
     def _is_out_of_patience(self, progress: Progress) -> bool:
         last = progress.log[-1]["step"]
@@ -283,22 +308,6 @@ class _Run:
     def _arithmetic(self) -> AbstractContextManager[Any]:
         kind = self.model.device.split(":")[0]
         return torch.autocast(kind, torch.bfloat16) if self._bfloat16 else nullcontext()
-
-    def _fingerprint(self, model: HistoryCrossEncoder, items: Items, codes: IntArray) -> str:
-        """Hash of all that the outcome depends on."""
-        digest = hashlib.sha256(json.dumps([asdict(self.settings), model.network.shape.to_dict()]).encode())
-        digest.update(f"{model.reader.fingerprint} {model.encoder.fingerprint}".encode())
-        for name, tensor in sorted(self.scorer.state_dict().items()):
-            digest.update(name.encode() + tensor.detach().cpu().numpy().tobytes())
-        for lists in (self.lists, self.validation):
-            cases = lists.cases
-            for rows in (cases.candidates, cases.history):
-                digest.update(rows.values.tobytes() + rows.offsets.tobytes())
-            for array in (cases.history_times, cases.history_weights, lists.positive, lists.offsets):
-                digest.update(np.ascontiguousarray(array).tobytes())
-        for code in codes:
-            digest.update(str(items.texts[code]).encode("utf-8", "replace") + b"\0")
-        return digest.hexdigest()
 
 
 def _known(lists: TrainingLists, items: Items) -> IntArray:
