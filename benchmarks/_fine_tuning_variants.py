@@ -20,7 +20,7 @@ from torch.nn.utils import parametrize
 
 from benchmarks._fine_tuning_rest import Rest
 from llm_rerank.data.cases import build_cases
-from llm_rerank.data.splits import first_of_pair
+from llm_rerank.data.splits import first_of_pair, visit_starts
 from llm_rerank.models.cross_encoder.discarding import STATES_PREFIX
 from llm_rerank.models.cross_encoder.history_encoder import TransformerLayer
 from llm_rerank.models.cross_encoder.item_states import ItemReader
@@ -237,7 +237,8 @@ def purchase_lists(past: Interactions, seed: int, n_negatives: int = 20) -> Trai
     taken = np.flatnonzero(past.positive & (past.items >= 0))
     taken = taken[first_of_pair(past.users[taken], past.items[taken], past.n_items)]
     targets = Ragged.from_lengths(past.items[taken], np.ones(len(taken), dtype=np.int64))
-    cases = build_cases(past, past.users[taken], past.times[taken], targets=targets)
+    decisions = visit_starts(past, past.users[taken], past.items[taken], past.times[taken])
+    cases = build_cases(past, past.users[taken], decisions, targets=targets)
     cases = cases.take(np.flatnonzero(cases.history.lengths > 0))
     drawn = np.random.default_rng(seed).choice(past.items[past.items >= 0], (len(cases), n_negatives))
     rows = [[target, *np.setdiff1d(others, target)] for target, others in zip(cases.targets.values, drawn, strict=True)]

@@ -221,6 +221,13 @@ def explain(
     versus: Annotated[
         str | None, typer.Option("--versus", help="Another item: say also why the one stands above or below it.")
     ] = None,
+    upstream_score: Annotated[
+        float | None,
+        typer.Option("--upstream-score", help="What the upstream recommender gave the item; nan: not in its list."),
+    ] = None,
+    versus_upstream_score: Annotated[
+        float | None, typer.Option("--versus-upstream-score", help="The same of the item of --versus.")
+    ] = None,
     phrases: Annotated[
         bool, typer.Option("--phrases", help="Say also which words of the item mattered; needs the encoder of the fit.")
     ] = False,
@@ -239,7 +246,14 @@ def explain(
     if html is not None:
         check_output(html)
     explanation = _load(model, device).explain(
-        user, item, history=history or None, at=moment(at), versus=versus, phrases=phrases
+        user,
+        item,
+        history=history or None,
+        at=moment(at),
+        versus=versus,
+        phrases=phrases,
+        upstream_score=upstream_score,
+        versus_upstream_score=versus_upstream_score,
     )
     typer.echo(str(explanation))
     if html is not None:

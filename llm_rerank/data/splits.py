@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
     from llm_rerank.types import BoolArray, ObjectArray
 
+VISIT_SECONDS = 86_400
+"""Looks at an item this long before it was taken belong to the visit that ended in taking it; older ones are past."""
+
 
 @dataclass(frozen=True)
 class Timeline:
@@ -82,9 +85,10 @@ class HeldOut:
         return HeldOut(self.users[rows], self.times[rows], self.targets.take(rows))
 
     @classmethod
-    def from_events(cls, held_out: Interactions) -> HeldOut:
-        """Read the second half of ``last_out``: each user's items, the decision at the time of the earliest."""
-        return _group_targets(held_out.users, held_out.items, held_out.times)
+    def from_events(cls, held_out: Interactions, events: Interactions) -> HeldOut:
+        """Read the second half of ``last_out(events)``: each user's items, decided before the earliest visit."""
+        decisions = visit_starts(events, held_out.users, held_out.items, held_out.times)
+        return _group_targets(held_out.users, held_out.items, decisions)
 
 
 def quantile_time(events: Interactions, q: float) -> int:
@@ -110,9 +114,9 @@ def last_out(
 ) -> tuple[Interactions, Interactions]:
     """Split into (past, held out): each user's last ``n_last`` positive events are held out.
 
-    Other events of the same user at or after the earliest held-out event leave the past too and are in neither half.
-    A user without a positive event strictly before the held-out ones keeps everything in the past. Of events at one
-    time the last in input order counts as the later one.
+    Other events of the same user from the earliest visit of a held-out item on (``visit_starts``) leave the past too
+    and are in neither half. A user without a positive event strictly before that visit keeps everything in the past.
+    Of events at one time the last in input order counts as the later one.
 
     users: int64 codes whose events may be held out; None: all.
     """
@@ -125,12 +129,13 @@ def last_out(
     starts, ends = timeline.starts(candidates), timeline.starts(candidates + 1)
     enough = ends - starts > n_last
     candidates, starts, ends = candidates[enough], starts[enough], ends[enough]
-    first_held = targets.times[timeline.order[ends - n_last]]
+    last = timeline.order[ends[:, np.newaxis] + np.arange(-n_last, 0)]
+    decisions = visit_starts(events, *(part[last.ravel()] for part in (targets.users, targets.items, targets.times)))
+    first_held = decisions.reshape(last.shape).min(axis=1)
     has_past = targets.times[timeline.order[starts]] < first_held
-    candidates, ends, first_held = candidates[has_past], ends[has_past], first_held[has_past]
+    candidates, last, first_held = candidates[has_past], last[has_past], first_held[has_past]
 
-    last_places = (ends[:, np.newaxis] + np.arange(-n_last, 0)).ravel()
-    held_rows = np.sort(rows[timeline.order[last_places]])
+    held_rows = np.sort(rows[last.ravel()])
     # A user who is not held out has a cut that no event reaches.
     cuts = np.full(events.n_users, np.iinfo(np.int64).max, dtype=np.int64)
     cuts[candidates] = first_held
@@ -162,18 +167,47 @@ def first_unseen_targets(events: Interactions, since: int) -> HeldOut:
 
 
 def last_targets(events: Interactions, before: int | None = None) -> HeldOut:
-    """Each user's last target, strictly before a time if one is given; the decision is taken at the target's time.
+    """Each user's last target, strictly before a time if one is given; decided before its visit (``visit_starts``).
 
-    The targets are the items that the user, who has a past by then, takes for the first time at the last such time.
+    The targets are the items that the user takes for the first time at the last such time whose visit has a past.
     """
     rows = np.flatnonzero(events.positive & (events.items >= 0))
     if before is not None:
         rows = rows[events.times[rows] < before]
     rows = rows[first_of_pair(events.users[rows], events.items[rows], events.n_items)]
-    rows = rows[events.times[rows] > _first_time(events)[events.users[rows]]]
-    users, times = events.users[rows], events.times[rows]
+    users, items, times = events.users[rows], events.items[rows], events.times[rows]
+    decisions = visit_starts(events, users, items, times)
+    with_past = decisions > _first_time(events)[users]
+    users, items, times, decisions = (part[with_past] for part in (users, items, times, decisions))
     last = times == _extreme_times(np.maximum, users, times, events.n_users)[users]
-    return _group_targets(users[last], events.items[rows][last], times[last])
+    return _group_targets(users[last], items[last], decisions[last])
+
+
+def visit_starts(events: Interactions, users: IntArray, items: IntArray, times: IntArray) -> IntArray:
+    """When a decision must be taken so that it does not know the visit in which an item was taken: int64, (n_taken,).
+
+    users, items, times: int64, shape (n_taken,), of events in which an item was taken. The visit starts with the
+    user's first look at the item (an event for it that is no target: a view, a cart) in the ``VISIT_SECONDS`` before,
+    or with the taking itself where there is none; positions know no seconds, so every look before counts. What a user
+    takes at one time was decided at one time, the earliest. Without looks these are the times given.
+    """
+    looks = np.flatnonzero(~events.positive & (events.items >= 0) & (events.weights > 0))
+    starts = times.copy()
+    if len(looks):
+        # one code for each (user, item), so that Timeline's keys cannot overflow
+        pairs = np.concatenate([events.users[looks], users]) * events.n_items + np.concatenate(
+            [events.items[looks], items]
+        )
+        codes = np.unique(pairs, return_inverse=True)[1]
+        timeline = Timeline.of(codes[: len(looks)], events.times[looks])
+        since = times - VISIT_SECONDS if events.time_kind == "time" else np.full_like(times, np.iinfo(np.int64).min)
+        first, end = timeline.ends(codes[len(looks) :], since), timeline.ends(codes[len(looks) :], times)
+        looked = first < end
+        starts[looked] = events.times[looks][timeline.order[first[looked]]]
+    visits = np.unique(np.stack([users, times], axis=1), axis=0, return_inverse=True)[1].reshape(-1)
+    earliest = np.full(len(times), np.iinfo(np.int64).max, dtype=np.int64)
+    np.minimum.at(earliest, visits, starts)
+    return earliest[visits]
 
 
 def all_targets_after(events: Interactions, cut: int, *, unseen_only: bool = True) -> HeldOut:
@@ -216,10 +250,11 @@ def first_of_pair(users: IntArray, items: IntArray, n_items: int) -> IntArray:
 
 
 def _group_targets(users: IntArray, items: IntArray, times: IntArray) -> HeldOut:
-    """One row a user: the earliest time, the distinct items in order of appearance (arrays sorted by time)."""
+    """One row a user: the earliest time, the distinct items in order of appearance."""
     n_items = int(items.max(initial=0)) + 1
     first = first_of_pair(users, items, n_items)
     users, items, times = users[first], items[first], times[first]
     order = np.argsort(users, kind="stable")
     distinct, starts, lengths = np.unique(users[order], return_index=True, return_counts=True)
-    return HeldOut(distinct, times[order][starts], Ragged.from_lengths(items[order], lengths.astype(np.int64)))
+    earliest = np.minimum.reduceat(times[order], starts) if len(starts) else times[:0]
+    return HeldOut(distinct, earliest, Ragged.from_lengths(items[order], lengths.astype(np.int64)))

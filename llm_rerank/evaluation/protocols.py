@@ -52,7 +52,8 @@ DEFAULT_CUT_QUANTILE = 0.9
 class LastOut:
     """Hold out each user's last positive event (test) or, with that one gone, the one before it (validation).
 
-    A user needs a positive event strictly before the held-out one. A target that the user had before stays a target;
+    The decision is taken before the visit in which the target was first looked at (``splits.visit_starts``); a user
+    needs a positive event strictly before it. A target that the user had before stays a target;
     since seen items are never recommended, it scores 0.
     """
 
@@ -261,10 +262,10 @@ def _last_of_each_user(events: Interactions, split: Split) -> tuple[IntArray, He
     """Time from which each user's events are not past, int64, shape (n_users + 1,): the last for unknown users."""
     cuts = np.full(events.n_users + 1, NEVER, dtype=np.int64)
     past, last = last_out(events)
-    held_out = HeldOut.from_events(last)
+    held_out = HeldOut.from_events(last, events)
     cuts[held_out.users] = held_out.times
     if split == "validation":
-        held_out = HeldOut.from_events(last_out(past)[1])
+        held_out = HeldOut.from_events(last_out(past)[1], past)
         cuts[held_out.users] = held_out.times
     return cuts, held_out
 

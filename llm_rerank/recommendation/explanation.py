@@ -20,10 +20,12 @@ from llm_rerank.recommendation.fusion import column_label
 from llm_rerank.recommendation.histories import join_cases, without_each_item
 from llm_rerank.recommendation.phrases import Phrases
 from llm_rerank.steps import Steps, in_one_go
-from llm_rerank.types import Cases, DataError, Items, Ragged
+from llm_rerank.types import Cases, DataError, FloatArray, Items, Ragged
 
 Hashable = Any
-Decide = Callable[[Cases, Ragged], Decided]
+Decide = Callable[..., Decided]
+"""Scores cases, (Cases, Ragged of the items that each has seen) and, where given, ``upstream``: float32, one a case."""
+
 MOST_HISTORY_ITEMS = 50
 CASES_A_STEP = 32
 SHOWN = 5
@@ -214,17 +216,32 @@ def codes_to_explain(items: Items, item_id: Hashable, versus: Hashable = None) -
 
 
 def explain_item(
-    user_id: Hashable, fitted: Fitted, case: Cases, seen: Ragged, decide: Decide, *, other: int | None = None
+    user_id: Hashable,
+    fitted: Fitted,
+    case: Cases,
+    seen: Ragged,
+    decide: Decide,
+    *,
+    other: int | None = None,
+    upstream: FloatArray | None = None,
 ) -> Explanation:
     """Explain the single candidate of a single case; ``decide`` scores cases with the items that each has seen.
 
-    Effects are of the 50 newest distinct history items. other: code of an item to compare with.
+    Effects are of the 50 newest distinct history items. other: code of an item to compare with. upstream: raw upstream
+    scores of the item and of the other, NaN unknown, float32; None: as retrieved, not as an upstream recommender's.
     """
-    return in_one_go(explain_in_steps(user_id, fitted, case, seen, decide, other=other))
+    return in_one_go(explain_in_steps(user_id, fitted, case, seen, decide, other=other, upstream=upstream))
 
 
 def explain_in_steps(
-    user_id: Hashable, fitted: Fitted, case: Cases, seen: Ragged, decide: Decide, *, other: int | None = None
+    user_id: Hashable,
+    fitted: Fitted,
+    case: Cases,
+    seen: Ragged,
+    decide: Decide,
+    *,
+    other: int | None = None,
+    upstream: FloatArray | None = None,
 ) -> Steps[Explanation]:
     """Explain as ``explain_item`` does, some histories a step."""
     codes = [int(case.candidates.values[0]), *([] if other is None else [other])]
@@ -234,10 +251,12 @@ def explain_in_steps(
     rows = np.tile(np.arange(len(histories), dtype=np.int64), len(codes))
     alone = Ragged.from_lengths(np.repeat(np.array(codes, dtype=np.int64), len(histories)), np.ones_like(rows))
     cases, seen_of_each = histories.take(rows).with_candidates(alone), seen.take(np.zeros_like(rows))
+    said = None if upstream is None else np.repeat(upstream, len(histories))
     decided = []
     for start in range(0, len(rows), CASES_A_STEP):
         some = np.arange(start, min(start + CASES_A_STEP, len(rows)), dtype=np.int64)
-        decided.append(decide(cases.take(some), seen_of_each.take(some)))
+        of_upstream = {} if said is None else {"upstream": said[some]}
+        decided.append(decide(cases.take(some), seen_of_each.take(some), **of_upstream))
         yield
     scores = np.concatenate([part.scores for part in decided]).reshape(len(codes), len(histories))
     contributions = np.concatenate([part.contributions for part in decided])[:: len(histories)]

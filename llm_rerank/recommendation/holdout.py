@@ -66,9 +66,9 @@ def _last_events(events: Interactions, seed: int, log: FitLog) -> Holdout:
     n_chosen = min(int(HOLDOUT_SHARE * len(np.unique(events.users))), MOST_HOLDOUT_USERS, len(eligible))
     targets = last.take(np.sort(np.random.default_rng(seed).permutation(eligible)[:n_chosen]))
     never = np.iinfo(np.int64).max
-    time_of_target = np.full(events.n_users, never, dtype=np.int64)
-    time_of_target[targets.users] = targets.times
-    past_rows = np.flatnonzero(events.times < time_of_target[events.users])
+    decided = np.full(events.n_users, never, dtype=np.int64)
+    decided[targets.users] = targets.times
+    past_rows = np.flatnonzero(events.times < decided[events.users])
     as_of = int(events.times.max()) + 1 if len(events) else 0
     description = (
         f"protocol positions: the last event of {n_chosen:,} of {len(eligible):,} users with at least "

@@ -14,7 +14,7 @@ import numpy as np
 
 from llm_rerank.data.features import ItemStatistics, pair_features
 from llm_rerank.recommendation.components import Component, retrieve_and_score, standardize_rows
-from llm_rerank.recommendation.deciding import scores_for
+from llm_rerank.recommendation.deciding import scores_for, stage_for
 from llm_rerank.recommendation.fitting import Fitted
 from llm_rerank.types import Cases, CatalogueScorer, FloatArray, IntArray, Ragged, Scorer, StorageError
 
@@ -58,8 +58,12 @@ class Phrases:
     note: str
 
 
-def phrase_effects(fitted: Fitted, case: Cases, statistics: ItemStatistics) -> Phrases:
-    """Leave out one phrase of the single candidate's text at a time and score again by the blend of retrieved items.
+def phrase_effects(
+    fitted: Fitted, case: Cases, statistics: ItemStatistics, upstream: FloatArray | None = None
+) -> Phrases:
+    """Leave out one phrase of the single candidate's text at a time and score again by the blend.
+
+    upstream: raw upstream score of the candidate, shape (1,), NaN unknown; None: by the blend of retrieved items.
 
     Exact for the components that read texts when they score: their raw score is that of the shortened text, on the
     scale of the user's reference items as it was. Everything else in the score stays as it is.
@@ -80,10 +84,11 @@ def phrase_effects(fitted: Fitted, case: Cases, statistics: ItemStatistics) -> P
     scores = np.repeat(scores, len(texts), axis=0)
     for component in readers:
         scores[:, blended.index(component)] = _read_again(component, case, repeated, texts, fitted.reference)
-    stage = fitted.stage
+    stage = stage_for(fitted, upstream is not None)
     pair_values = np.repeat(pair_features(case, statistics, fitted.items), len(texts), axis=0)
     laid_out = scores_for(stage, [component.name for component in blended], scores)
-    fused = stage.blend.score(stage.design(laid_out, pair_values, None))
+    said = None if upstream is None else np.repeat(upstream, len(texts))
+    fused = stage.blend.score(stage.design(laid_out, pair_values, said))
     effects = fused[0] - fused[1:]
     order = np.argsort(-np.abs(effects), kind="stable")
     return Phrases([PhraseEffect(pieces[i][0], float(effects[i])) for i in order], note)

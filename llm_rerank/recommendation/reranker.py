@@ -33,6 +33,7 @@ from llm_rerank.recommendation.phrases import phrase_effects
 from llm_rerank.recommendation.privacy import expired
 from llm_rerank.recommendation.questions import check_settings
 from llm_rerank.recommendation.saving import read_reranker, write_reranker
+from llm_rerank.recommendation.upstream import upstream_of_both
 from llm_rerank.types import (
     Cases,
     DataReport,
@@ -195,19 +196,25 @@ class Reranker(ChangingReranker):
         at: Any = None,
         versus: Any = None,
         phrases: bool = False,
+        upstream_score: float | None = None,
+        versus_upstream_score: float | None = None,
     ) -> Explanation:
         """Explain one item's score for one user: contributions that add up exactly, and each history item's effect.
 
         history: interactions as a frame, or item ids oldest first; None: what is known of the user. versus: id of
         another item; also why the one stands above or below the other. phrases: also the words of the item that
-        mattered, which reads up to 24 shortened texts. What an upstream recommender says of the items is not read.
+        mattered, which reads up to 24 shortened texts. upstream_score, versus_upstream_score: what the upstream
+        recommender said of the two, NaN where it said nothing: with it, and impressions at the fit, the score explained
+        is the one that ``rerank`` gives lists with upstream scores; where an item stands in the list does not matter.
         Raises DataError where an item is not in the catalogue, StorageError where phrases need an encoder that cannot
         be loaded.
         """
         fitted = self._fit_result()
         asked_ids([user_id], "user_id")
         asked_ids([item_id, versus], "item_id")
-        code, *other = codes_to_explain(fitted.items, item_id, versus)
+        code, *others = codes_to_explain(fitted.items, item_id, versus)
+        other = others[0] if others else None
+        upstream = upstream_of_both(upstream_score, versus_upstream_score, other is not None)
         report = DataReport()
         if isinstance(history, list | tuple):
             listed = history_frame(user_id, history, self._moment(None, at))
@@ -217,10 +224,11 @@ class Reranker(ChangingReranker):
         data_facts(report)
         cases, seen = self._cases([user_id], given, at)
         cases = cases.with_candidates(Ragged.from_lists([[code]]))
-        explanation = explain_item(user_id, fitted, cases, seen, self._decide, other=other[0] if other else None)
+        explanation = explain_item(user_id, fitted, cases, seen, self._decide, other=other, upstream=upstream)
         if not phrases:
             return explanation
-        return replace(explanation, phrases=phrase_effects(fitted, cases, self._data().item_statistics))
+        words = phrase_effects(fitted, cases, self._data().item_statistics, None if upstream is None else upstream[:1])
+        return replace(explanation, phrases=words)
 
     def compare(self, before: Frame, after: Frame) -> Comparison:
         """Say what a rerank moved, how far and why.

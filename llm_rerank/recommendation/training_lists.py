@@ -1,9 +1,9 @@
 """Lists for the cross-encoder: one a user, the last item taken before the hold-out among what was retrieved then.
 
-The last items of these users are *peeled off* the past and the components are fitted once more on what is left, with
-the settings that were chosen: so candidates and offset come from models that have not seen the answer and know as much
-of the user as they know at the decision. (Removing the user altogether would be a stricter cross-fit than the use: at
-the decision the user's history is in the fit.)
+The last items of these users, with the visits that led to them, are *peeled off* the past and the components are
+fitted once more on what is left, with the settings that were chosen: so candidates and offset come from models that
+have not seen the answer and know as much of the user as they know at the decision. (Removing the user altogether would
+be a stricter cross-fit than the use: at the decision the user's history is in the fit.)
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def build_training_lists(
     stage: fitted on fold F; its score is the offset. Lists without a target near the top are left out.
     """
     config, n_items = tools.config, len(data.items)
-    targets = _list_targets(holdout, config.seed)
+    targets = list_targets(holdout, config.seed)
     peeled, kept_rows = peel(holdout.past, targets)
     items = tools.render(data.items, peeled, holdout.as_of)
     refitted = fit_again(components, tools.specs, peeled, items, config.seed, log)
@@ -84,10 +84,10 @@ def build_training_lists(
 
 
 def peel(past: Interactions, targets: HeldOut) -> tuple[Interactions, np.ndarray]:
-    """Take these users' events from their target's time on out of the past; also the positions that stay."""
-    time_of_target = np.full(past.n_users, np.iinfo(np.int64).max, dtype=np.int64)
-    time_of_target[targets.users] = targets.times
-    kept = np.flatnonzero(past.times < time_of_target[past.users])
+    """Take these users' events from their decision on out of the past; also the positions that stay."""
+    decided = np.full(past.n_users, np.iinfo(np.int64).max, dtype=np.int64)
+    decided[targets.users] = targets.times
+    kept = np.flatnonzero(past.times < decided[past.users])
     return past.take(kept), kept
 
 
@@ -112,7 +112,7 @@ def as_lists(fold: Fold, offsets: FloatArray, n_items: int) -> tuple[TrainingLis
     return TrainingLists(cases, taken[kept], offsets[kept]), users
 
 
-def _list_targets(holdout: Holdout, seed: int) -> HeldOut:
+def list_targets(holdout: Holdout, seed: int) -> HeldOut:
     """Last targets in the past; with positions only of users who are not held out themselves."""
     targets = last_targets(holdout.past)
     if holdout.protocol == "positions":

@@ -19,7 +19,7 @@ from llm_rerank.recommendation.inputs import FitData, FitTools, Fold
 from llm_rerank.recommendation.judging import report_and_cut
 from llm_rerank.recommendation.log import FitLog
 from llm_rerank.recommendation.stage import Stage, Start, fit_stage
-from llm_rerank.types import Cases, FloatArray, IntArray, Interactions, Items, Ragged
+from llm_rerank.types import Cases, DataError, FloatArray, IntArray, Interactions, Items, Ragged
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -126,3 +126,26 @@ def _first_lists(
 
 def _users_of(impressions: pd.DataFrame, events: Interactions, holdout: Holdout) -> IntArray:
     return np.unique(_first_lists(impressions, events, holdout)[0])
+
+
+def upstream_of_both(
+    upstream_score: float | None, versus_upstream_score: float | None, has_other: bool
+) -> FloatArray | None:
+    """Upstream scores as ``explain_item`` takes them: one, or two with another item; None: none given.
+
+    Raises DataError where one is no number, or belongs to no item or to a list without upstream scores.
+    """
+    given = {"upstream_score": upstream_score, "versus_upstream_score": versus_upstream_score}
+    for name, score in given.items():
+        if score is not None and (isinstance(score, bool) or not isinstance(score, int | float | np.number)):
+            raise DataError(f"{name} is {score!r}; give a number, NaN where it is unknown, or leave it out")
+    if versus_upstream_score is not None and not has_other:
+        raise DataError("versus_upstream_score is given without versus; name the item that it belongs to")
+    if upstream_score is None:
+        if versus_upstream_score is not None:
+            raise DataError("versus_upstream_score is given without upstream_score; give both, NaN where unknown")
+        return None
+    scores = [upstream_score, *([versus_upstream_score] if has_other else [])]
+    values = np.array([np.nan if score is None else score for score in scores]).astype(np.float32)
+    values[np.isinf(values)] = np.nan
+    return values

@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llm_rerank.data.splits import (
+    VISIT_SECONDS,
     HeldOut,
     Timeline,
     all_targets_after,
@@ -38,6 +39,25 @@ def of_user(rows, user, *, targets_only=False):
 
 def distinct(values):
     return list(dict.fromkeys(values))
+
+
+def start_of_visit(rows, taken):
+    """Time of the earliest look at any of the rows that a user took at one time, at most a day before; else theirs."""
+    times = [row["time"] for row in taken]
+    for look in rows:
+        if not look["positive"] and look["weight"] > 0 and look["item"] >= 0:
+            times += [
+                look["time"]
+                for row in taken
+                if (look["user"], look["item"]) == (row["user"], row["item"])
+                and row["time"] - VISIT_SECONDS <= look["time"] < row["time"]
+            ]
+    return min(times)
+
+
+def without_looks(rows):
+    """Of the rows only what a shop with one kind of event knows: targets, dislikes and searches."""
+    return [row for row in rows if row["positive"] or row["item"] < 0 or row["weight"] < 0]
 
 
 @given(event_rows(), st.integers(-1, N_USERS), st.integers(-2, LAST_DAY + 2), st.sampled_from([None, 1, 3]))
@@ -78,16 +98,20 @@ def test_quantile_time_refuses_no_events():
         quantile_time(build([]), 0.9)
 
 
-@given(event_rows(), st.integers(1, 3), st.sampled_from([None, [0, 2], []]))
+THIRD_OF_A_DAY = VISIT_SECONDS // 3
+
+
+@given(event_rows(unit=THIRD_OF_A_DAY), st.integers(1, 3), st.sampled_from([None, [0, 2], []]))
 def test_last_out_agrees_with_a_loop(rows, n_last, chosen):
     past, held_out = last_out(build(rows), n_last, users=None if chosen is None else np.array(chosen, dtype=np.int64))
     expected_held, cut = set(), {}
     for user in range(N_USERS) if chosen is None else chosen:
         targets = of_user(rows, user, targets_only=True)
         last = targets[-n_last:]
-        if len(targets) > n_last and targets[0]["time"] < last[0]["time"]:
+        decision = min((start_of_visit(rows, [row]) for row in last), default=0)
+        if len(targets) > n_last and targets[0]["time"] < decision:
             expected_held |= {row["name"] for row in last}
-            cut[user] = last[0]["time"]
+            cut[user] = decision
     expected_past = [r for r in rows if r["user"] not in cut or r["time"] < cut[r["user"]]]
     expected = [r for r in rows if r["name"] in expected_held]
     for events, wanted in ((past, expected_past), (held_out, expected)):
@@ -122,18 +146,58 @@ def test_first_unseen_targets_agree_with_a_loop(rows, since):
     assert as_dict(first_unseen_targets(build(rows), since)) == expected
 
 
-@given(event_rows(), st.sampled_from([None, 0, 3, 7]))
-def test_last_targets_agree_with_a_loop(rows, limit):
+def last_targets_by_loop(rows, limit, unit=1, decided=None):
+    """Each user's last new targets with a past by their decision; decided: time of it, of (rows, targets)."""
     expected = {}
     for user in range(N_USERS):
         for time in range(LAST_DAY if limit is None else limit - 1, -1, -1):
             targets = of_user(rows, user, targets_only=True)
-            seen = {row["item"] for row in targets if row["time"] < time}
-            new = distinct(row["item"] for row in targets if row["time"] == time and row["item"] not in seen)
-            if new and any(row["time"] < time for row in of_user(rows, user)):
-                expected[user] = (time, new)
+            seen = {row["item"] for row in targets if row["time"] < time * unit}
+            new = [row for row in targets if row["time"] == time * unit and row["item"] not in seen]
+            decision = decided(rows, new) if new and decided else time * unit
+            if new and any(row["time"] < decision for row in of_user(rows, user)):
+                expected[user] = (decision, distinct(row["item"] for row in new))
                 break
-    assert as_dict(last_targets(build(rows), before=limit)) == expected
+    return expected
+
+
+@given(event_rows(unit=THIRD_OF_A_DAY), st.sampled_from([None, 0, 3, 7]))
+def test_last_targets_agree_with_a_loop(rows, limit):
+    found = last_targets(build(rows), before=None if limit is None else limit * THIRD_OF_A_DAY)
+    assert as_dict(found) == last_targets_by_loop(rows, limit, THIRD_OF_A_DAY, start_of_visit)
+
+
+@given(event_rows(unit=THIRD_OF_A_DAY).map(without_looks), st.sampled_from([None, 0, 3, 7]))
+def test_with_one_kind_of_event_last_targets_are_decided_when_they_are_taken(rows, limit):
+    found = last_targets(build(rows), before=None if limit is None else limit * THIRD_OF_A_DAY)
+    assert as_dict(found) == last_targets_by_loop(rows, limit, THIRD_OF_A_DAY)
+    events = build(rows)
+    past, held_out = last_out(events)
+    assert HeldOut.from_events(held_out, events).times.tolist() == held_out.times[np.argsort(held_out.users)].tolist()
+
+
+def test_a_look_of_weeks_ago_stays_and_the_visit_itself_goes():
+    day = VISIT_SECONDS
+    rows = [
+        {"time": 0, "item": 1},
+        {"time": 9 * day, "item": 2, "positive": False},  # of an earlier visit: past
+        {"time": 30 * day, "item": 2, "positive": False},  # exactly a day before: of this visit
+        {"time": 31 * day - 60, "item": 3, "positive": False},  # looked at after the decision: not past
+        {"time": 31 * day, "item": 2},
+    ]
+    for time_kind, decision in (("time", 30 * day), ("position", 9 * day)):  # positions: any look may be the visit's
+        events = make_events(rows, n_users=1, n_items=4, time_kind=time_kind)
+        assert as_dict(last_targets(events)) == {0: (decision, [2])}
+        past, held_out = last_out(events)
+        assert as_dict(HeldOut.from_events(held_out, events)) == {0: (decision, [2])}
+        assert past.times.tolist() == [row["time"] for row in rows if row["time"] < decision]
+
+
+def test_a_user_whose_visit_is_all_there_is_falls_back_on_an_earlier_target():
+    rows = [(0, 1, True), (5, 2, True), (10, 3, True)]
+    looks = [(0, 3, False)]  # the last item was looked at before anything else
+    events = build([{"time": t, "item": i, "positive": p} for t, i, p in sorted(rows + looks)])
+    assert as_dict(last_targets(events)) == {0: (5, [2])}
 
 
 @given(event_rows(), st.integers(-1, LAST_DAY + 1), st.booleans())
@@ -151,7 +215,7 @@ def test_all_targets_after_agree_with_a_loop(rows, cut, unseen_only):
 def test_held_out_from_events_takes_the_earliest_time():
     rows = [{"user": 1, "item": 3, "time": 4}, {"user": 1, "item": 2, "time": 6}, {"user": 0, "item": 2, "time": 5}]
     events = build(rows)
-    held_out = HeldOut.from_events(events)
+    held_out = HeldOut.from_events(events, events)
     assert as_dict(held_out) == {0: (5, [2]), 1: (4, [3, 2])}
     assert as_dict(held_out.take(np.array([False, True]))) == {1: (4, [3, 2])}
     assert as_dict(held_out.take(np.array([1]))) == {1: (4, [3, 2])}

@@ -4,9 +4,11 @@ from dataclasses import replace
 
 import numpy as np
 
+from llm_rerank.data.cases import build_cases
 from llm_rerank.recommendation.holdout import MOST_HOLDOUT_USERS, plan_holdout
 from llm_rerank.recommendation.log import FitLog
-from tests.planted import events_of
+from llm_rerank.recommendation.training_lists import list_targets, peel
+from tests.planted import DAY, events_of
 
 
 def planned(events, seed=0):
@@ -67,3 +69,28 @@ def test_of_many_users_three_thousand_are_held_out():
 def test_without_events_nothing_is_held_out():
     holdout = planned(events_of([], 3, n_users=2, time_kind="time"))
     assert (holdout.protocol, len(holdout.targets), len(holdout.past), holdout.as_of) == ("positions", 0, 0, 0)
+
+
+def looking_shop(n_users=40, n_visits=5):
+    """Each user takes an item a day, each viewed a minute before, and had viewed tomorrow's item a month ago."""
+    rows = [(user, (user + visit) % 9, visit * DAY + user) for user in range(n_users) for visit in range(n_visits)]
+    views = [(user, item, time - 60) for user, item, time in rows]
+    long_ago = [(user, (user + n_visits - 1) % 9, user - 30 * DAY) for user in range(n_users)]
+    events = events_of(views + rows + long_ago, 9, time_kind="time")
+    taken = np.isin(events.users * DAY + events.times, [user * DAY + time for user, _, time in rows])
+    return replace(events, positive=taken)
+
+
+def test_no_history_holds_the_visit_in_which_its_target_was_taken():
+    events = looking_shop()
+    holdout = planned(events)
+    assert holdout.protocol == "positions"
+    lists = list_targets(holdout, 0)
+    assert len(lists)
+    for past, targets in ((holdout.past, holdout.targets), (peel(holdout.past, lists)[0], lists)):
+        cases = build_cases(past, targets.users, targets.times, targets=targets.targets)
+        own = cases.history.values == cases.targets.values[cases.history.row_of_value]
+        assert own.sum() == len(cases)  # the look of a month ago, and no other
+        assert (cases.history_times[own] < 0).all()
+        rows = np.isin(past.users, targets.users)
+        assert (past.times[rows] < targets.times[np.searchsorted(targets.users, past.users[rows])]).all()

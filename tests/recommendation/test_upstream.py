@@ -5,7 +5,9 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
+from typer.testing import CliRunner
 
+from llm_rerank.cli import app
 from llm_rerank.config import RerankerConfig
 from llm_rerank.data.features import PAIR_FEATURES
 from llm_rerank.data.rendering import Renderer
@@ -19,7 +21,7 @@ from llm_rerank.recommendation.risk_control import Guarantee
 from llm_rerank.recommendation.stage import Start
 from llm_rerank.recommendation.thresholds import Cut
 from llm_rerank.recommendation.upstream import fit_upstream_stage, shown_lists
-from llm_rerank.types import DataReport, Ragged
+from llm_rerank.types import DataError, DataReport, Ragged
 from tests.planted import events_of
 
 CONFIG = RerankerConfig(encoder=None, sequence="off", candidates_per_source=30, refit=False)
@@ -80,6 +82,50 @@ def test_the_upstream_score_is_blended_and_is_the_default(fitted_with_lists, sho
 def test_candidates_without_an_upstream_score_are_judged_as_retrieved(fitted_with_lists, shop):
     candidates = shown(shop)[["user_id", "item_id"]].iloc[:50]
     assert "score_upstream" not in fitted_with_lists.rerank(candidates)
+
+
+def test_an_explanation_adds_up_to_the_score_that_the_list_shows(fitted_with_lists, shop, tmp_path):
+    candidates = shown(shop)[["user_id", "item_id", "upstream_score"]].iloc[:60]
+    candidates.loc[candidates.index[::7], "upstream_score"] = np.nan  # some that the upstream list said nothing of
+    listed = fitted_with_lists.rerank(candidates)
+    rows = list(listed.itertuples())
+    for one, other in zip(rows, rows[1:], strict=False):
+        if one.user_id != other.user_id:
+            continue
+        explanation = fitted_with_lists.explain(
+            one.user_id,
+            one.item_id,
+            versus=other.item_id,
+            upstream_score=one.upstream_score,
+            versus_upstream_score=other.upstream_score,
+        )
+        assert explanation.score == pytest.approx(one.score, abs=1e-5)
+        assert explanation.probability == pytest.approx(one.probability, abs=1e-5)
+        assert sum(part.value for part in explanation.contributions) == pytest.approx(one.score, abs=1e-5)
+        assert explanation.versus.other_score == pytest.approx(other.score, abs=1e-5)
+        parts = sum(part.value for part in explanation.versus.contributions)
+        assert parts == pytest.approx(one.score - other.score, abs=1e-5)
+    # without it the score is the one of the library's own lists
+    user, item = listed[["user_id", "item_id"]].iloc[0]
+    alone = fitted_with_lists.rerank(listed[["user_id", "item_id"]].iloc[:1])["score"].iloc[0]
+    assert fitted_with_lists.explain(user, item).score == pytest.approx(alone, abs=1e-5)
+    assert abs(alone - listed["score"].iloc[0]) > 0.01
+    fitted_with_lists.save(tmp_path / "shop")
+    said = listed["upstream_score"].iloc[0]
+    words = ["explain", str(tmp_path / "shop"), str(user), str(item), "--upstream-score", str(said)]
+    shown_by_command = CliRunner().invoke(app, words)
+    assert shown_by_command.stdout.strip() == str(fitted_with_lists.explain(user, item, upstream_score=said))
+
+
+def test_upstream_scores_of_an_explanation_must_be_numbers_and_belong_to_an_item(fitted_with_lists, shop):
+    one, two = shop[1]["item_id"][3], shop[1]["item_id"][40]
+    for arguments, message in (
+        ({"upstream_score": "high"}, "upstream_score is 'high'; give a number"),
+        ({"upstream_score": 1.0, "versus_upstream_score": 1.0}, "without versus"),
+        ({"versus": two, "versus_upstream_score": 1.0}, "without upstream_score"),
+    ):
+        with pytest.raises(DataError, match=message):
+            fitted_with_lists.explain("u0", one, **arguments)
 
 
 def test_the_stage_survives_the_disk(fitted_with_lists, shop, tmp_path):
