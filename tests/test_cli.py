@@ -160,7 +160,7 @@ def failing(shop: Path, tmp_path: Path) -> dict[str, tuple[tuple, str]]:
         "data set": (("demo", "--data", "samples"), "no data set 'samples'"),
         "moment of a list": ((*rerank, "--at", "gestern"), "at is 'gestern', which is no date"),
         "moment of advice": (("recommend", shop / "model", "1000", "--at", "nan"), "at is nan, which is no time"),
-        "moment of a reason": (("explain", shop / "model", "1000", "zzz", "--at", "1e30"), "'zzz' is absent"),
+        "moment of a reason": (("explain", shop / "model", "1000", "cyc-0-cla", "--at", "1e30"), "at is 1e+30"),
         "place below a file": ((*fit[:-1], tmp_path / "file" / "model", *COLUMNS), "file is a file; a model is saved"),
         "fine-tuning into a file": ((*finetune, tmp_path / "file"), "file is a file; a model is saved as a folder"),
         "another encoding": (("check", tmp_path / "german.csv", items, "--encoding", "ascii"), "--encoding cp1252"),

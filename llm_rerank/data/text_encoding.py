@@ -51,7 +51,7 @@ def guess_encoding(raw: bytes) -> str:
     from charset_normalizer import from_bytes
 
     sample = b"".join(_lines_up_to(raw, SAMPLE_BYTES))
-    words = b"".join(_WORD.findall(sample))
+    words = b"".join(set(_WORD.findall(sample)))  # each once: a "süß" in every row must not decide
     is_western = 2 * sum(byte >= 0x80 for byte in words) < len(words) or not words
     names = WESTERN if is_western else OTHERS
     matches = from_bytes(sample, cp_isolation=list(names))

@@ -12,6 +12,7 @@ TEXTS = [
     (GERMAN, "cp1252"),
     ("item_id,title,Größe\n1,Becher,M\n", "cp1252"),  # öß: two bytes above 127, one after the other
     ("item_id,title\na,Tasse für Kaffee\n", "cp1252"),
+    ("item_id,größe,taste\n" + "1,2,süß\n" * 20, "cp1252"),
     ("item_id,title\n1,Weißöl\n2,naïve\n3,été à la crème brûlée\n", "cp1252"),
     ("item_id,title\n1,Skärbräda i ek\n2,Blå skål\n", "cp1252"),
     ("item_id,title,price\n1,Mug blue,12 €\n2,Cup,£5\n", "cp1252"),
