@@ -12,17 +12,18 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import numpy as np
 
 from benchmarks._common import forget_peak, peak_memory_mb, run_information, table, write_report
+from benchmarks._outcomes import DEPTH, Outcome, kept
 from benchmarks.systems import FUSED, SINGLES, Z_SUM_PARTS, Settings, Single, Tools, ZSum, system_names
 from llm_rerank.data.datasets import LOADERS, Dataset, load_dataset
 from llm_rerank.data.readers import read_interactions, read_items
-from llm_rerank.evaluation.comparison import RankingResult, ceiling, compare, evaluate_ranking
+from llm_rerank.evaluation.comparison import ceiling, compare, evaluate_ranking
 from llm_rerank.evaluation.protocols import (
     PROTOCOLS,
     LastOut,
@@ -40,31 +41,7 @@ from llm_rerank.types import CatalogueScorer, DataError, Ragged
 Model = TypeVar("Model")
 
 METRIC = "ndcg@10"
-DEPTH = 100
 SHOWN = ("ndcg@10", "hr@10", "map@10", "mrr", f"recall@{DEPTH}")
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """One system on one trial. peak_memory_mb: of the whole process. extra: further JSON-ready entries."""
-
-    result: RankingResult
-    seconds_fit: float
-    seconds_score: float
-    peak_memory_mb: float | None
-    settings: Settings | str
-    extra: Mapping[str, Any] = field(default_factory=dict)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the entry of the report."""
-        return {
-            **self.result.summary(),
-            "seconds_fit": self.seconds_fit,
-            "seconds_score": self.seconds_score,
-            "peak_memory_mb": self.peak_memory_mb,
-            "settings": self.settings if isinstance(self.settings, str) else dict(self.settings),
-            **self.extra,
-        }
 
 
 def tune(single: Single, trial: Trial, tools: Tools, seed: int) -> tuple[Settings, list[dict[str, Any]]]:
@@ -95,6 +72,7 @@ class Benchmark:
     """Runs systems one by one on a trial, keeps their outcomes, and writes the report after each.
 
     tuning_trial: the validation split; None where settings are given. known: settings by system from an earlier report.
+    keep: folder whose outcomes of the same commit, trial, settings and seeds are taken instead of being made again.
     """
 
     def __init__(
@@ -107,9 +85,10 @@ class Benchmark:
         seed: int,
         n_seeds: int,
         out: Path | None,
+        keep: Path | None = None,
     ) -> None:
         self.trial, self.tuning_trial = trial, tuning_trial
-        self.known, self.tools, self.seed, self.n_seeds, self.out = known, tools, seed, n_seeds, out
+        self.known, self.tools, self.seed, self.n_seeds, self.out, self.keep = known, tools, seed, n_seeds, out, keep
         self.outcomes: dict[str, Outcome] = {}
         self.information = run_information(seed)
         self.seconds_encode = 0.0
@@ -119,13 +98,7 @@ class Benchmark:
     def run(self, names: Sequence[str]) -> dict[str, Any]:
         """Run the systems in order; returns the report."""
         for name in names:
-            if name in FUSED:
-                outcome = self._fused(name)
-            elif name == "z_sum":
-                outcome = self._z_sum()
-            else:
-                outcome = self._single(name)
-            self.outcomes[name] = outcome
+            self.outcomes[name] = outcome = self._made_or_kept(name)
             print(
                 f"{name}: {METRIC} {outcome.result.intervals[METRIC].mean:.4f}, settings {outcome.settings}", flush=True
             )
@@ -133,6 +106,22 @@ class Benchmark:
         report = self.report(complete=True)
         write_report(self.out, report)
         return report
+
+    def _made_or_kept(self, name: str) -> Outcome:
+        path = None if self.keep is None else self.keep / f"{self.trial.dataset}-{self.trial.split}-{name}.safetensors"
+        made_by = {
+            "commit": self.information["commit"],
+            "trial": self.trial.describe(),
+            "settings": {part: self.known.get(part) for part in (Z_SUM_PARTS if name == "z_sum" else [name])},
+            "seeds": [self.seed, self.n_seeds],
+        }
+        outcome = None if path is None else kept(path, made_by, self.trial, self.seed)
+        if outcome is None:
+            make = self._fused if name in FUSED else self._single
+            outcome = self._z_sum() if name == "z_sum" else make(name)
+            if path is not None:
+                outcome.keep(path, made_by)
+        return outcome
 
     def _settings(self, name: str) -> tuple[Settings, list[dict[str, Any]]]:
         if name not in self._chosen:
@@ -164,7 +153,7 @@ class Benchmark:
             self.tools.forget_kernel()
             return single.make(self.tools, settings).fit(self.trial.past, self.trial.items, seed=seed)
 
-        outcome, scorer, _ = self._measure(fit, lambda s: rank_catalogue(s, self.trial, DEPTH), drawn=single.drawn)
+        outcome, scorer = self._measure(fit, lambda s: rank_catalogue(s, self.trial, DEPTH), drawn=single.drawn)
         self._scorers[name] = scorer
         return replace(outcome, settings=settings, extra={**outcome.extra, "tuning": tried})
 
@@ -174,26 +163,30 @@ class Benchmark:
                 self._single(name)
         # only score_catalogue is asked of a scorer when it ranks
         sum_of_parts = cast(CatalogueScorer, ZSum([self._scorers[name] for name in Z_SUM_PARTS]))
-        outcome, _, _ = self._measure(
+        outcome, _ = self._measure(
             lambda seed: sum_of_parts, lambda s: rank_catalogue(s, self.trial, DEPTH), drawn=False
         )
         return replace(outcome, settings=f"z-scores of {', '.join(Z_SUM_PARTS)} as tuned for themselves, summed")
 
     def _fused(self, name: str) -> Outcome:
         trial, cache = self.trial, None if self.tools.cache is None else str(self.tools.cache)
-        outcome, reranker, ranked = self._measure(
+        outcome, reranker = self._measure(
             lambda seed: FUSED[name](trial, seed, cache).fit(
                 trial.interactions, trial.item_frame, users=trial.user_frame
             ),
             lambda r: ranking_from_frame(r.recommend(list(trial.user_ids), k=DEPTH, at=trial.at), trial),
             drawn=True,
         )
-        extra = {**outcome.extra, "ceiling": ceiling(ranked, trial), "fit_said": reranker.report().values["lines"]}
+        extra = {
+            **outcome.extra,
+            "ceiling": ceiling(outcome.ranked, trial),
+            "fit_said": reranker.report().values["lines"],
+        }
         return replace(outcome, settings="chosen inside its own fit", extra=extra)
 
     def _measure(
         self, fit: Callable[[int], Model], rank: Callable[[Model], Ragged], *, drawn: bool
-    ) -> tuple[Outcome, Model, Ragged]:
+    ) -> tuple[Outcome, Model]:
         """Fit, rank and judge with the first seed; with further ones, where a fit draws at random, only the mean."""
         forget_peak()
         began = time.perf_counter()
@@ -208,7 +201,7 @@ class Benchmark:
             further = (rank(fit(seed)) for seed in range(self.seed + 1, self.seed + self.n_seeds))
             means = [_mean_ndcg(other, self.trial) for other in further]
             extra[f"{METRIC}_by_seed"] = [result.intervals[METRIC].mean, *means]
-        return Outcome(result, fitted - began, scored - fitted, peak, {}, extra), model, ranked
+        return Outcome(ranked, result, fitted - began, scored - fitted, peak, {}, extra), model
 
     def report(self, *, complete: bool) -> dict[str, Any]:
         """Lay out what is known so far."""
@@ -305,6 +298,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         seed=options.seed,
         n_seeds=options.seeds,
         out=options.out,
+        keep=options.keep,
     )
     report = benchmark.run(names)
     print_report(report)
@@ -347,6 +341,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--seed", type=int, default=0)
     add("--seeds", type=int, default=1, help="fits of each system that draws at random; the first is tested")
     add("--cache", type=Path, help="folder that keeps encoded texts between runs")
+    add("--keep", type=Path, help="folder that keeps each system's lists, to go on after a break")
     add("--out", type=Path, help="JSON report")
     return parser
 

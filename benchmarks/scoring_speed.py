@@ -85,7 +85,7 @@ def cached_system(
     as_if_trained(model, 0)
     network = model._for_scoring()
     began = time.perf_counter()
-    items = build_table(network, model.reader, texts, vectors)
+    items = build_table(model.network, model.reader, texts, vectors)
     seconds_build = time.perf_counter() - began
     lists = [one_user(history, row) for history, row in zip(histories, candidates, strict=True)]
     seconds = [

@@ -15,12 +15,14 @@ if TYPE_CHECKING:
     from llm_rerank.data.readers import read_items as read_items
     from llm_rerank.recommendation.reranker import Reranker as Reranker
     from llm_rerank.types import DriftWarning as DriftWarning
+    from llm_rerank.types import DroppedRowsWarning as DroppedRowsWarning
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "DiversityConfig": "llm_rerank.config",
     "DriftWarning": "llm_rerank.types",
+    "DroppedRowsWarning": "llm_rerank.types",
     "HistoryCrossEncoder": "llm_rerank.models.cross_encoder.scorer",
     "PairwiseCrossEncoder": "llm_rerank.models.cross_encoder.pairwise",
     "Reranker": "llm_rerank.recommendation.reranker",
@@ -34,6 +36,7 @@ _HOMES = {
 __all__ = [
     "DiversityConfig",
     "DriftWarning",
+    "DroppedRowsWarning",
     "HistoryCrossEncoder",
     "PairwiseCrossEncoder",
     "Reranker",

@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import re
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -23,6 +24,7 @@ from llm_rerank.options import (
     Device,
     Diversity,
     Encoder,
+    Encoding,
     HistoriesFile,
     ImpressionsFile,
     InteractionsFile,
@@ -42,17 +44,19 @@ from llm_rerank.options import (
     write_result,
 )
 from llm_rerank.serve_command import serve
-from llm_rerank.types import DriftWarning, RerankError
+from llm_rerank.types import DriftWarning, DroppedRowsWarning, RerankError
 
 
 class ReportingGroup(TyperGroup):
     """Commands whose expected failures are one line, without a traceback."""
 
     def invoke(self, ctx: Any) -> Any:
-        """Run the command; a drifted batch is told in the command's own words, not as Python's warning."""
+        """Run the command; a drifted batch, or dropped rows, are told in plain words, not as Python's warnings."""
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", DriftWarning)
+                warnings.simplefilter("always", DroppedRowsWarning)
+                warnings.showwarning = _plainly(warnings.showwarning)
                 return super().invoke(ctx)
         except RerankError as error:
             _stop(str(error), 2)
@@ -83,7 +87,8 @@ app = typer.Typer(
     Fine-tune alone       llm-rerank finetune --interactions orders.csv --items items.csv --out tuned
 
     Tables are CSV, TSV, JSON lines or Parquet, gzipped or not. Events need user_id, item_id and timestamp; items need
-    item_id and title. Other names: --column customer=user_id, as often as needed. Each command has its own --help.
+    item_id and title. Other names: --column customer=user_id, as often as needed. Letters that look wrong: --encoding.
+    Each command has its own --help.
     """,
 )
 
@@ -96,6 +101,7 @@ def check(
     impressions: ImpressionsFile = None,
     column: Columns = None,
     time_unit: TimeUnitOption = "auto",
+    encoding: Encoding = None,
     encoder: Encoder = "default",
     target_event: TargetEvents = None,
     min_rating: MinRating = None,
@@ -115,6 +121,7 @@ def check(
         impressions=impressions,
         columns=column_mapping(column),
         time_unit=time_unit,  # type: ignore[arg-type]  # the library checks it and names the choices
+        encoding=encoding,
         config=config,
     )
     typer.echo(str(result))
@@ -145,6 +152,7 @@ def rerank(
         str, typer.Option("--on-unknown", help="Items absent from the catalogue: keep (last), drop, or raise.")
     ] = "keep",
     column: Columns = None,
+    encoding: Encoding = None,
     diversity: Diversity = None,
     device: Device = "auto",
 ) -> None:
@@ -156,7 +164,13 @@ def rerank(
 
     out = None if out is None else check_output(out)
     result = _load(model, device, diversity).rerank(
-        candidates, histories=histories, at=moment(at), k=k, on_unknown=on_unknown, columns=column_mapping(column)
+        candidates,
+        histories=histories,
+        at=moment(at),
+        k=k,
+        on_unknown=on_unknown,
+        columns=column_mapping(column),
+        encoding=encoding,
     )
     write_result(result, out)
 
@@ -170,6 +184,8 @@ def recommend(
     histories: HistoriesFile = None,
     at: At = None,
     include_seen: Annotated[bool, typer.Option("--include-seen", help="Offer what the user has had as well.")] = False,
+    column: Columns = None,
+    encoding: Encoding = None,
     diversity: Diversity = None,
     device: Device = "auto",
 ) -> None:
@@ -181,7 +197,13 @@ def recommend(
 
     out = None if out is None else check_output(out)
     result = _load(model, device, diversity).recommend(
-        user or None, histories=histories, at=moment(at), k=k, exclude_seen=not include_seen
+        user or None,
+        histories=histories,
+        at=moment(at),
+        k=k,
+        exclude_seen=not include_seen,
+        columns=column_mapping(column),
+        encoding=encoding,
     )
     write_result(result, out)
 
@@ -243,7 +265,20 @@ def _load(model: Path, device: str, diversity: str | None = None) -> Any:
     return reranker
 
 
+def _plainly(show: Callable[..., None]) -> Callable[..., None]:
+    """Show warnings as before, but what was dropped as one line."""
+
+    def shown(message: Warning | str, category: type[Warning], *rest: Any, **named: Any) -> None:
+        if issubclass(category, DroppedRowsWarning):
+            note(str(message))
+        else:
+            show(message, category, *rest, **named)
+
+    return shown
+
+
 def _stop(line: str, code: int) -> NoReturn:
     line = re.sub(r"columns=\{'([^']+)': '([^']+)'\}", r"--column \1=\2", line)  # the remedy in the words of this door
+    line = re.sub(r"encoding='([^']+)'", r"--encoding \1", line)
     typer.echo(f"llm-rerank: {line}", err=True)
     raise typer.Exit(code)

@@ -13,6 +13,7 @@ from llm_rerank.options import (
     CrossEncoderChoice,
     Device,
     Encoder,
+    Encoding,
     InteractionsFile,
     ItemsFile,
     Quiet,
@@ -63,6 +64,7 @@ def evaluate(
     users: UsersFile = None,
     column: Columns = None,
     time_unit: TimeUnitOption = "auto",
+    encoding: Encoding = None,
     cut: Annotated[
         str | None,
         typer.Option("--cut", help="Hold out everything from this date on; 'last': each user's last event instead."),
@@ -108,6 +110,7 @@ def evaluate(
         users=users,
         columns=column_mapping(column),
         time_unit=time_unit,  # type: ignore[arg-type]  # the library checks it and names the choices
+        encoding=encoding,
         cut=cut,
         config=config,
         verbose=not quiet,

@@ -14,6 +14,7 @@ from llm_rerank.options import (
     CrossEncoderChoice,
     Device,
     Encoder,
+    Encoding,
     FineTuneSteps,
     HistoryLength,
     ImpressionsFile,
@@ -43,6 +44,7 @@ def fit(
     impressions: ImpressionsFile = None,
     column: Columns = None,
     time_unit: TimeUnitOption = "auto",
+    encoding: Encoding = None,
     start_from: Annotated[Path | None, typer.Option("--start-from", help="Folder of another shop's reranker.")] = None,
     encoder: Encoder = "default",
     cache_folder: CacheFolder = None,
@@ -105,6 +107,7 @@ def fit(
         impressions=impressions,
         columns=column_mapping(column),
         time_unit=time_unit,  # type: ignore[arg-type]  # the library checks it and names the choices
+        encoding=encoding,
         start_from=start_from,
     )
     reranker.save(out)
@@ -117,6 +120,7 @@ def finetune(
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the model, its log and its picture.")],
     column: Columns = None,
     time_unit: TimeUnitOption = "auto",
+    encoding: Encoding = None,
     encoder: Encoder = "default",
     cache_folder: CacheFolder = None,
     target_event: TargetEvents = None,
@@ -154,6 +158,7 @@ def finetune(
         config=config,
         columns=column_mapping(column),
         time_unit=time_unit,  # type: ignore[arg-type]  # the library checks it and names the choices
+        encoding=encoding,
         verbose=not quiet,
     )
     note(f"saved to {out}", quiet)

@@ -12,8 +12,8 @@ import re
 import shutil
 import uuid
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from llm_rerank.storage import (
     UNFINISHED,
@@ -43,6 +43,7 @@ def save_folder(target: Path, write: Callable[[Path], None], *, expected: str | 
     expected: name of the content that is to be replaced; None: whatever is there.
     A crash at any moment leaves ``target`` with the old content or the new. Where ``write`` raises, the old stays. Two
     processes that save at once take turns; who *opens* while another saves may be told that a file went: open again.
+    An older content that cannot be removed goes with the next save; ``remove_leftovers`` names it.
     Raises StorageError where ``target`` is a file or holds a file CURRENT that no save wrote, ReplacedError where its
     content is not the expected one.
     """
@@ -70,12 +71,36 @@ def save_folder(target: Path, write: Callable[[Path], None], *, expected: str | 
     return name
 
 
+def remove_leftovers(target: Path) -> list[Path]:
+    """Try again to remove what earlier saves left; returns what cannot go: after an erasure, it may hold the user.
+
+    Raises StorageError where no content was saved in ``target``.
+    """
+    with exclusive(target / _LOCK):
+        return _prune(target, keep=current_name(target))
+
+
 def check_target(target: Path) -> None:
     """Raise StorageError where ``save_folder`` would refuse ``target``: worth asking before hours of work."""
-    if target.exists() and not target.is_dir():
-        raise StorageError(f"{target} is a file; a model is saved as a folder: give another name")
+    check_writable(target)
     if (target / CURRENT).exists():
         current_name(target)
+
+
+def check_writable(folder: Path) -> None:
+    """Raise StorageError where nothing can be written into a folder, or where it cannot be made."""
+    try:
+        place = folder
+        while not place.exists():
+            place = place.parent
+        if not place.is_dir():
+            raise StorageError(f"{place} is a file; a model is saved as a folder: give another name")
+        with TemporaryDirectory(prefix=UNFINISHED, dir=place):
+            pass
+    except OSError as error:
+        raise StorageError(
+            f"{folder} cannot be written ({error.strerror}); give a place that you may write to"
+        ) from None
 
 
 def open_folder(target: Path) -> Path:
@@ -152,12 +177,17 @@ def _files(content: Path) -> dict[str, Path]:
     return paths
 
 
-def _prune(target: Path, keep: str) -> None:
-    """Remove older contents and what killed saves left; what cannot go now (open on Windows) goes next time."""
-    for path in target.iterdir():
-        with suppress(OSError):
+def _prune(target: Path, keep: str) -> list[Path]:
+    """Remove older contents and what killed saves left; returns what cannot go now (open on Windows)."""
+    left = []
+    for path in sorted(target.iterdir()):
+        try:
             if _CONTENT_NAME.fullmatch(path.name) and path.name != keep and (path / MANIFEST).exists():
                 # renamed first: half removed, it must not look like content
                 path = path.rename(target / f"{UNFINISHED}{uuid.uuid4().hex}")
             if path.name.startswith(UNFINISHED):
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
+        except OSError:
+            if os.path.lexists(path):
+                left.append(path)
+    return left

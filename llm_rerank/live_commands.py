@@ -13,6 +13,7 @@ from llm_rerank.options import (
     CacheFolder,
     Columns,
     Device,
+    Encoding,
     ImpressionsFile,
     ModelFolder,
     Quiet,
@@ -36,6 +37,7 @@ def update(
     ] = None,
     column: Columns = None,
     time_unit: TimeUnitOption = "auto",
+    encoding: Encoding = None,
     device: Device = "auto",
     quiet: Quiet = False,
 ) -> None:
@@ -58,6 +60,7 @@ def update(
         items,
         columns=column_mapping(column),
         time_unit=time_unit,  # type: ignore[arg-type]  # the library checks it and names the choices
+        encoding=encoding,
     )
     _write_back(reranker, model, version)
     note(str(report), quiet)
@@ -71,14 +74,15 @@ def forget(
 ) -> None:
     r"""Forget users: their events, attributes, and what was counted or quoted of them.
 
-    Says what was rewritten at once, and what still carries influence until `llm-rerank refit`. Other copies of the
-    model, and your own tables, are yours to clean. With --cache-folder, the one of the fit, that is emptied where the
-    users wrote reviews.
+    Says what was rewritten at once, what still carries influence until `llm-rerank refit`, and what was not reached.
+    Other copies of the model, and your own tables, are yours to clean. With --cache-folder, the one of the fit, that is
+    emptied where the users wrote reviews or searches.
 
     \b
     llm-rerank forget shop 4711
     """
-    from llm_rerank.folders import current_name
+    from llm_rerank.folders import current_name, remove_leftovers
+    from llm_rerank.recommendation.privacy import with_not_removed
     from llm_rerank.recommendation.reranker import Reranker
 
     if _has_log(model):
@@ -92,6 +96,7 @@ def forget(
         report = reranker.forget(user, cache_folder=cache_folder)
         if report.forgotten:
             _write_back(reranker, model, version)
+        report = with_not_removed(report, remove_leftovers(model))
     typer.echo(str(report))
 
 
@@ -103,7 +108,7 @@ def export(
     ] = None,
     device: Device = "auto",
 ) -> None:
-    """Give all that is held of a user, as JSON: events, attributes, and the lists that a service has shown.
+    """Give all that is held of a user, as JSON: events, attributes, and what a service has logged and shown.
 
     Nothing of other users is in it.
     """
@@ -133,6 +138,7 @@ def refit(
     impressions: ImpressionsFile = None,
     column: Columns = None,
     time_unit: TimeUnitOption = "auto",
+    encoding: Encoding = None,
     cache_folder: CacheFolder = None,
     retention_days: Annotated[
         float | None, typer.Option("--retention-days", help="Drop events older than this; default: as before.")
@@ -148,9 +154,10 @@ def refit(
     \b
     llm-rerank refit shop
     """
-    from llm_rerank.folders import current_name
+    from llm_rerank.folders import check_target, current_name
     from llm_rerank.recommendation.reranker import Reranker
 
+    check_target(model)
     if _has_log(model):
         if impressions is not None or cache_folder is not None or retention_days is not None:
             raise DataError(
@@ -161,6 +168,7 @@ def refit(
 
         with LiveShop(model, device=device) as shop:
             report = shop.refit().report()
+            shop.compact()  # what the log holds beyond its time goes too
         note(str(report), quiet)
     else:
         version = current_name(model)
@@ -173,6 +181,7 @@ def refit(
             impressions,
             columns=column_mapping(column),
             time_unit=time_unit,  # type: ignore[arg-type]  # the library checks it and names the choices
+            encoding=encoding,
         )
         _write_back(reranker, model, version)
     note(f"saved to {model}", quiet)
@@ -185,6 +194,11 @@ def _write_back(reranker: Reranker, folder: Path, version: str) -> None:
 
     reranker.expire()
     save_folder(folder, lambda place: write_reranker(place, reranker.saved), expected=version)
+    if reranker.config.retention_days is not None and _has_log(folder):
+        from llm_rerank.recommendation.live import LiveShop
+
+        with LiveShop(folder, device=reranker.config.device) as shop:
+            shop.compact()  # what the log holds beyond its time goes too
 
 
 def _has_log(folder: Path) -> bool:

@@ -34,6 +34,9 @@ HistoriesFile = Annotated[
 Columns = Annotated[
     list[str] | None, typer.Option("--column", metavar="YOURS=OURS", help="Your column for ours: customer=user_id.")
 ]
+Encoding = Annotated[
+    str | None, typer.Option("--encoding", help="Encoding of your files, such as cp1252 or gb18030; default: found.")
+]
 TimeUnitOption = Annotated[
     str, typer.Option("--time-unit", help="auto, s, ms, us, ns, datetime, or position (order only, no real time).")
 ]
@@ -191,8 +194,9 @@ def note(line: str, quiet: bool = False) -> None:
 
 
 def write_result(result: pd.DataFrame, out: Path | None) -> None:
-    """Write a ranked table to a file, or to stdout; say on stderr how it was cut, where it was."""
+    """Write a ranked table to a file, or to stdout; say on stderr how files were read, and how it was cut."""
     from llm_rerank.data.writers import write_table
+    from llm_rerank.recommendation.asking import DATA
     from llm_rerank.recommendation.decision_facts import DECISION, decision_sentence
 
     if out is None:
@@ -200,6 +204,8 @@ def write_result(result: pd.DataFrame, out: Path | None) -> None:
     else:
         write_table(result, out)
         note(f"{len(result):,} rows written to {out}")
+    for line in result.attrs[DATA]["notes"]:
+        note(line)
     facts = result.attrs[DECISION]
     if facts["least_probability"] is not None or facts["drift"]["shifted"]:
         note(decision_sentence(facts))
@@ -207,7 +213,10 @@ def write_result(result: pd.DataFrame, out: Path | None) -> None:
 
 def check_output(out: Path) -> None:
     """Say before any work that a file cannot be written where it is wanted."""
+    from llm_rerank.folders import check_writable
+
     if out.is_dir():
         raise DataError(f"output {out} is a folder; give the name of a file")
     if not out.parent.is_dir():
         raise DataError(f"output {out} lies in a folder that does not exist; make {out.parent} first")
+    check_writable(out.parent)

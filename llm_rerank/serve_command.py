@@ -83,6 +83,10 @@ def serve(
     compact_every: Annotated[
         float, typer.Option("--compact-every", help="Seconds between foldings of the event log into the model folder.")
     ] = ServiceSettings.compact_every_s,
+    cache_folder: Annotated[
+        Path | None,
+        typer.Option("--cache-folder", help="The one of the fits; emptied when a user who left words is forgotten."),
+    ] = None,
     device: Device = "auto",
 ) -> None:
     r"""Answer over HTTP: rankings that follow fresh events, and a page to look at them.
@@ -126,6 +130,7 @@ def serve(
         answer_lifetime_s=answer_lifetime,
         reload_every_s=reload_every,
         compact_every_s=compact_every,
+        cache_folder=cache_folder,
     )
     check_bind(host, settings)
     with bound_socket(host, port) as listener, LiveShop(model, device=device) as shop:

@@ -43,6 +43,10 @@ class DriftWarning(UserWarning):
     """A batch does not look like the cases that probabilities and cut were judged on."""
 
 
+class DroppedRowsWarning(UserWarning):
+    """Rows of the tables that came with a question were left out; the message counts them by reason."""
+
+
 class StorageError(RerankError):
     """A saved folder is missing, foreign, of another version, or damaged; the message names the file."""
 

@@ -10,11 +10,14 @@ import pandas as pd
 import pytest
 
 import benchmarks
-from benchmarks import cross_encoder_gain, review_sentiment, scoring_speed, throughput
+from benchmarks import cross_encoder_gain, number_formats, review_sentiment, scoring_speed, throughput
 from benchmarks.ranking import main, pairs_to_test
 from benchmarks.systems import FUSED, N_SETTINGS, SINGLES, system_names
+from llm_rerank.models.cross_encoder.scorer import HistoryCrossEncoder
 from llm_rerank.types import DataError, Ragged
+from tests.planted import items_of
 from tests.shops import make_shop
+from tests.tiny_encoder import save_tiny_encoder
 
 SYSTEMS = ["popularity", "recent_popularity", "item_knn", "als", "ease", "fused_behaviour"]
 KEYS = {"ndcg@10", "hr@10", "map@10", "mrr", "recall@100", "coverage@10", "ci95", "seconds_fit", "seconds_score"}
@@ -42,6 +45,21 @@ def report(shop: list[str], tmp_path_factory: pytest.TempPathFactory) -> dict:
     out = tmp_path_factory.mktemp("out") / "planted.json"
     main([*shop, "--systems", ",".join(SYSTEMS), "--split", "test", "--seeds", "2", "--out", str(out)])
     return json.loads(out.read_text())
+
+
+def test_a_run_goes_on_where_another_stopped(shop: list[str], tmp_path: Path) -> None:
+    def run(systems: str, *more: str) -> dict:
+        keep = ["--keep", str(tmp_path)]
+        return main([*shop, "--split", "test", "--systems", systems, *keep, *more])
+
+    first = run("als,fused_behaviour")["systems"]
+    second = run("als,ease,fused_behaviour")
+    systems, tests = second["systems"], second["tests"]
+    assert [systems[name] for name in first] == [*first.values()]  # seconds of the fits too: nothing was fitted again
+    assert systems["ease"]["seconds_fit"] > 0
+    assert tests == main([*shop, "--split", "test", "--systems", "als,ease,fused_behaviour"])["tests"]
+    other = run("als", "--seed", "1")["systems"]["als"]
+    assert other["seconds_fit"] != first["als"]["seconds_fit"]
 
 
 def test_the_report_says_what_was_measured_how_and_on_what(report: dict) -> None:
@@ -262,6 +280,26 @@ def test_slope_and_agreement_by_hand() -> None:
     assert throughput.slope([10, 100, 1000], [0.3, 0.3, 0.3]) == pytest.approx(0.0)
     first, second = [np.array([3.0, 2.0, 1.0])], [np.array([3.0, 1.0, 2.0])]
     assert scoring_speed.same_top(first, second, k=3) == pytest.approx(1 / 3)  # only the first place holds the same
+
+
+def test_number_formats_by_hand() -> None:
+    first = Ragged.from_lists([np.arange(12), np.arange(3)])
+    swapped_within, swapped_beyond = np.r_[1, 0, np.arange(2, 12)], np.r_[np.arange(10), 11, 10]
+    share = number_formats.share_of_same_positions
+    assert share(first, Ragged.from_lists([swapped_within, np.arange(3)])) == pytest.approx(11 / 13)
+    assert share(first, Ragged.from_lists([swapped_beyond, np.arange(3)])) == 1  # only the first ten are shown
+
+
+def test_items_are_read_from_states_of_the_format_asked_for(tmp_path: Path) -> None:
+    encoder = save_tiny_encoder(tmp_path)
+    model = HistoryCrossEncoder.from_encoder(encoder, item_tokens=8, dtype="float32", device="cpu")
+    scoring_speed.as_if_trained(model, 0)
+    trial = SimpleNamespace(past=None, items=items_of(["tent", "camp stove", "tea pot", "lamp"]))
+    tables = [number_formats.read_from(model, trial, kind)._table for kind in (None, "float16", "int8")]
+    errors = [float((table.item_part - tables[0].item_part).abs().max()) for table in tables]
+    assert 0 == errors[0] < errors[1] < 0.1 * errors[2] < 0.01
+    exact = model.fit(None, trial.items, seed=0)._table
+    assert (tables[0].item_part == exact.item_part).all()
 
 
 def test_a_made_up_shop_is_a_shop() -> None:

@@ -14,10 +14,9 @@ import pytest
 from llm_rerank.config import RerankerConfig
 from llm_rerank.data.schema import validate_interactions, validate_items
 from llm_rerank.models.semantic.cache import CachedEncoder
-from llm_rerank.recommendation import checking, estimate
-from llm_rerank.recommendation.checking import MULTILINGUAL_ENCODER, _sample_of_texts, check_shop
-from llm_rerank.recommendation.estimate import estimate_fit_seconds, measure_encoder, seconds_in_words
-from llm_rerank.recommendation.specs import ComponentSpec
+from llm_rerank.recommendation import estimate
+from llm_rerank.recommendation.checking import MULTILINGUAL_ENCODER, check_shop
+from llm_rerank.recommendation.estimate import measure_encoder, sample_of_texts, seconds_in_words
 from llm_rerank.types import DataError
 from tests.shops import make_shop
 
@@ -153,8 +152,8 @@ def test_texts_of_a_large_catalogue_are_spread_and_carry_their_reviews(monkeypat
     items = validate_items(items_frame)
     events_frame["review"] = "about " + events_frame["item_id"]
     events = validate_interactions(events_frame, items)
-    monkeypatch.setattr(checking, "MOST_TEXTS_READ", 3)
-    texts = _sample_of_texts(events, items)
+    monkeypatch.setattr(estimate, "MOST_TEXTS_RENDERED", 3)
+    texts = sample_of_texts(events, items)
     asked = [0, (len(items) - 1) // 2, len(items) - 1]
     assert len(texts) == 3
     taken = set(events_frame["item_id"])
@@ -208,17 +207,16 @@ def test_a_refit_is_in_the_estimate_of_time(shop):
 
 def test_long_reviews_are_in_the_estimate_of_time(shop):
     events = pd.read_csv(shop[0])
-    of_one_item = events["item_id"] == events["item_id"].mode()[0]  # the other items' texts stay as short as they are
     seconds = [
         check_shop(
-            events.assign(review=np.where(of_one_item, review, "")),
+            events.assign(review=review),
             shop[1],
             columns={"customer": "user_id"},
             config=RerankerConfig(cross_encoder="off"),
         ).fit_seconds
         for review in ("good", "a good thing to have " * 200)
     ]
-    assert seconds[1] > 1.5 * seconds[0]
+    assert seconds[1] > seconds[0] + 3.0  # hundreds of reviews, each as long as the encoder reads
 
 
 class SlowEncoder:
@@ -238,13 +236,13 @@ class SlowEncoder:
 def test_encoder_is_measured_on_few_texts():
     encoder = SlowEncoder()
     assert 12e-4 <= measure_encoder(encoder, ["a dozen text"] * 5_000) < 40e-4  # 12 characters at 1e-4 s
-    assert encoder.n_texts <= 48
+    assert encoder.n_texts <= 1 + 48
     assert measure_encoder(encoder, []) == 0
     assert measure_encoder(encoder, ["", ""]) == 0
 
 
 class Recording(SlowEncoder):
-    """Keeps what it was asked; its second call is slow, as on a machine that does something else."""
+    """Keeps what it was asked; its first call loads weights, its third is slow: the machine does something else."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -252,15 +250,15 @@ class Recording(SlowEncoder):
 
     def encode(self, inputs):
         self.calls.append(list(inputs))
-        time.sleep(0.2 * (len(self.calls) == 2))
+        time.sleep(0.2 * (len(self.calls) in (1, 3)))
         return super().encode(inputs)
 
 
 def test_measured_texts_are_spread_and_the_faster_half_counts():
     encoder = Recording()
     texts = [f"text number {row:04d}" for row in range(1_000)]  # 16 characters each
-    assert 16e-4 <= measure_encoder(encoder, texts) < 90e-4  # the slow half has 0.2 s / 24 more, 99e-4
-    asked = [int(text[-4:]) for call in encoder.calls for text in call]
+    assert 16e-4 <= measure_encoder(encoder, texts) < 90e-4  # a slow half has 0.2 s / 24 more, 99e-4
+    asked = [int(text[-4:]) for call in encoder.calls[1:] for text in call]
     assert len(asked) == len(set(asked)) == 48
     assert {0, 999} <= set(asked)
     assert np.diff(sorted(asked)).max() < 30
@@ -271,53 +269,6 @@ def test_an_encoder_that_remembers_is_not_taken_for_a_fast_one():
     encoder = CachedEncoder(SlowEncoder())
     texts = [f"text number {row:04d}" for row in range(1_000)]  # 16 characters each
     assert measure_encoder(encoder, texts) >= 16e-4
-
-
-def test_estimate_grows_as_the_work_does():
-    events_frame, items_frame = make_shop(n_users=60)
-    items = validate_items(items_frame)
-    events = validate_interactions(events_frame, items)
-
-    def seconds(grid=1, seconds_per_text=0.0, n_reviews_read=0, **options):
-        spec = ComponentSpec("ease", "collaborative", object, grid=[{}] * grid)
-        given = {"seconds_per_text": seconds_per_text, "n_reviews_read": n_reviews_read, "refit": False}
-        return estimate_fit_seconds(events, items, [spec], **{**given, **options})
-
-    assert seconds(refit=True) > seconds()
-    # 20 steps worth 120 encodings each; beyond the usual 150 steps it stops by itself
-    assert seconds(seconds_per_text=1.0, fine_tune_steps=20) - seconds(seconds_per_text=1.0) == pytest.approx(20 * 120)
-    assert seconds(seconds_per_text=1.0, fine_tune_steps=300) == seconds(seconds_per_text=1.0, fine_tune_steps=150)
-    assert seconds(grid=3) > seconds()
-    # 144 items at a second a text, twice with a refit
-    assert seconds(seconds_per_text=1.0) - seconds() == pytest.approx(len(items))
-    assert seconds(refit=True, seconds_per_text=1.0) - seconds(refit=True) == pytest.approx(2 * len(items))
-    # two reviews cost what their characters do
-    newest = [review for review in events.reviews if review][-2:]
-    characters = items_frame["title"].str.len() + items_frame["description"].str.len()
-    assert seconds(seconds_per_text=1.0, n_reviews_read=2) - seconds(seconds_per_text=1.0) == pytest.approx(
-        sum(map(len, newest)) / characters.mean()
-    )
-
-
-def test_estimate_is_the_sum_of_its_parts():
-    events_frame, items_frame = make_shop(n_users=60)
-    items = validate_items(items_frame)
-    events = validate_interactions(events_frame, items)
-    specs = [
-        ComponentSpec("text_ease", "collaborative", object, grid=[{}] * 3, decays=(0.1, 0.2)),
-        ComponentSpec("als", "collaborative", object, grid=[{}] * 2),
-    ]
-    seconds = estimate_fit_seconds(events, items, specs, seconds_per_text=0.0, n_reviews_read=0, refit=True)
-    n, held_out = len(items), 0.3 * 60
-    parts = [
-        estimate.START_S,
-        estimate.SECONDS_PER_EVENT * 2 * len(events),
-        (3 + 1) * (estimate.SECONDS_PER_SQUARED_ITEM * n**2 + estimate.SECONDS_PER_CUBED_ITEM * n**3),
-        # 6 + 2 settings on half of the held-out users, and two components twice on all
-        estimate.SECONDS_PER_SCORE * (8 / 2 + 2 * 2) * held_out * n,
-        estimate.SECONDS_PER_HELD_OUT_USER * held_out,
-    ]
-    assert seconds == pytest.approx(sum(parts), rel=1e-9)
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,9 @@ import pytest
 from typer.testing import CliRunner
 
 from llm_rerank.cli import app
+from llm_rerank.folders import save_folder
 from llm_rerank.recommendation.reranker import Reranker
+from llm_rerank.storage import write_json
 from tests.shops import make_shop
 
 COLUMNS = ("--column", "customer=user_id", "--column", "sku=item_id")
@@ -132,7 +134,12 @@ def failing(shop: Path, tmp_path: Path) -> dict[str, tuple[tuple, str]]:
     shutil.copytree(shop / "model", damaged)
     content = damaged / (damaged / "CURRENT").read_text().strip()
     (content / "config.json").write_text("{}")
+    (tmp_path / "german.csv").write_bytes("user_id,item_id,timestamp,größe\n".encode("cp1252"))
+    foreign = tmp_path / "foreign"
+    save_folder(foreign, lambda place: write_json(place / "cross_encoder.json", {}))
     fit = ("fit", orders, items, "--encoder", "none", "--out", tmp_path / "model")
+    rerank = ("rerank", shop / "model", shop / "candidates.csv", *COLUMNS)
+    finetune = ("finetune", "--interactions", tmp_path / "no.csv", "--items", items, "--out")
     return {
         "no such file": (("check", tmp_path / "no.csv", items), "no.csv does not exist"),
         "empty file": (("check", tmp_path / "empty.csv", items), "empty.csv is empty"),
@@ -151,6 +158,14 @@ def failing(shop: Path, tmp_path: Path) -> dict[str, tuple[tuple, str]]:
         "folder of the output": (("rerank", tmp_path / "nothing", orders, "--out", tmp_path / "no" / "a.csv"), "make"),
         "cut": (("evaluate", orders, items, *COLUMNS, "--cut", "1999-01-01"), "1999-01-01"),
         "data set": (("demo", "--data", "samples"), "no data set 'samples'"),
+        "moment of a list": ((*rerank, "--at", "gestern"), "at is 'gestern', which is no date"),
+        "moment of advice": (("recommend", shop / "model", "1000", "--at", "nan"), "at is nan, which is no time"),
+        "moment of a reason": (("explain", shop / "model", "1000", "zzz", "--at", "1e30"), "'zzz' is absent"),
+        "place below a file": ((*fit[:-1], tmp_path / "file" / "model", *COLUMNS), "file is a file; a model is saved"),
+        "fine-tuning into a file": ((*finetune, tmp_path / "file"), "file is a file; a model is saved as a folder"),
+        "another encoding": (("check", tmp_path / "german.csv", items, "--encoding", "ascii"), "--encoding cp1252"),
+        "mapping of no table": ((*rerank, "--column", "client=title"), "columns maps 'client', which no table has"),
+        "another model": (("recommend", foreign, "1000"), "is missing: this is another model than a reranker"),
     }
 
 
@@ -172,6 +187,14 @@ FAILURES = (
     "folder of the output",
     "cut",
     "data set",
+    "moment of a list",
+    "moment of advice",
+    "moment of a reason",
+    "place below a file",
+    "fine-tuning into a file",
+    "another encoding",
+    "mapping of no table",
+    "another model",
 )
 
 
@@ -184,6 +207,41 @@ def test_a_failure_is_one_line_and_exit_code_2(shop, tmp_path, case):
     assert len(result.stderr.splitlines()) == 1
     assert expected in result.stderr
     assert result.stdout == ""
+
+
+def test_dropped_rows_and_how_files_were_read_are_said(shop, tmp_path):
+    candidates = pd.read_csv(shop / "candidates.csv").assign(grösse="süß")
+    candidates.loc[len(candidates)] = [1000, "zzz", 0, "süß"]
+    candidates.to_csv(tmp_path / "german.csv", index=False, encoding="cp1252")
+    words = ("rerank", shop / "model", tmp_path / "german.csv", "--on-unknown", "drop", *COLUMNS)
+    result = run(*words)
+    assert result.exit_code == 0, result.output
+    assert "dropped 1 rows: candidates: item is absent from items" in result.stderr.splitlines()
+    assert "german.csv: cp1252 (a guess: where letters look wrong, name the encoding)" in result.stderr
+    assert "Warning" not in result.stderr
+    assert len(result.stdout.splitlines()) == 1 + 12 and "grösse" in result.stdout and "süß" in result.stdout
+    told = run(*words, "--encoding", "cp1252")
+    assert told.stdout == result.stdout
+    assert "german.csv: cp1252, delimiter comma" in told.stderr
+
+
+def test_histories_under_a_shops_own_names(shop, reranker, tmp_path):
+    items = reranker.saved.fitted.items.ids
+    histories = pd.DataFrame({"customer": 7, "sku": items[40:44], "bought": "2024-05-31"})
+    histories.to_csv(tmp_path / "histories.csv", index=False)
+    ours = histories.set_axis(["user_id", "item_id", "timestamp"], axis=1)
+    own = ("--histories", tmp_path / "histories.csv", *COLUMNS, "--column", "bought=timestamp")
+    result = run("recommend", shop / "model", "-k", 5, *own)
+    assert result.exit_code == 0, result.output
+    expected = reranker.recommend(histories=ours, k=5)
+    assert [line.split(",")[1] for line in result.stdout.splitlines()[1:]] == expected["item_id"].tolist()
+    asked = run("rerank", shop / "model", shop / "candidates.csv", *own)
+    assert asked.exit_code == 0, asked.output
+    with_user = pd.DataFrame({"user_id": 7, "item_id": items[:12]})
+    with_user.to_csv(tmp_path / "candidates.csv", index=False)
+    asked = run("rerank", shop / "model", tmp_path / "candidates.csv", *own)
+    expected = reranker.rerank(with_user, histories=ours)
+    assert [line.split(",")[1] for line in asked.stdout.splitlines()[1:]] == expected["item_id"].tolist()
 
 
 @pytest.mark.parametrize("command", ["fit", "evaluate"])

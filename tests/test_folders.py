@@ -100,6 +100,22 @@ def test_save_leaves_files_of_others_alone(tmp_path):
     assert (target / "notes").is_dir()
 
 
+def test_a_place_that_cannot_be_written_is_said_before_any_work(tmp_path):
+    (tmp_path / "file").write_text("mine")
+    for place in (tmp_path / "file", tmp_path / "file" / "model", tmp_path / "file" / "deep" / "model"):
+        with pytest.raises(StorageError, match="file is a file; a model is saved as a folder: give another name"):
+            folders.check_target(place)
+    with pytest.raises(StorageError, match="cannot be written .*; give a place that you may write to"):
+        folders.check_target(tmp_path / ("long" * 100))
+    closed = tmp_path / "closed"
+    closed.mkdir(mode=0o500)
+    if not os.access(closed, os.W_OK):  # the administrator may write anywhere
+        with pytest.raises(StorageError, match="closed/model cannot be written"):
+            folders.check_target(closed / "model")
+    folders.check_target(tmp_path / "new" / "model")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["closed", "file"]
+
+
 def test_save_refuses_a_file_and_a_foreign_pointer(tmp_path):
     (tmp_path / "file").write_text("mine")
     with pytest.raises(StorageError, match="is a file"):

@@ -1,7 +1,9 @@
 """The commands that change a model folder: update, forget, export, refit; alone, and beside a service's log."""
 
 import json
+import shutil
 import time
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -96,6 +98,37 @@ def test_forget_reaches_the_log_of_a_service(model, source):
     assert run("forget", model, "700001007").exit_code == 0
     assert traces(model, b"plucky", b"700001007") == []
     assert run("export", model, "700001007").exit_code == 2
+
+
+def test_forget_names_an_earlier_content_that_cannot_be_removed(model, monkeypatch):
+    remove = shutil.rmtree
+
+    def refuse(path, **more):
+        if (path / "manifest.json").exists():
+            raise PermissionError(13, "Permission denied", str(path))
+        remove(path, **more)
+
+    monkeypatch.setattr(shutil, "rmtree", refuse)
+    result = run("forget", model, "700001007")
+    (left,) = [path for path in model.iterdir() if traces(path, b"700001007")]
+    assert result.exit_code == 0, result.output
+    assert f"not reached: {left}, an earlier content, cannot be removed now" in result.stdout
+    monkeypatch.undo()
+    assert "an earlier content" not in run("forget", model, "700001007").stdout
+    assert traces(model, b"700001007") == []
+
+
+def test_what_the_log_of_a_service_holds_beyond_its_time_goes_with_an_update(model, source, tmp_path):
+    item = pd.read_csv(source / "items.csv")["item_id"][0]
+    saved = Reranker.load(model, verbose=False).saved
+    Reranker.from_saved(replace(saved, config=replace(saved.config, retention_days=30.0))).save(model)
+    with LiveShop(model, clock=lambda: time.time() - 40 * DAY) as shop:
+        shop.record([{"user_id": 700_001_999, "item_id": item, "review": "a later plucky word"}])
+        shop.remember_answer("r1", 700_001_999, [item])
+    assert traces(model, b"plucky") == [LOG_FILE]
+    pd.DataFrame({"item_id": ["brandnew"], "title": ["premium trowel"]}).to_csv(tmp_path / "items.csv", index=False)
+    assert run("update", model, "--items", tmp_path / "items.csv").exit_code == 0
+    assert traces(model, b"plucky", b"700001999") == []
 
 
 def test_export_writes_what_is_held(model, tmp_path):

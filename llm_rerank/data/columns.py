@@ -18,6 +18,15 @@ USUAL_NAMES = {
 """Names that shops give our required columns: only for the remedy in a message, never mapped in silence."""
 
 
+ID_NAMES = ("user_id", "item_id", "parent_asin", *USUAL_NAMES["user_id"], *USUAL_NAMES["item_id"])
+
+
+def holds_ids(name: str, columns: Mapping[str, str] | None = None) -> bool:
+    """Tell whether a column holds ids: mapped to one of ours, or else by its usual name."""
+    ours = (columns or {}).get(name)
+    return name.lower() in ID_NAMES if ours is None else ours in ("user_id", "item_id")
+
+
 def map_columns(frame: pd.DataFrame, name: str, columns: Mapping[str, str] | None, report: DataReport) -> pd.DataFrame:
     """Rename columns from the shop's names to ours; a mapped column replaces one that already has our name.
 

@@ -15,18 +15,28 @@ from pandas.api import types as dtypes
 
 from llm_rerank.data.columns import map_columns, require_columns
 from llm_rerank.data.readers import read_table
-from llm_rerank.data.values import GREATEST_WHOLE, object_array, without_categories
+from llm_rerank.data.values import GREATEST_WHOLE, object_array, plain_id, without_categories
 from llm_rerank.types import UNKNOWN, DataError, DataReport, IntArray, ObjectArray
 
+PLAIN_KINDS = ("string", "integer", "floating", "boolean", "empty")
+"""Kinds of columns, as pandas names them, whose values are ids as they are."""
 
-def to_pandas(table: Any, *, report: DataReport | None = None) -> pd.DataFrame:
+
+def to_pandas(
+    table: Any,
+    *,
+    columns: Mapping[str, str] | None = None,
+    encoding: str | None = None,
+    report: DataReport | None = None,
+) -> pd.DataFrame:
     """Give any table as a pandas frame with rows numbered from 0; the columns may be shared with the input.
 
     table: a path (str or Path), a pandas, polars or Arrow table, a mapping of columns or a sequence of row mappings.
+    columns, encoding: of a file; see ``read_table``.
     Raises DataError for anything else.
     """
     if isinstance(table, (str, Path)):
-        return read_table(table, report=report)
+        return read_table(table, columns=columns, encoding=encoding, report=report)
     if isinstance(table, pd.DataFrame):
         frame = table
     elif isinstance(table, Mapping):
@@ -80,7 +90,35 @@ def named_columns(
     table: Any, name: str, required: Sequence[str], columns: Mapping[str, str] | None, report: DataReport
 ) -> pd.DataFrame:
     """Open a table, give its columns our names, and require some; see ``columns.py`` for rules and errors."""
-    return require_columns(map_columns(to_pandas(table, report=report), name, columns, report), name, required)
+    frame = to_pandas(table, columns=columns, report=report)
+    return require_columns(map_columns(frame, name, columns, report), name, required)
+
+
+def open_tables(
+    given: Mapping[str, Any],
+    columns: Mapping[str, str] | None,
+    encoding: str | None,
+    report: DataReport,
+    *,
+    required: Sequence[str] = (),
+) -> dict[str, pd.DataFrame]:
+    """Open tables that one mapping of columns serves, by name; None is left out.
+
+    Raises DataError where a required one is None, or none of them has a column that is to be mapped.
+    """
+    for name in required:
+        if given[name] is None:
+            raise DataError(f"{name} is None; give a frame or the path of a file")
+    tables = {
+        name: to_pandas(table, columns=columns, encoding=encoding, report=report)
+        for name, table in given.items()
+        if table is not None
+    }
+    known = {column for table in tables.values() for column in table.columns}
+    absent = [name for name in columns or {} if name not in known]
+    if absent:
+        raise DataError(f"columns maps {absent[0]!r}, which no table has; the tables have {sorted(map(str, known))}")
+    return tables
 
 
 def applicable(columns: Mapping[str, str] | None, table: pd.DataFrame) -> dict[str, str]:
@@ -92,10 +130,10 @@ def clean_ids(values: pd.Series, name: str, report: DataReport) -> pd.Series:
     """Give ids as they came, with empty texts and NaN as missing.
 
     Whole numbers that pandas turned into floats beside a missing value (17850.0) are whole again. A column that mixes
-    numbers and texts, as spreadsheets make them, becomes text throughout, which is noted.
-    Raises DataError where an id is a list or mapping, or where text would merge two ids (1 and "1").
+    numbers and texts, as spreadsheets make them, becomes text throughout, which is noted; so do UUIDs and dates.
+    Raises DataError where an id is neither number nor text, or where text would merge two ids (1 and "1").
     """
-    values = without_categories(values)
+    values = _as_plain_ids(without_categories(values), name, report)
     if dtypes.is_float_dtype(values.dtype):
         known = values.dropna().to_numpy(dtype=np.float64)
         whole = bool((known == np.floor(known)).all() and (np.abs(known) < 2**53).all())
@@ -115,19 +153,35 @@ def clean_ids(values: pd.Series, name: str, report: DataReport) -> pd.Series:
     return values
 
 
-def _mixed_ids(values: pd.Series, name: str, report: DataReport) -> pd.Series:
+def _as_plain_ids(values: pd.Series, name: str, report: DataReport) -> pd.Series:
+    """Give ids as numbers and texts, which a saved model can keep; Decimals, UUIDs and dates become such."""
+    if dtypes.is_numeric_dtype(values.dtype) or pd.api.types.infer_dtype(values, skipna=True) in PLAIN_KINDS:
+        return values
     try:
-        distinct = pd.Series(values.dropna().unique())
+        distinct = values.dropna().unique()
     except TypeError as error:
         raise DataError(f"{name} holds lists or mappings; an id must be one number or text") from error
-    kinds = distinct.map(lambda value: type(value).__name__)
-    if not (kinds == "str").any():
-        return values  # tuples, UUIDs: any hashable is an id
+    foreign = [value for value in distinct if not isinstance(value, str | int | float | np.number)]
+    unfit = [value for value in foreign if not isinstance(plain_id(value), str | int)]
+    if unfit:
+        kind = type(unfit[0]).__name__
+        raise DataError(f"{name} holds {unfit[0]!r} of type {kind}; an id must be one number or text")
+    if not foreign:
+        return values
+    report.notes.append(
+        f"{name} holds ids of type {type(foreign[0]).__name__}; they were taken as text or whole number"
+    )
+    return values.map(plain_id, na_action="ignore").infer_objects()
+
+
+def _mixed_ids(values: pd.Series, name: str, report: DataReport) -> pd.Series:
+    distinct = pd.Series(values.dropna().unique(), dtype=object)
     texts = distinct.map(_id_text)
-    merged = distinct[texts.duplicated(keep=False)].tolist()
-    if merged:
+    repeated = texts[texts.duplicated()]
+    if len(repeated):
+        one, other = distinct[texts == repeated.iloc[0]].tolist()[:2]
         raise DataError(
-            f"{name} mixes numbers and texts, and {merged[0]!r} and {merged[1]!r} would be one id; "
+            f"{name} mixes numbers and texts, and {one!r} and {other!r} would be one id; "
             "write all ids as text, or all as numbers"
         )
     report.notes.append(f"{name} mixes numbers and texts; all its ids were taken as text")
@@ -151,6 +205,8 @@ def id_codes(values: pd.Series | ObjectArray, known: ObjectArray) -> IntArray:
     series = values if isinstance(values, pd.Series) else pd.Series(values, dtype=object)
     codes, distinct = pd.factorize(series)  # each distinct id is looked up once
     wanted = pd.Series(distinct, dtype=object)
+    if pd.api.types.infer_dtype(wanted) not in PLAIN_KINDS:
+        wanted = wanted.map(plain_id)
     have = pd.Series(known, dtype=object)
     if _holds_numbers(wanted) != _holds_numbers(have):
         wanted, have = wanted.map(_id_text), have.map(_id_text)

@@ -14,6 +14,7 @@ from weakref import ref
 
 import numpy as np
 
+from llm_rerank.data.values import plain_id
 from llm_rerank.types import UNKNOWN, ObjectArray
 
 _MOST_KEPT = 8  # users and items of some states: those in use, and one that is just replacing them
@@ -45,8 +46,9 @@ def code_of(value: Any, codes: Mapping[Any, int]) -> int:
     """Return the id's code, -1 where it is unknown; True and False are no ids.
 
     "7" finds the number 7 where there is no text "7", and 7 finds "7" where there is no number 7: a web address or a
-    CSV file cannot tell them apart.
+    CSV file cannot tell them apart. A UUID finds the text that it is written as.
     """
+    value = plain_id(value)
     if isinstance(value, bool | np.bool_):
         return UNKNOWN
     code = codes.get(value)
@@ -55,6 +57,7 @@ def code_of(value: Any, codes: Mapping[Any, int]) -> int:
 
 def known_id(value: Any, codes: Mapping[Any, int]) -> Any:
     """Return the id as the shop has it, in the other spelling where only that is known (``code_of``)."""
+    value = plain_id(value)
     return value if value in codes or code_of(value, codes) == UNKNOWN else spellings(value)[-1]
 
 

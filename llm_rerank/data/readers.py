@@ -1,13 +1,12 @@
 """Files to frames: CSV of any common dialect, JSON lines, Parquet, all of them gzipped or not.
 
-Delimiter, encoding, byte order mark and decimal comma are found and said. Texts stay texts: an id "00123" keeps its
-zeros. Leaves out what the columns mean (``schema.py``) and the published data sets (``datasets.py``).
+Delimiter, encoding, byte order mark and decimal comma are found and said. Texts stay texts: an id "00123" or "1.10"
+keeps its zeros. Leaves out what the columns mean (``schema.py``) and the published data sets (``datasets.py``).
 """
 
 from __future__ import annotations
 
 import ast
-import codecs
 import csv
 import gzip
 import io
@@ -22,13 +21,15 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
-from llm_rerank.data.columns import map_columns, require_columns
+from llm_rerank.data.columns import holds_ids, map_columns, require_columns
 from llm_rerank.data.layouts import as_interactions, as_items
+from llm_rerank.data.text_encoding import decode
 from llm_rerank.types import DataError, DataReport
 
 DELIMITERS = {",": "comma", ";": "semicolon", "\t": "tab", "|": "bar"}
 SNIFFED_LINES = 50
 SNIFFED_CHARACTERS = 200_000
+ZIP, OLD_EXCEL = b"PK\x03\x04", bytes.fromhex("d0cf11e0a1b11ae1")
 EMPTY_NUMBERS = ("", "NA", "N/A", "NaN", "nan", "null", "NULL", "None")
 """Words for "no value" in a column that otherwise holds numbers; in a column of texts they stay as they are."""
 
@@ -38,11 +39,17 @@ _COMMA = r"-?\d{1,3}(?:\.\d{3})+,\d+|-?\d+,\d+"
 
 
 def read_table(
-    path: str | Path, *, encoding: str | None = None, quoted: bool = True, report: DataReport | None = None
+    path: str | Path,
+    *,
+    columns: Mapping[str, str] | None = None,
+    encoding: str | None = None,
+    quoted: bool = True,
+    report: DataReport | None = None,
 ) -> pd.DataFrame:
     """Read a CSV, TSV, JSON lines, JSON or Parquet file, gzipped or not; the content decides, not the suffix.
 
-    encoding: None to find it (byte order mark, UTF-8, GB18030, else Windows-1252).
+    columns: from the shop's names to ours: says which columns hold ids, where their names do not (``holds_ids``); none
+    is renamed. encoding: None to find it: a byte order mark, UTF-8, or a guess.
     quoted: False for tables whose quotation marks are part of the values.
     report: takes notes on what was found.
     Raises DataError where the file is missing, empty, damaged, or has no header.
@@ -52,13 +59,14 @@ def read_table(
     raw = read_bytes(path)
     if raw[:4] == b"PAR1":
         return _read_parquet(raw, path)
+    _refuse_archives(raw, path)
     text, found = decode(raw, path, encoding)
     start = text[:1000].lstrip()
     if not start:
         raise DataError(f"{path} is empty; give a file with a header and at least one row")
     if start[0] in "{[":
         return _read_json(text, path)
-    return _read_csv(text, found, path, quoted, report)
+    return _read_csv(text, found, path, quoted, columns, report)
 
 
 def read_interactions(
@@ -74,7 +82,7 @@ def read_interactions(
     Raises DataError as ``read_table`` does, and where user_id, item_id or timestamp is missing.
     """
     report = DataReport() if report is None else report
-    frame = as_interactions(read_table(path, encoding=encoding, report=report), report)
+    frame = as_interactions(read_table(path, columns=columns, encoding=encoding, report=report), report)
     frame = map_columns(frame, "interactions", columns, report)
     return require_columns(frame, "interactions", ("user_id", "item_id", "timestamp"))
 
@@ -91,7 +99,7 @@ def read_items(
     Raises DataError as ``read_table`` does, and where item_id or title is missing.
     """
     report = DataReport() if report is None else report
-    frame = as_items(read_table(path, encoding=encoding, report=report), report)
+    frame = as_items(read_table(path, columns=columns, encoding=encoding, report=report), report)
     return require_columns(map_columns(frame, "items", columns, report), "items", ("item_id", "title"))
 
 
@@ -116,6 +124,17 @@ def read_bytes(path: Path) -> bytes:
     return raw
 
 
+def _refuse_archives(raw: bytes, path: Path) -> None:
+    """Raise DataError for a spreadsheet's own file, or another archive."""
+    if raw.startswith(OLD_EXCEL) or raw.startswith(ZIP) and (b"xl/workbook" in raw or b"opendocument" in raw[:200]):
+        raise DataError(
+            f"{path} is a spreadsheet's own file, as Excel writes it; save the sheet as CSV (UTF-8), or read it with "
+            "pandas.read_excel and pass the frame"
+        )
+    if raw.startswith(ZIP):
+        raise DataError(f"{path} is a zip archive; unpack it and give the table in it")
+
+
 def _read_parquet(raw: bytes, path: Path) -> pd.DataFrame:
     import pyarrow as pa
 
@@ -125,42 +144,9 @@ def _read_parquet(raw: bytes, path: Path) -> pd.DataFrame:
         raise DataError(f"{path} is a damaged Parquet file ({error}); copy or download it again") from error
 
 
-def decode(raw: bytes, path: Path, encoding: str | None = None) -> tuple[str, str]:
-    """Decode bytes to text; returns the text without byte order mark and the name of the encoding found."""
-    marks = ((codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"))
-    found = encoding or next((name for mark, name in marks if raw.startswith(mark)), None) or _guess_encoding(raw)
-    try:
-        text = raw.decode(found)
-    except (UnicodeDecodeError, LookupError) as error:
-        raise DataError(f"{path} cannot be read as {found} ({error}); pass the file's true encoding") from error
-    return text.replace("\r\n", "\n").replace("\r", "\n").replace("\x00", ""), found
-
-
-def _guess_encoding(raw: bytes) -> str:
-    """UTF-8 where it decodes; GB18030 where bytes above 127 come in company, as Chinese does; else Windows-1252."""
-    try:
-        raw.decode("utf-8")
-        return "utf-8"
-    except UnicodeDecodeError:
-        pass
-    high = np.frombuffer(raw, dtype=np.uint8) >= 0x80
-    in_company = high.copy()
-    in_company[1:] &= high[:-1]
-    in_company[:-1] |= high[:-1] & high[1:]
-    if in_company.sum() >= 0.8 * high.sum():  # a lone letter with an accent stands between ASCII letters
-        try:
-            raw.decode("gb18030")
-            return "gb18030"
-        except UnicodeDecodeError:
-            pass
-    try:
-        raw.decode("cp1252")
-        return "cp1252"
-    except UnicodeDecodeError:
-        return "latin-1"
-
-
-def _read_csv(text: str, encoding: str, path: Path, quoted: bool, report: DataReport) -> pd.DataFrame:
+def _read_csv(
+    text: str, encoding: str, path: Path, quoted: bool, columns: Mapping[str, str] | None, report: DataReport
+) -> pd.DataFrame:
     quoting: Literal[0, 3] = csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE
     text = re.sub(r"^\s*sep=[,;\t|]\n", "", text).lstrip(
         "\n"
@@ -184,7 +170,7 @@ def _read_csv(text: str, encoding: str, path: Path, quoted: bool, report: DataRe
     frame = frame.drop(columns=unnamed)
     comma_columns: list[str] = []
     for column in frame.columns:
-        frame[column] = _typed(frame[column], comma_columns)
+        frame[column] = _typed(frame[column], comma_columns, is_id=holds_ids(column, columns))
     said = f"{path.name}: {encoding}, delimiter {DELIMITERS[delimiter]}"
     said += f", decimal comma in {', '.join(comma_columns)}" if comma_columns else ""
     said += f", {len(unnamed)} empty columns without a name left out" if unnamed else ""
@@ -210,8 +196,9 @@ def _rows_of_text(text: str, delimiter: str, names: list[str], quoting: Literal[
                 on_bad_lines="error",
             )
     except (pd.errors.ParserError, pd.errors.EmptyDataError, pd.errors.ParserWarning) as error:
+        why = " ".join(str(error).split())
         raise DataError(
-            f"{path} is no well-formed table ({error}); give every column a name and quote values that hold delimiters"
+            f"{path} is no well-formed table ({why}); give every column a name and quote values that hold delimiters"
         ) from error
 
 
@@ -248,8 +235,11 @@ def _is_number(text: str) -> bool:
     return True
 
 
-def _typed(values: pd.Series, comma_columns: list[str]) -> pd.Series:
-    """Give a column of texts as whole numbers or floats where nothing is lost by it, else as texts."""
+def _typed(values: pd.Series, comma_columns: list[str], *, is_id: bool) -> pd.Series:
+    """Give a column of texts as whole numbers or floats where nothing is lost by it, else as texts.
+
+    A measure loses nothing where 1.10 becomes 1.1; an id does.
+    """
     codes, distinct = pd.factorize(values)  # each distinct text is looked at once
     known = pd.Series(distinct, dtype=object)
     known = known[~known.isin(EMPTY_NUMBERS)].str.strip()
@@ -261,6 +251,8 @@ def _typed(values: pd.Series, comma_columns: list[str]) -> pd.Series:
         return _spread(
             numbers if len(known) == len(distinct) and (codes >= 0).all() else numbers.astype("Int64"), codes
         )
+    if is_id and not known.map(_is_written_as_float).all():
+        return values
     if (whole | known.str.fullmatch(_POINT)).all():
         return _spread(known.astype(np.float64), codes)
     if (whole | known.str.fullmatch(_COMMA)).all() and _commas_are_decimal(known):
@@ -268,6 +260,11 @@ def _typed(values: pd.Series, comma_columns: list[str]) -> pd.Series:
         points = known.str.replace(".", "", regex=False).str.replace(",", ".", regex=False)
         return _spread(points.astype(np.float64), codes)
     return values
+
+
+def _is_written_as_float(text: str) -> bool:
+    """Tell whether a text is how Python writes a float: "17850.0" and "1.5", not "1.10" or "007.5"."""
+    return _is_number(text) and str(float(text.replace(",", "."))) == text
 
 
 def _spread(numbers: pd.Series, codes: np.ndarray) -> pd.Series:

@@ -18,7 +18,14 @@ from llm_rerank.data.events import EVENT_WEIGHTS, read_events
 from llm_rerank.data.frames import as_objects, clean_ids, id_codes, like_input, named_columns, to_pandas
 from llm_rerank.data.layouts import as_interactions, as_items
 from llm_rerank.data.times import TimeUnit, parse_times
-from llm_rerank.data.values import category_column, image_column, parse_prices, specs_column, text_column
+from llm_rerank.data.values import (
+    category_column,
+    image_column,
+    parse_prices,
+    plain_column,
+    specs_column,
+    text_column,
+)
 from llm_rerank.types import UNKNOWN, BoolArray, DataError, DataReport, Interactions, Items, Users
 
 __all__ = [
@@ -40,7 +47,8 @@ ITEM_COLUMNS = ("item_id", "title", "description", "brand", "categories", "price
 def validate_items(table: Any, *, columns: Mapping[str, str] | None = None, report: DataReport | None = None) -> Items:
     """Check a catalogue.
 
-    table: item_id and title, optional description, brand, categories, price, specs, image, any further columns.
+    table: item_id and title, optional description, brand, categories, price, specs, image, any further columns, which
+    pass through as numbers, dates or texts (``plain_column``).
     columns: from the shop's names to ours. report: takes notes and counts.
     Returns items whose frame has every column of ITEM_COLUMNS: texts are clean and "" where missing, categories one
     path "A > B", price float64 with NaN where unknown, specs JSON text. ``texts`` are all "".
@@ -69,14 +77,14 @@ def validate_items(table: Any, *, columns: Mapping[str, str] | None = None, repo
     n_untitled = int((checked["title"] == "").sum())
     if n_untitled:
         report.notes.append(f"{n_untitled:,} of {len(checked):,} items have no title")
-    passed = frame.drop(columns=[column for column in ITEM_COLUMNS if column in frame])
+    passed = frame.drop(columns=[column for column in ITEM_COLUMNS if column in frame]).apply(plain_column)
     object_ids = as_objects(ids)
     texts = np.full(len(ids), "", dtype=object)
     return Items(object_ids, pd.concat([checked, passed], axis=1), texts)
 
 
 def validate_users(table: Any, *, columns: Mapping[str, str] | None = None, report: DataReport | None = None) -> Users:
-    """Check users: user_id and any attributes, which pass through as given.
+    """Check users: user_id and any attributes, which pass through as numbers, dates or texts (``plain_column``).
 
     Raises DataError where user_id is missing or no row is left.
     """
@@ -85,7 +93,7 @@ def validate_users(table: Any, *, columns: Mapping[str, str] | None = None, repo
     ids = _required_ids(frame, "users", "user_id", report)
     keep = _first_of_each(ids, "users: user_id", report)
     ids = ids[keep].reset_index(drop=True)
-    checked = frame[keep].reset_index(drop=True).assign(user_id=ids)
+    checked = frame[keep].reset_index(drop=True).apply(plain_column).assign(user_id=ids)
     return Users(as_objects(ids), checked)
 
 
@@ -99,6 +107,7 @@ def validate_interactions(
     target_events: Sequence[str] | None = None,
     min_rating: float | None = None,
     require_targets: bool = True,
+    name: str = "interactions",
     report: DataReport | None = None,
 ) -> Interactions:
     """Check events and turn ids to codes.
@@ -108,26 +117,27 @@ def validate_interactions(
     time_unit: "auto" decides by type and size and says so in the report; see ``times.py``.
     target_events, min_rating: what counts as a positive; see ``events.py``.
     require_targets: False for events that are only read as histories; then no target and no known item is no error.
+    name: the table, for messages.
     Returns events sorted by time, ties in input order; users are numbered by their first event.
     Raises DataError where a column is missing, time cannot be read, or no event or no target is left.
     """
     report = DataReport() if report is None else report
     table = as_interactions(to_pandas(table, report=report), report)
-    frame = named_columns(table, "interactions", ("user_id", "item_id", "timestamp"), columns, report)
-    _require_rows(frame, "interactions")
-    user_ids = clean_ids(frame["user_id"], "user_id of interactions", report)
-    item_ids = clean_ids(frame["item_id"], "item_id of interactions", report)
-    times, known_time, time_kind = parse_times(frame["timestamp"], time_unit=time_unit, report=report)
+    frame = named_columns(table, name, ("user_id", "item_id", "timestamp"), columns, report)
+    _require_rows(frame, name)
+    user_ids = clean_ids(frame["user_id"], f"user_id of {name}", report)
+    item_ids = clean_ids(frame["item_id"], f"item_id of {name}", report)
+    times, known_time, time_kind = parse_times(frame["timestamp"], time_unit=time_unit, name=name, report=report)
     no_texts = np.full(len(frame), "", dtype=object)
     queries = text_column(frame["query"]).to_numpy() if "query" in frame else no_texts
     codes = id_codes(item_ids, items.ids)
     has_item = item_ids.notna().to_numpy(dtype=bool)
     keep = np.ones(len(frame), dtype=bool)
     for reason, broken in (
-        ("interactions: user_id is missing", user_ids.isna().to_numpy(dtype=bool)),
-        ("interactions: item_id is missing, and there is no query", ~has_item & (queries == "")),
-        ("interactions: timestamp is missing, unreadable or out of range", ~known_time),
-        ("interactions: item is absent from items", has_item & (codes == UNKNOWN)),
+        (f"{name}: user_id is missing", user_ids.isna().to_numpy(dtype=bool)),
+        (f"{name}: item_id is missing, and there is no query", ~has_item & (queries == "")),
+        (f"{name}: timestamp is missing, unreadable or out of range", ~known_time),
+        (f"{name}: item is absent from items", has_item & (codes == UNKNOWN)),
     ):
         report.drop(reason, int((keep & broken).sum()))
         keep &= ~broken
@@ -170,7 +180,7 @@ def validate_interactions(
         reviews=reviews,
         queries=queries[rows],
     )
-    report.drop("interactions: purchase of a quantity of 0 or less (a return)", int(values.returned.sum()))
+    report.drop(f"{name}: purchase of a quantity of 0 or less (a return)", int(values.returned.sum()))
     return events.take(~values.returned) if values.returned.any() else events
 
 
@@ -185,6 +195,7 @@ def validate_impressions(
     """Check the lists that an upstream recommender showed.
 
     table: user_id, item_id, timestamp, optional upstream_score.
+    Raises DataError where no row names a user and a known item.
     Returns user_id (as given), item (int64 code), time (int64), upstream_score (float32, NaN where none), sorted by
     time with ties in input order; rows without user, time or known item are dropped and counted.
     """
@@ -192,6 +203,11 @@ def validate_impressions(
     frame = named_columns(table, "impressions", ("user_id", "item_id", "timestamp"), columns, report)
     _require_rows(frame, "impressions")
     shown = validate_candidates(frame, items, on_unknown="drop", name="impressions", report=report)
+    if not len(shown):
+        raise DataError(
+            "no row of impressions has a user and an item of items (first item_id: "
+            f"{frame['item_id'].tolist()[0]!r}, items has {items.ids[0]!r}); check that both tables use the same ids"
+        )
     times, known, _ = parse_times(shown.frame["timestamp"], time_unit=time_unit, name="impressions", report=report)
     report.drop("impressions: timestamp is missing, unreadable or out of range", int((~known).sum()))
     rows = np.flatnonzero(known)

@@ -5,9 +5,10 @@ Leaves out time zones of naive values: they are taken as UTC.
 
 from __future__ import annotations
 
+import math
 import warnings
-from datetime import UTC, datetime
-from typing import Literal
+from datetime import UTC, date, datetime
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -78,6 +79,28 @@ def seconds_of_date(text: str) -> float:
     """
     moment = datetime.fromisoformat(text.strip())
     return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+
+
+def read_moment(value: Any, kind: TimeKind, *, name: str = "at") -> int:
+    """Read one moment: seconds since 1970 or a date; where times are positions, a position.
+
+    name: of the argument, for messages. Raises DataError for anything else.
+    """
+    remedy = "give seconds since 1970, or a date such as 2024-05-31"
+    if kind == "position":
+        remedy = "this shop's times are positions: give a whole number"
+    if isinstance(value, int | float | np.number) and not isinstance(value, bool):
+        low, high = (EARLIEST, LATEST) if kind == "time" else (-(2**62), 2**62)
+        if not math.isfinite(value) or not low <= value <= high:
+            rule = "which is no time between 1900 and 2200" if kind == "time" else "which is no position"
+            raise DataError(f"{name} is {value!r}, {rule}; {remedy}")
+        return int(value)
+    if kind == "position" or not isinstance(value, str | date | np.datetime64):
+        raise DataError(f"{name} is {value!r}; {remedy}")
+    times, known = _seconds_of_dates(_as_dates(pd.Series([value]), name), known=None)
+    if not known[0]:
+        raise DataError(f"{name} is {value!r}, which is no date between 1900 and 2200; {remedy}")
+    return int(times[0])
 
 
 def _describe(times: IntArray, understood: str, kind: TimeKind) -> str:

@@ -11,7 +11,10 @@ import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, is_dataclass
+from datetime import date
+from decimal import Decimal
 from typing import Any
+from uuid import UUID
 
 import numpy as np
 import numpy.typing as npt
@@ -40,6 +43,7 @@ _BLOCK = re.compile(r"<(script|style)\b.*?</\1\s*>", re.IGNORECASE | re.DOTALL)
 _INLINE_TAG = re.compile(r"</?(?:a|b|i|u|em|strong|span|font|small|sub|sup|mark)(?:\s[^<>]*)?>", re.IGNORECASE)
 _TAG = re.compile(r"<!--.*?-->|</?[a-zA-Z][^<>]*>", re.DOTALL)
 _SPACES = re.compile(r"\s+")
+_HALF_EMOJI = re.compile("[\ud800-\udfff]")
 
 
 def parse_prices(values: pd.Series) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.bool_]]:
@@ -92,11 +96,20 @@ def _amount_to_float(amount: str, comma_is_decimal: bool) -> float:
 
 
 def clean_text(text: str) -> str:
-    """Remove HTML tags, resolve entities (&amp;), and bring white space to single blanks; "a < b" stays."""
+    """Remove HTML tags, resolve entities (&amp;), and bring white space to single blanks; "a < b" stays.
+
+    Half an emoji, as broken exports hold it, becomes the mark for an unreadable character: no file keeps it.
+    """
     if "<" in text or "&" in text:
         # Entities may hide tags (&lt;br&gt;), tags may hold entities: hence tags, entities, tags again.
         text = _without_tags(html.unescape(_without_tags(_BLOCK.sub(" ", text))))
-    return _SPACES.sub(" ", text).strip()
+    return _SPACES.sub(" ", _without_halves(text)).strip()
+
+
+def _without_halves(text: str) -> str:
+    if not _HALF_EMOJI.search(text):
+        return text
+    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")  # two that belong together meet
 
 
 def _without_tags(text: str) -> str:
@@ -126,6 +139,51 @@ def image_column(values: pd.Series) -> pd.Series:
     return _map_distinct(values, _first_image)
 
 
+def plain_column(values: pd.Series) -> pd.Series:
+    """Give a column that passes through as numbers, truth values or dates where it holds those alone, else as texts.
+
+    A file keeps these as they are, so that a model that was saved and loaded reads what its fit read. Lists are joined
+    by ", ", mappings are "name: value" parts; a missing cell is None among texts.
+    """
+    values = without_categories(values)
+    if isinstance(values.dtype, pd.SparseDtype):
+        values = pd.Series(np.asarray(values), index=values.index)
+    if dtypes.is_datetime64_any_dtype(values.dtype):
+        return values
+    if dtypes.is_numeric_dtype(values.dtype) and not dtypes.is_complex_dtype(values.dtype):
+        return values
+    kind = pd.api.types.infer_dtype(values, skipna=True)
+    try:
+        if kind in ("boolean", "integer"):
+            return values.astype("boolean" if kind == "boolean" else "Int64")
+        if kind in ("floating", "mixed-integer-float"):
+            return values.astype("Float64").astype(np.float64)
+    except (OverflowError, TypeError, ValueError):
+        pass  # whole numbers that no table holds
+    return _map_distinct(values, _plain_text)
+
+
+def _plain_text(value: Any) -> str | None:
+    return None if is_missing(value) else _without_halves(_parts_joined(value))
+
+
+def _parts_joined(value: Any) -> str:
+    if isinstance(value, (set, frozenset)):
+        value = sorted(value, key=str)  # a set's own order is another in every process
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name}: {text}" for name, part in value.items() if (text := _parts_joined(part).strip()))
+    if isinstance(value, (list, tuple, np.ndarray)):
+        return ", ".join(text for part in value if (text := _parts_joined(part).strip()))
+    return join_texts(value)
+
+
+def plain_id(value: Any) -> Any:
+    """Give an id as a number or a text where it is a Decimal, a UUID or a date; anything else as it is."""
+    if isinstance(value, Decimal) and value.is_finite() and value == value.to_integral_value():
+        return int(value)
+    return str(value) if isinstance(value, (Decimal, UUID, date)) else value
+
+
 def join_texts(value: Any, separator: str = " ") -> str:
     """Give any cell as text: "" for None and NaN, lists joined."""
     if isinstance(value, str):
@@ -147,7 +205,7 @@ def without_categories(values: pd.Series) -> pd.Series:
     return values
 
 
-def _map_distinct(values: pd.Series, function: Callable[[Any], str]) -> pd.Series:
+def _map_distinct(values: pd.Series, function: Callable[[Any], str | None]) -> pd.Series:
     """Apply a function once a distinct value where values are hashable, else once a row."""
     try:
         codes, distinct = pd.factorize(values)
@@ -193,7 +251,7 @@ def _first_image(value: Any) -> str:
         return next((image for part in value if (image := _first_image(part))), "")
     if isinstance(value, Mapping):  # Amazon 2023: one mapping of sizes an image
         return next((str(value[size]) for size in ("hi_res", "large", "thumb") if value.get(size)), "")
-    return join_texts(value).strip()
+    return _without_halves(join_texts(value).strip())
 
 
 def object_array(values: Sequence[Any]) -> ObjectArray:

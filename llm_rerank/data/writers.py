@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from llm_rerank.folders import check_writable
 from llm_rerank.storage import atomic_path, write_frame
 from llm_rerank.types import DataError
 
@@ -17,7 +18,8 @@ SUFFIXES = (".csv", ".csv.gz", ".tsv", ".tsv.gz", ".jsonl", ".jsonl.gz", ".parqu
 def check_output(path: str | Path) -> Path:
     """Return the path; worth asking before hours of work.
 
-    Raises DataError where the suffix is none of SUFFIXES or the folder does not exist.
+    Raises DataError where the suffix is none of SUFFIXES or the folder does not exist, StorageError where it cannot be
+    written to.
     """
     path = Path(path)
     if not path.name.lower().endswith(SUFFIXES):
@@ -26,6 +28,7 @@ def check_output(path: str | Path) -> Path:
         raise DataError(f"output {path} is a folder; give the name of a file")
     if not path.parent.is_dir():
         raise DataError(f"output {path} lies in a folder that does not exist; make {path.parent} first")
+    check_writable(path.parent)
     return path
 
 

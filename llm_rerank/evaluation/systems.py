@@ -112,25 +112,26 @@ def evaluate_shop(
     users: Any | None = None,
     columns: Mapping[str, str] | None = None,
     time_unit: TimeUnit = "auto",
+    encoding: str | None = None,
     cut: str | None = None,
     config: RerankerConfig | None = None,
     verbose: bool = True,
 ) -> ShopEvaluation:
     """Hold out part of a shop's events, fit on the rest, and compare systems on what was held out.
 
-    interactions, items, users, columns, time_unit: as for ``Reranker.fit``. cut: a date, "last" for each user's last
-    event, None for the 90 % quantile of times where there are real times, else "last".
+    interactions, items, users, columns, time_unit, encoding: as for ``Reranker.fit``. cut: a date, "last" for each
+    user's last event, None for the 90 % quantile of times where there are real times, else "last".
     Raises DataError where the data or the cut leave nothing to test on.
     """
     config = config or RerankerConfig()
     report = DataReport()
-    events = as_interactions(to_pandas(interactions, report=report), report)
+    events = as_interactions(to_pandas(interactions, columns=columns, encoding=encoding, report=report), report)
     events = map_columns(events, "interactions", applicable(columns, events), report)
-    catalogue = as_items(to_pandas(items, report=report), report)
+    catalogue = as_items(to_pandas(items, columns=columns, encoding=encoding, report=report), report)
     catalogue = map_columns(catalogue, "items", applicable(columns, catalogue), report)
     attributes = None
     if users is not None:
-        attributes = to_pandas(users, report=report)
+        attributes = to_pandas(users, columns=columns, encoding=encoding, report=report)
         attributes = map_columns(attributes, "users", applicable(columns, attributes), report)
     # validated here for the kind of time, and so that an error names the shop's own columns
     known = validate_interactions(events, validate_items(catalogue, report=report), time_unit=time_unit, report=report)

@@ -12,13 +12,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
-import numpy as np
-import pandas as pd
-
 from llm_rerank.config import RerankerConfig
 from llm_rerank.data.features import PAIR_FEATURES
 from llm_rerank.data.item_statistics import DAY_S
-from llm_rerank.data.times import TimeUnit
+from llm_rerank.data.times import TimeUnit, read_moment
+from llm_rerank.recommendation.asking import asked_ids
 from llm_rerank.recommendation.learning import Learner, refit_shop
 from llm_rerank.recommendation.log import FitLog
 from llm_rerank.recommendation.privacy import ForgetReport, expired, exported, forgotten
@@ -69,6 +67,7 @@ class ChangingReranker:
         *,
         columns: Mapping[str, str] | None = None,
         time_unit: TimeUnit = "auto",
+        encoding: str | None = None,
     ) -> UpdateReport:
         """Take in fresh events and new or changed items without training; the next answer knows them.
 
@@ -76,16 +75,20 @@ class ChangingReranker:
         for ``refit``. A known item's missing cells keep what was known. Raises DataError where a rule is broken; then
         nothing is changed.
         """
-        saved, report = updated(self._data(), interactions, items, columns=columns, time_unit=time_unit)
+        saved, report = updated(
+            self._data(), interactions, items, columns=columns, time_unit=time_unit, encoding=encoding
+        )
         self._change(expired(saved, slack_s=DAY_S)[0])
         return report
 
     def forget(self, user_ids: Sequence[Any], *, cache_folder: str | Path | None = None) -> ForgetReport:
         """Forget users: their events, attributes, and what was counted or quoted of them; see ``privacy.py``.
 
-        cache_folder: of the fits, None: the settings'. Earlier saves are files of their own: save over them.
+        cache_folder: of the fits, None: the settings'. Earlier saves are files of their own: save over them, and see
+        ``folders.remove_leftovers`` for what could not go.
         Unknown ids are reported. ``str()`` of the result says what was rewritten and what waits for ``refit``.
         """
+        user_ids = asked_ids(user_ids, "user_ids")
         saved, report = forgotten(self._data(), user_ids, cache_folder or self.config.cache_folder)
         self._change(saved)
         return report
@@ -95,7 +98,7 @@ class ChangingReranker:
 
         now: seconds since 1970 or a date; None: the clock. Raises DataError where times are positions.
         """
-        saved, report = expired(self._data(), None if now is None else as_seconds(now))
+        saved, report = expired(self._data(), None if now is None else read_moment(now, "time", name="now"))
         self._change(saved)
         return report
 
@@ -109,6 +112,7 @@ class ChangingReranker:
         *,
         columns: Mapping[str, str] | None = None,
         time_unit: TimeUnit = "auto",
+        encoding: str | None = None,
     ) -> Self:
         """Fit everything again on the events and items of now, with the same settings and templates.
 
@@ -116,7 +120,9 @@ class ChangingReranker:
         stage for upstream lists stays, but loses its cut.
         """
         learner = Learner(self.config, self._specs, self._features, FitLog(verbose=self.verbose))
-        self._saved = refit_shop(learner, self._data(), impressions, columns=columns, time_unit=time_unit)
+        self._saved = refit_shop(
+            learner, self._data(), impressions, columns=columns, time_unit=time_unit, encoding=encoding
+        )
         return self
 
     def _change(self, saved: Saved) -> None:
@@ -130,8 +136,3 @@ class ChangingReranker:
         if self._saved is None:
             raise NotFittedError("this reranker is not fitted; call fit(interactions, items) or Reranker.load(folder)")
         return self._saved
-
-
-def as_seconds(moment: Any) -> int:
-    """Read seconds since 1970, or a date."""
-    return int(moment) if isinstance(moment, int | float | np.number) else int(pd.Timestamp(moment).timestamp())

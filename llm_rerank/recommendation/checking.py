@@ -6,27 +6,23 @@ Reads, and writes nothing.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from llm_rerank.config import RerankerConfig
-from llm_rerank.data.frames import applicable, to_pandas
+from llm_rerank.data.frames import applicable, open_tables
 from llm_rerank.data.layouts import as_interactions, as_items
-from llm_rerank.data.rendering import Renderer
 from llm_rerank.data.times import TimeUnit
 from llm_rerank.models.semantic.encoder import SentenceEncoder
-from llm_rerank.recommendation.estimate import estimate_fit_seconds, measure_encoder, seconds_in_words
+from llm_rerank.recommendation.estimate import estimate_fit_seconds, sample_of_texts, seconds_in_words
 from llm_rerank.recommendation.holdout import plan_holdout
 from llm_rerank.recommendation.log import FitLog
-from llm_rerank.recommendation.planning import MOST_REVIEWS_READ, read_shop
+from llm_rerank.recommendation.planning import read_shop
 from llm_rerank.recommendation.specs import specs_for
-from llm_rerank.types import UNKNOWN, DataReport, Interactions, Items
-
-MOST_TEXTS_READ = 2_000
-"""Items, evenly spread over the catalogue, whose text is shown to the tokenizer."""
+from llm_rerank.types import DataReport, Interactions, Items
 
 MOST_UNKNOWN_SHARE = 0.2
 MULTILINGUAL_ENCODER = "sentence-transformers/paraphrase-multilingual-MiniLM-L12-v2"
@@ -100,6 +96,7 @@ def check_shop(
     impressions: Any | None = None,
     columns: Mapping[str, str] | None = None,
     time_unit: TimeUnit = "auto",
+    encoding: str | None = None,
     config: RerankerConfig | None = None,
 ) -> ShopCheck:
     """Look at a shop's tables (frames or paths) as ``Reranker.fit`` would, without fitting; arguments as there.
@@ -108,7 +105,7 @@ def check_shop(
     """
     config, report = config or RerankerConfig(), DataReport()
     given = {"interactions": interactions, "items": items, "users": users, "impressions": impressions}
-    tables = {name: to_pandas(table, report=report) for name, table in given.items() if table is not None}
+    tables = open_tables(given, columns, encoding, report, required=("interactions", "items"))
     ours = {name: _our_columns(name, table, columns) for name, table in tables.items()}
     events, valid_items, _, _ = read_shop(
         config,
@@ -125,12 +122,10 @@ def check_shop(
         for (table, column), loss in WITHOUT.items()
         if table in ours and column not in ours[table].values()
     ]
-    texts = _sample_of_texts(events, valid_items)
-    unknown_share, seconds_per_text = float("nan"), 0.0
-    encoder = None
+    unknown_share, encoder = float("nan"), None
     if config.encoder is not None:
         encoder = SentenceEncoder(config.encoder, device=config.device)
-        unknown_share, seconds_per_text = encoder.unknown_share(texts), measure_encoder(encoder, texts)
+        unknown_share = encoder.unknown_share(sample_of_texts(events, valid_items))
     return ShopCheck(
         tables=[_described(name, tables[name], ours[name]) for name in tables],
         understood=report.notes,
@@ -143,10 +138,10 @@ def check_shop(
             events,
             valid_items,
             specs_for(config, events, encoder),
-            seconds_per_text=seconds_per_text,
-            n_reviews_read=min(int(events.reviews.astype(bool).sum()), MOST_REVIEWS_READ),
+            encoder,
             refit=config.refit,
             fine_tune_steps=0 if encoder is None or config.cross_encoder == "off" else config.fine_tune_steps,
+            seed=config.seed,
         ),
         advice=_advice(unknown_share, config),
     )
@@ -194,17 +189,6 @@ def _thin_data(events: Interactions, items: Items) -> list[str]:
         (n_same, len(items), "items share their title with another: the text cannot tell them apart"),
     ]
     return [f"{count:,} of {total:,} {what}" for count, total, what in findings if count]
-
-
-def _sample_of_texts(events: Interactions, items: Items) -> list[str]:
-    """Texts of at most MOST_TEXTS_READ items, rendered with all reviews, as a fit on all rows would."""
-    rows = np.unique(np.linspace(0, len(items) - 1, MOST_TEXTS_READ).astype(np.int64))
-    place = np.full(len(items) + 1, UNKNOWN, dtype=np.int64)  # the last entry is for code -1, a search without item
-    place[rows] = np.arange(len(rows))
-    sample = Items(items.ids[rows], items.frame.iloc[rows].reset_index(drop=True), items.texts[rows])
-    theirs = events.take(place[events.items] != UNKNOWN)
-    theirs = replace(theirs, items=place[theirs.items], n_items=len(rows))
-    return [str(text) for text in Renderer().render_items(sample, theirs).texts]
 
 
 def _advice(unknown_share: float, config: RerankerConfig) -> list[str]:

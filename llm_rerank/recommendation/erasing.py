@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from llm_rerank.recommendation.components import Component
+from llm_rerank.types import StorageError
 
 SOMEONE = "(a forgotten user)"
 CHECKPOINT = "fine-tuning"
@@ -49,11 +50,16 @@ def erase_caches(components: Sequence[Component], cache_folder: str | Path | Non
         erased = ["vectors of texts in memory"]
     if cache_folder is None:
         return erased
-    n_files = remove_vectors(cache_folder) + remove_states(cache_folder)
     checkpoint = Path(cache_folder) / CHECKPOINT
-    if checkpoint.is_dir():
-        shutil.rmtree(checkpoint)
-        n_files += 1
+    try:
+        n_files = remove_vectors(cache_folder) + remove_states(cache_folder)
+        if checkpoint.is_dir():
+            shutil.rmtree(checkpoint)
+            n_files += 1
+    except OSError as error:
+        raise StorageError(
+            f"{cache_folder} cannot be emptied ({error}); remove it yourself, it is only a cache"
+        ) from error
     return [*erased, f"the cache folder {cache_folder}"] if n_files else erased
 
 

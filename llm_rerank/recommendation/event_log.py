@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import secrets
 import sqlite3
 import threading
@@ -22,7 +23,9 @@ from llm_rerank.types import StorageError
 
 LOG_FILE = "live.sqlite"
 DAYS_KEPT = 7
-"""Days that entries stay after the model folder holds them: a refit that began before then still finds them."""
+"""Days that entries stay after the model folder holds them: a refit that began before then still finds them.
+
+Events and answers go earlier where the model's ``retention_days`` are fewer."""
 
 DAYS_OF_IDS = 30
 """Days within which an event id that comes again is known as a duplicate."""
@@ -137,6 +140,12 @@ class EventLog:
         given = (position, _GREATEST if last is None else last)
         return [Entry(row[0], row[1], json.loads(row[2])) for row in self._read(query, given)]
 
+    def entries_of(self, user: Any) -> list[dict[str, Any]]:
+        """All entries of a user, oldest first, each with ``position`` and ``recorded`` (s)."""
+        query = "SELECT position, recorded, body FROM entries WHERE user = ? ORDER BY position"
+        rows = self._read(query, (user_key(user),))
+        return [{"position": row[0], "recorded": row[1], **json.loads(row[2])} for row in rows]
+
     def append(self, kind: Kind, bodies: Sequence[Any], users: Sequence[Any], now: float) -> int:
         """Write entries (inside ``writing``); returns the position of the last. users: of each entry, None: of none."""
         position = 0
@@ -159,18 +168,26 @@ class EventLog:
         rows = [(self._id_digest(name), now) for name in event_ids]
         self._connection.executemany("INSERT INTO event_ids VALUES (?, ?)", rows)
 
-    def prune(self, position: int, now: float) -> None:
+    def prune(self, position: int, now: float, expires: float = -math.inf) -> None:
         """Drop what the model folder holds (up to ``position``) and nobody needs any more, and old ids and answers.
 
+        expires: time (s) before which no event and no answer may be kept, however young its entry is; erasures, which
+        name nobody, stay as long as ever, for a model that was fitted before may come back with the user.
         Raises StorageError where the write-ahead file cannot be emptied, for it may hold rows of a forgotten user.
         """
         with self.writing():
             before = now - DAYS_KEPT * _DAY_S
             self._connection.execute("DELETE FROM entries WHERE position <= ? AND recorded < ?", (position, before))
+            self._connection.execute(
+                "DELETE FROM entries WHERE position <= ? AND kind = 'event' "
+                "AND (recorded < ? OR json_extract(body, '$.timestamp') < ?)",
+                (position, expires, expires),
+            )
             self._connection.execute("DELETE FROM event_ids WHERE recorded < ?", (now - DAYS_OF_IDS * _DAY_S,))
             newest = self._connection.execute("SELECT max(number) FROM answers").fetchone()[0] or 0
             self._connection.execute(
-                "DELETE FROM answers WHERE recorded < ? OR number <= ?", (before, newest - MOST_ANSWERS)
+                "DELETE FROM answers WHERE recorded < ? OR number <= ?",
+                (max(before, expires), newest - MOST_ANSWERS),
             )
         with self._guarded(), self._reading:  # the write-ahead file held the rows too
             is_busy = self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]
@@ -287,6 +304,16 @@ class EventLog:
         query = "SELECT position, body FROM entries WHERE kind = 'forget' AND position > ? AND position <= ?"
         rows = self._read(f"{query} ORDER BY position", (position, last))
         return {digest: row[0] for row in rows for digest in json.loads(row[1])}
+
+    def erasures_of(self, user: Any) -> list[dict[str, Any]]:
+        """Every erasure of a user that is kept: ``position``, ``recorded`` (s) and ``user_digest``, oldest first."""
+        digest = self.user_digest(user)
+        rows = self._read("SELECT position, recorded, body FROM entries WHERE kind = 'forget' ORDER BY position")
+        return [
+            {"position": row[0], "recorded": row[1], "user_digest": digest}
+            for row in rows
+            if digest in json.loads(row[2])
+        ]
 
     def erase(self, users: Sequence[Any], now: float) -> int:
         """Delete the users' entries and answers and write their erasure (inside ``writing``); returns its position.

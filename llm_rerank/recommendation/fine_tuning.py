@@ -11,7 +11,7 @@ from llm_rerank.config import RerankerConfig
 from llm_rerank.data.features import PAIR_FEATURES
 from llm_rerank.data.rendering import Renderer
 from llm_rerank.data.times import TimeUnit
-from llm_rerank.folders import save_folder
+from llm_rerank.folders import check_target, save_folder
 from llm_rerank.recommendation.cross_reading import tune_on_lists
 from llm_rerank.recommendation.held_out import HeldOutCases
 from llm_rerank.recommendation.holdout import plan_holdout
@@ -40,26 +40,31 @@ def fine_tune_on_shop(
     settings: TrainingSettings | None = None,
     columns: Mapping[str, str] | None = None,
     time_unit: TimeUnit = "auto",
+    encoding: str | None = None,
     verbose: bool = True,
 ) -> FineTuning:
     """Fit the other components on the past, fine-tune on what they leave unexplained, save to ``out``.
 
     ``out/model`` is what ``HistoryCrossEncoder.load`` reads; ``out/training.json`` and ``out/training.svg`` hold the
-    course; ``out/checkpoint`` is where a killed run goes on. interactions, items, columns, time_unit: as for
-    ``Reranker.fit``.
+    course; ``out/checkpoint`` is where a killed run goes on. interactions, items, columns, time_unit,
+    encoding: as for ``Reranker.fit``.
 
-    Raises DataError where the data break a rule, leave too few lists, or where there is no encoder.
+    Raises DataError where the data break a rule, leave too few lists, or where there is no encoder, StorageError where
+    ``out`` cannot be written: before anything is read.
     """
     from llm_rerank.models.cross_encoder.training_plot import write_training_plot
     from llm_rerank.models.cross_encoder.training_settings import TrainingSettings
 
+    check_target(out / MODEL)
     config = config or RerankerConfig()
     settings = settings or TrainingSettings(steps=config.fine_tune_steps, seed=config.seed)
     encoder = make_encoder(config)
     if encoder is None:
         raise DataError("encoder is None; the cross-encoder is built from one: name an encoder, for example 'default'")
     log, report = FitLog(verbose=verbose), DataReport()
-    events, valid_items, users, _ = read_shop(config, interactions, items, None, None, columns, time_unit, report)
+    events, valid_items, users, _ = read_shop(
+        config, interactions, items, None, None, columns, time_unit, report, encoding=encoding
+    )
     log.say_report(report)
     out.mkdir(parents=True, exist_ok=True)
     specs = specs_for(config, events, encoder)

@@ -20,7 +20,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 
 from llm_rerank.metrics import hit_matrix, ndcg_at_k
 from llm_rerank.models.conditional_logit import (
@@ -31,6 +30,7 @@ from llm_rerank.models.conditional_logit import (
 )
 from llm_rerank.recommendation.candidates import ranked
 from llm_rerank.recommendation.guard import LEAST_CASES_FOR_BLEND, RUNGS, GuardVerdict, judge
+from llm_rerank.recommendation.newcomers import with_popularity
 from llm_rerank.types import FloatArray, IntArray, Ragged
 
 if TYPE_CHECKING:
@@ -181,7 +181,7 @@ def fit_fusion(
     for each fold on the other folds. start: a blend from another shop; its weights are the prior where the names agree.
     Cases whose target was not retrieved count in the guard (as 0 for both) but cannot train. Where fewer than
     ``LEAST_CASES_FOR_BLEND`` can, nothing is fitted but a scale: both priors rank, the default alone where there are
-    none, and the sum for up to one half as they come near that number.
+    none, and the sum for up to one half as they come near that number. There popularity parts what is equal.
     """
     by_component = np.stack([ndcg_of(design[:, names.index(name)], rows, targets) for name in component_names])
     judged = targets.lengths > 0  # a shown list from which nothing was taken has no NDCG
@@ -191,12 +191,13 @@ def fit_fusion(
     n_informative = int((np.bincount(rows.row_of_value, weights=positive, minlength=len(rows)) > 0).sum())
     if n_informative < LEAST_CASES_FOR_BLEND:
         together = n_informative / (2 * LEAST_CASES_FOR_BLEND)
-        blend = Blend(names, (1 - together) * priors[0] + together * priors[-1], overall, None)
+        weights = with_popularity((1 - together) * priors[0] + together * priors[-1], names)
+        blend = Blend(names, weights, overall, None)
         scores = blend.score(design)
         verdict = GuardVerdict(
             default=overall,
-            default_ndcg=_mean(default_row[judged]),
-            blend_ndcg=_mean(ndcg_of(scores, rows, targets)[judged]),
+            default_ndcg=float(default_row[judged].sum() / max(judged.sum(), 1)),
+            blend_ndcg=float(ndcg_of(scores, rows, targets)[judged].sum() / max(judged.sum(), 1)),
             difference=None,
             margin=0.0,
             n_cases=n_informative,
@@ -237,7 +238,7 @@ def fit_fusion(
     verdict = judge(by_rung, shares, blend_ndcg, default_ndcg[judged], overall, seed)
     if not verdict.kept_blend:
         alone = at_best_scale(design, np.array(names) == overall, rows, positive)
-        blend = Blend(names, alone, overall, None)
+        blend = Blend(names, with_popularity(alone, names), overall, None)
         return FusionFit(blend, verdict, blend.score(design))
     of_rungs = [
         _fit_columns(design, rows, positive, columns[rung], priors[rung], PENALTIES[penalties[rung]])
@@ -310,10 +311,6 @@ def _fit_columns(
     free = np.union1d(columns, np.flatnonzero(prior))
     weights[free] = fit_conditional_logit(design[:, free], rows, positive, prior=prior[free], penalty=penalty)
     return weights
-
-
-def _mean(values: npt.NDArray[np.floating[Any]]) -> float:
-    return float(values.mean()) if len(values) else 0.0
 
 
 def _priors(

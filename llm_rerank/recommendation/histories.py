@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -11,23 +11,33 @@ import pandas as pd
 
 from llm_rerank.config import RerankerConfig
 from llm_rerank.data.cases import build_cases, seen_items
-from llm_rerank.data.frames import id_codes, to_pandas
+from llm_rerank.data.frames import applicable, id_codes, to_pandas
 from llm_rerank.data.schema import validate_interactions
 from llm_rerank.data.times import TimeUnit
 from llm_rerank.types import UNKNOWN, Cases, DataError, DataReport, IntArray, Interactions, Items, ObjectArray, Ragged
 
 
 def read_histories(
-    histories: Any, events: Interactions, items: Items, config: RerankerConfig, time_unit: TimeUnit = "auto"
+    histories: Any,
+    events: Interactions,
+    items: Items,
+    config: RerankerConfig,
+    time_unit: TimeUnit = "auto",
+    *,
+    columns: Mapping[str, str] | None = None,
+    report: DataReport,
 ) -> Interactions:
     """Validate histories that come with a question by the rules of the fit.
 
-    events: of the fit. Raises DataError where a rule is broken, or the times are of another kind than at the fit.
+    events: of the fit. columns: from the shop's names to ours; those that the table lacks are another's. report: counts
+    what is dropped. Raises DataError where a rule is broken, or the times are of another kind than at the fit.
     """
-    report = DataReport()
+    frame = to_pandas(histories, columns=columns, report=report)
     given = validate_interactions(
-        to_pandas(histories, report=report),
+        frame,
         items,
+        columns=applicable(columns, frame),
+        name="histories",
         time_unit="position" if events.time_kind == "position" else time_unit,
         target_events=config.target_events,
         min_rating=config.min_rating,

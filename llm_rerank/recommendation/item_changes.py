@@ -16,7 +16,7 @@ from llm_rerank.data.id_index import code_of, codes_by_id
 from llm_rerank.data.layouts import as_items
 from llm_rerank.data.merging import with_items
 from llm_rerank.data.schema import validate_items
-from llm_rerank.data.values import object_array
+from llm_rerank.data.values import is_missing, object_array, plain_column
 from llm_rerank.recommendation.inputs import ITEM_TOKENS
 from llm_rerank.recommendation.state import Saved
 from llm_rerank.types import (
@@ -211,14 +211,14 @@ def _merged_frame(
 def _column(values: list[Any], kind: Any) -> pd.Series:
     """Make a column of the kind that it had, where its values still are of that kind."""
     column = pd.Series(object_array(values), dtype=object)
-    if kind is not None and kind.kind == "O" and not isinstance(kind, pd.StringDtype):
+    if pd.api.types.infer_dtype(column, skipna=True) == "string":
         return column
     try:
-        return column.infer_objects() if kind is None else column.astype(kind)
+        return plain_column(column) if kind is None or kind.kind == "O" else column.astype(kind)
     except (TypeError, ValueError):
-        return column.infer_objects()
+        return plain_column(column)
 
 
 def _same(here: Any, there: Any) -> bool:
-    missing = [bool(value is None or value != value) for value in (here, there)]
+    missing = [is_missing(value) for value in (here, there)]
     return bool(here == there) if not any(missing) else all(missing)

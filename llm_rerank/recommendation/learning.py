@@ -50,6 +50,7 @@ def fit_shop(
     *,
     columns: Mapping[str, str] | None,
     time_unit: TimeUnit,
+    encoding: str | None = None,
     start_from: str | Path | None,
 ) -> Saved:
     """Read a shop's tables and fit everything on them.
@@ -70,6 +71,7 @@ def fit_shop(
         columns,
         time_unit,
         report,
+        encoding=encoding,
     )
     targets = settled_targets(config.target_events, report.target_events)
     return _learned(learner, FitData(events, items, users, shown, _UNREAD), Renderer(), targets, report, start)
@@ -82,6 +84,7 @@ def refit_shop(
     *,
     columns: Mapping[str, str] | None,
     time_unit: TimeUnit,
+    encoding: str | None = None,
 ) -> Saved:
     """Run the whole protocol again on the events and items of a state, with its templates.
 
@@ -98,7 +101,11 @@ def refit_shop(
     shown = None if saved.impressions is None else saved.impressions.to_frame()
     if impressions is not None:
         shown = validate_impressions(
-            to_pandas(impressions, report=report), items, columns=columns, time_unit=time_unit, report=report
+            to_pandas(impressions, columns=columns, encoding=encoding, report=report),
+            items,
+            columns=columns,
+            time_unit=time_unit,
+            report=report,
         )
     data = FitData(saved.events, items, saved.users, shown, _UNREAD)
     again = _learned(learner, data, saved.renderer, saved.target_events, report, None)
@@ -129,7 +136,7 @@ def _learned(
     encoder = make_encoder(config)
     specs = learner.specs or specs_for(config, data.events, encoder)
     steps = 0 if config.cross_encoder == "off" else config.fine_tune_steps
-    say_plan(log, data.events, data.items, specs, encoder, refit=config.refit, fine_tune_steps=steps)
+    say_plan(log, data.events, data.items, specs, encoder, refit=config.refit, fine_tune_steps=steps, seed=config.seed)
     log.step("review sentiment")
     data = replace(data, sentiment=sentiment_of(data.events, encoder))
     fitted, in_fit = fit_reranker(data, FitTools(config, encoder, specs, learner.features, renderer), log, start)

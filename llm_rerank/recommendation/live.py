@@ -16,14 +16,16 @@ from typing import Any, Self
 
 import numpy as np
 
-from llm_rerank.data.id_index import known_id, spellings
-from llm_rerank.folders import current_name, save_folder
+from llm_rerank.data.id_index import known_id
+from llm_rerank.folders import current_name, remove_leftovers, save_folder
 from llm_rerank.recommendation.event_log import LOG_FILE, EventLog
 from llm_rerank.recommendation.live_events import EventError, checked_events
+from llm_rerank.recommendation.live_privacy import all_held, kept_under
 from llm_rerank.recommendation.live_state import LiveState, caught_up, loaded_state, with_events
-from llm_rerank.recommendation.privacy import ForgetReport, expired, exported, forgotten
+from llm_rerank.recommendation.privacy import ForgetReport, expired, forgotten, with_not_removed
 from llm_rerank.recommendation.reranker import Reranker
 from llm_rerank.recommendation.saving import write_reranker
+from llm_rerank.recommendation.state import expiry
 from llm_rerank.recommendation.updating import UpdateReport, updated
 from llm_rerank.storage import exclusive, read_json
 from llm_rerank.types import DataError, ReplacedError
@@ -87,6 +89,11 @@ class LiveShop:
         """Name of the model folder's content that is in use."""
         return self._state.version
 
+    @property
+    def origin(self) -> str:
+        """Which model is in use: the same after events and erasures, by whichever process; another after a fit."""
+        return self._state.saved.origin
+
     def reranker(self) -> Reranker:
         """Return a reranker that knows every event acknowledged so far, by this process or another.
 
@@ -136,7 +143,7 @@ class LiveShop:
         """
         answer = self.log.answer(request_id)
         if answer is None:
-            raise UnknownRequest("request_id is not, or no longer, remembered; answers are kept for 7 days")
+            raise UnknownRequest("request_id is not, or no longer, remembered; answers are kept for 7 days at most")
         if answer["user_id"] is None:
             raise UnknownRequest("request_id is of a list for nobody; feedback needs a user: give user_id when asking")
         ranks = {str(item): rank for rank, item in enumerate(answer["item_ids"], start=1)}
@@ -169,22 +176,14 @@ class LiveShop:
         return report
 
     def export(self, user_id: Any) -> dict[str, Any] | None:
-        """Return all that is held of a user: events, attributes, lists shown; None where nothing is."""
-        state = self._current()
-        names = _kept_under(user_id, state.users)
-        user_id = names[0]
-        lists = sorted((one for name in names for one in self.log.answers(name)), key=lambda one: one["recorded"])
-        try:
-            held = exported(state.saved, user_id)
-        except DataError:  # nothing in the model; a newcomer may have been shown lists
-            held = {"user_id": user_id}
-        return {**held, "lists_shown": lists} if lists or len(held) > 1 else None
+        """Return all that is held of a user, in the model and in the log; None where nothing is; see ``all_held``."""
+        return all_held(self._current(), self.log, user_id)
 
     def forget(self, user_ids: Sequence[Any], *, cache_folder: str | Path | None = None) -> ForgetReport:
         """Erase users from the log and from memory, which a kill cannot undo, then from the model folder.
 
-        When this returns no file of the folder holds them. A user who comes back later is a newcomer.
-        cache_folder: of the fit, whose vectors of texts that quoted a review go too.
+        When this returns no file of the folder holds them, or the report names the one (``not_reached``). A user who
+        comes back later is a newcomer. cache_folder: of the fit, whose vectors of texts that quoted a review go too.
         """
         with exclusive(self.folder / _LOCK):
             state = self._current()
@@ -192,7 +191,7 @@ class LiveShop:
                 raise DataError("user_ids is one text; give a list of ids")
             user_ids = [user.item() if isinstance(user, np.generic) else user for user in user_ids]
             ids = [known_id(user, state.users) for user in user_ids]
-            names = list(dict.fromkeys(name for user in user_ids for name in _kept_under(user, state.users)))
+            names = list(dict.fromkeys(name for user in user_ids for name in kept_under(user, state.users)))
             # the dear part, while the log is free: nobody waits for it
             saved, report = forgotten(state.saved, ids, cache_folder)
             _ = saved.item_statistics
@@ -202,7 +201,8 @@ class LiveShop:
                 state = LiveState(saved, state.version, self.log.erase(names, self.clock()))
             self._swap(state)
             self._fold()
-        return replace(report, n_events=report.n_events + late.n_events)
+            left = remove_leftovers(self.folder)
+        return with_not_removed(replace(report, n_events=report.n_events + late.n_events), left)
 
     @property
     def is_behind(self) -> bool:
@@ -331,13 +331,5 @@ class LiveShop:
             if self._state.version == state.version:
                 self._state = replace(self._state, version=version)
         self._folded = state.position
-        self.log.prune(state.position, self.clock())
-
-
-def _kept_under(user_id: Any, users: Mapping[Any, int]) -> list[Any]:
-    """Ids under which the log may name a user, the shop's own first.
-
-    An answer to somebody unknown is kept under the id as it was asked, 7 or "7"; later the shop may know the other one.
-    """
-    own = known_id(user_id, users)
-    return [own, *(name for name in spellings(user_id) if name != own and name not in users)]
+        now = self.clock()
+        self.log.prune(state.position, now, expiry(saved.config, saved.events.time_kind, now))

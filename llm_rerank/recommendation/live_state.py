@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from llm_rerank.data.id_index import codes_by_id
-from llm_rerank.data.values import clean_text
 from llm_rerank.folders import current_name
 from llm_rerank.recommendation.event_log import Entry, EventLog
+from llm_rerank.recommendation.known_events import is_known
 from llm_rerank.recommendation.privacy import forgotten
 from llm_rerank.recommendation.reranker import Reranker
 from llm_rerank.recommendation.state import Saved
@@ -129,19 +129,8 @@ def _with_items(saved: Saved, bodies: list[Any]) -> Saved:
 
 
 def _without_known(entries: Sequence[Entry], saved: Saved) -> list[Entry]:
-    """Leave out events that the state has: same user, item, time and search."""
-    if not entries:
-        return []
-    events, item_ids = saved.events, saved.fitted.items.ids
-    held = {
-        (events.user_ids[user], item_ids[item] if item >= 0 else None, time, query)
-        for user, item, time, query in zip(
-            events.users.tolist(), events.items.tolist(), events.times.tolist(), events.queries, strict=True
-        )
-    }
-
-    def is_new(body: Mapping[str, Any]) -> bool:
-        query = clean_text(body.get("query", ""))  # as the state has it
-        return (body["user_id"], body.get("item_id"), body["timestamp"], query) not in held
-
-    return [entry for entry in entries if entry.kind != "event" or is_new(entry.body)]
+    """Leave out events that the state has."""
+    events = [entry for entry in entries if entry.kind == "event"]
+    flags = is_known([entry.body for entry in events], saved)
+    known = {entry.position for entry, is_held in zip(events, flags.tolist(), strict=True) if is_held}
+    return [entry for entry in entries if entry.position not in known]

@@ -9,21 +9,18 @@ import numpy as np
 import pandas as pd
 
 from llm_rerank.config import RerankerConfig
-from llm_rerank.data.frames import applicable, to_pandas
+from llm_rerank.data.frames import applicable, open_tables
 from llm_rerank.data.schema import validate_impressions, validate_interactions, validate_items, validate_users
 from llm_rerank.data.times import TimeUnit
 from llm_rerank.models.semantic.sentiment import review_sentiment
-from llm_rerank.recommendation.estimate import estimate_fit_seconds, measure_encoder, seconds_in_words
+from llm_rerank.recommendation.estimate import MOST_REVIEWS_READ, estimate_fit_seconds, seconds_in_words
 from llm_rerank.recommendation.item_groups import CLUSTERS, group_column
 from llm_rerank.recommendation.log import FitLog
 from llm_rerank.recommendation.specs import MOST_ITEMS_FOR_EASE, PARTS, ComponentSpec, in_use
-from llm_rerank.types import DataError, DataReport, Encoder, FloatArray, Interactions, Items, Users
+from llm_rerank.types import DataReport, Encoder, FloatArray, Interactions, Items, Users
 
 if TYPE_CHECKING:
     from llm_rerank.models.semantic.cache import CachedEncoder
-
-MOST_REVIEWS_READ = 20_000
-"""Newest reviews whose sentiment is read with the encoder; older ones count through their ratings only."""
 
 
 def read_shop(
@@ -35,17 +32,16 @@ def read_shop(
     columns: Mapping[str, str] | None,
     time_unit: TimeUnit,
     report: DataReport,
+    *,
+    encoding: str | None = None,
 ) -> tuple[Interactions, Items, Users | None, pd.DataFrame | None]:
     """Read and validate a shop's tables (frames or paths); one mapping of columns serves them all.
 
+    encoding: of files, None to find it.
     Raises DataError where a table breaks a rule, or where a column that the settings name is not there.
     """
     given = {"items": items, "users": users, "interactions": interactions, "impressions": impressions}
-    tables = {name: to_pandas(table, report=report) for name, table in given.items() if table is not None}
-    known = {column for table in tables.values() for column in table.columns}
-    absent = [name for name in columns or {} if name not in known]
-    if absent:
-        raise DataError(f"columns maps {absent[0]!r}, which no table has; the tables have {sorted(map(str, known))}")
+    tables = open_tables(given, columns, encoding, report, required=("interactions", "items"))
     named = {name: applicable(columns, table) for name, table in tables.items()}
     valid_items = validate_items(tables["items"], columns=named["items"], report=report)
     diversity = config.diversity_settings
@@ -103,24 +99,21 @@ def say_plan(
     *,
     refit: bool,
     fine_tune_steps: int = 0,
+    seed: int = 0,
 ) -> None:
-    """Say what a fit is going to do and about how long it takes; vectors of earlier fits are not counted on."""
+    """Say what a fit is going to do and about how long it takes; arguments as for ``estimate_fit_seconds``."""
     always = in_use(specs, ())
     parts = [part for part in PARTS if any(spec.part == part for spec in specs)]
     if encoder is not None and fine_tune_steps:
         parts.append("a cross-encoder fine-tuned on what they leave")
-    # titles and descriptions stand for the texts, which are rendered as of a cut that is not chosen yet
-    texts = [" ".join(parts).strip() for parts in zip(items.frame["title"], items.frame["description"], strict=True)]
-    if not any(texts):  # items that only their reviews describe
-        texts = list(events.reviews[events.reviews.astype(bool)])
     seconds = estimate_fit_seconds(
         events,
         items,
         specs,
-        seconds_per_text=0.0 if encoder is None else measure_encoder(encoder.encoder, texts),
-        n_reviews_read=0 if encoder is None else min(int(events.reviews.astype(bool).sum()), MOST_REVIEWS_READ),
+        encoder,
         refit=refit,
         fine_tune_steps=0 if encoder is None else fine_tune_steps,
+        seed=seed,
     )
     log.say(
         f"plan: {len(events):,} events of {len(np.unique(events.users)):,} users on {len(items):,} items; "

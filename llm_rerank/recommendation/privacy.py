@@ -40,6 +40,10 @@ LEARNED_OF_TEXTS = {
 }
 """What scorers learned of all texts together, which a text read again does not change."""
 
+NO_CACHE_FOLDER = (
+    "a cache folder of the fit, if there was one: no such folder was named, and it may hold vectors of their words; "
+    "delete what is in it"
+)
 MOST_TOUCHED = 0.5
 """Share of the items up to which expiring takes users out of a scorer whose cost grows with their items."""
 
@@ -50,7 +54,7 @@ class ForgetReport:
 
     forgotten, unknown: user ids as given. n_events: events that are gone. rewritten: what no longer knows of them.
     influence: what was learned with them and keeps that until a refit. texts_rewritten: ids of items whose texts quoted
-    a review of theirs.
+    a review of theirs. not_reached: where they may still be, in sentences.
     """
 
     forgotten: list[Any] = field(default_factory=list)
@@ -59,6 +63,7 @@ class ForgetReport:
     rewritten: tuple[str, ...] = ()
     influence: tuple[str, ...] = ()
     texts_rewritten: list[Any] = field(default_factory=list)
+    not_reached: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         lines = [f"{len(self.forgotten):,} users forgotten, {self.n_events:,} events gone"]
@@ -70,6 +75,7 @@ class ForgetReport:
             lines.append(f"texts of {len(self.texts_rewritten):,} items no longer quote their reviews")
         if self.influence:
             lines.append(f"still shaped by them until a refit: {', '.join(self.influence)}")
+        lines += [f"not reached: {place}" for place in self.not_reached]
         return "\n".join(lines)
 
 
@@ -79,7 +85,8 @@ def forgotten(
     """Return the state without these users; the one given stays as it is.
 
     user_ids: as in the data; "7" finds the number 7 where there is no text "7". Unknown ids are reported. cache_folder:
-    of the fits; it is emptied where a user wrote a review, for it tells texts by hashes alone.
+    of the fits; it is emptied where a user wrote a review or a search, for it tells texts by hashes alone; where none
+    is given, or there is none, the report says that it was not reached.
     """
     if isinstance(user_ids, str | bytes):
         raise DataError(f"user_ids is the text {user_ids!r}; give a list of ids")
@@ -97,7 +104,7 @@ def forgotten(
     is_user = np.zeros(events.n_users, dtype=np.bool_)
     is_user[codes[codes >= 0]] = True
     gone = is_user[events.users]
-    reviewed = bool((gone & events.reviews.astype(bool)).any())
+    has_words = bool((gone & (events.reviews.astype(bool) | events.queries.astype(bool))).any())
     saved, rewritten, influence, read = _without(saved, gone, all_scorers=True)
     rewritten = ["events and user ids", *rewritten]
     # users without any event: their ids are left
@@ -115,10 +122,18 @@ def forgotten(
     if report != saved.fitted.report:
         saved = replace(saved, fitted=replace(saved.fitted, report=report))
         rewritten.append("the report of the fit")
-    if reviewed:
+    if has_words:
         rewritten += erase_caches(saved.fitted.components, cache_folder)
     item_ids = saved.fitted.items.ids[read].tolist()
-    return saved, ForgetReport(known, unknown, int(gone.sum()), tuple(rewritten), tuple(influence), item_ids)
+    not_reached = () if cache_folder is not None and Path(cache_folder).is_dir() else (NO_CACHE_FOLDER,)
+    n_events = int(gone.sum())
+    return saved, ForgetReport(known, unknown, n_events, tuple(rewritten), tuple(influence), item_ids, not_reached)
+
+
+def with_not_removed(report: ForgetReport, paths: Sequence[Path]) -> ForgetReport:
+    """Add earlier contents of a model folder that could not be removed, and so may hold the users."""
+    told = (f"{path}, an earlier content, cannot be removed now: the next save tries again" for path in paths)
+    return replace(report, not_reached=(*report.not_reached, *told))
 
 
 def expired(saved: Saved, now: float | None = None, *, slack_s: float = 0.0) -> tuple[Saved, ForgetReport]:

@@ -14,11 +14,12 @@ import numpy as np
 import pandas as pd
 
 from llm_rerank.data.candidates import validate_candidates
-from llm_rerank.data.frames import applicable, like_input, to_pandas
-from llm_rerank.data.times import TimeUnit
+from llm_rerank.data.frames import applicable, like_input, open_tables
+from llm_rerank.data.times import TimeUnit, read_moment
 from llm_rerank.data.values import object_array
 from llm_rerank.folders import check_target, open_folder, save_folder
-from llm_rerank.recommendation.changing import ChangingReranker, Frame, as_seconds
+from llm_rerank.recommendation.asking import DATA, asked_ids, data_facts
+from llm_rerank.recommendation.changing import ChangingReranker, Frame
 from llm_rerank.recommendation.comparing import Comparison, compare_results
 from llm_rerank.recommendation.components import Component
 from llm_rerank.recommendation.deciding import Decided, decide, result_frame
@@ -30,10 +31,10 @@ from llm_rerank.recommendation.learning import Learner, fit_shop
 from llm_rerank.recommendation.log import FitLog, FitReport
 from llm_rerank.recommendation.phrases import phrase_effects
 from llm_rerank.recommendation.privacy import expired
+from llm_rerank.recommendation.questions import check_settings
 from llm_rerank.recommendation.saving import read_reranker, write_reranker
 from llm_rerank.types import (
     Cases,
-    DataError,
     DataReport,
     FloatArray,
     Interactions,
@@ -59,12 +60,14 @@ class Reranker(ChangingReranker):
         impressions: Frame | None = None,
         columns: Mapping[str, str] | None = None,
         time_unit: TimeUnit = "auto",
+        encoding: str | None = None,
         start_from: str | Path | None = None,
     ) -> Self:
         """Fit everything on a shop's events and items; prints its plan, its estimate of time and what it decided.
 
         interactions, items, users, impressions: frames or paths, columns as in the data contract (README). columns:
-        the shop's column names to ours. time_unit: "auto", "s", "ms", "us", "ns", "datetime" or "position".
+        the shop's column names to ours. time_unit: "auto", "s", "ms", "us", "ns", "datetime" or "position". encoding:
+        of the files, None to find it.
         start_from: folder of another shop's saved reranker, whose settings are taken over, toward whose blend the new
         one is shrunk, and whose cross-encoder is fine-tuned further, or used as it is where there is too little to
         learn from.
@@ -73,7 +76,9 @@ class Reranker(ChangingReranker):
         """
         tables = {"interactions": interactions, "items": items, "users": users, "impressions": impressions}
         learner = Learner(self.config, self._specs, self._features, FitLog(verbose=self.verbose))
-        self._adopt(fit_shop(learner, tables, columns=columns, time_unit=time_unit, start_from=start_from))
+        self._adopt(
+            fit_shop(learner, tables, columns=columns, time_unit=time_unit, encoding=encoding, start_from=start_from)
+        )
         return self
 
     @property
@@ -96,33 +101,39 @@ class Reranker(ChangingReranker):
         k: int | None = None,
         on_unknown: Literal["keep", "drop", "raise"] = "keep",
         columns: Mapping[str, str] | None = None,
+        encoding: str | None = None,
     ) -> Any:
         """Put each user's candidates in order; many users at once.
 
         candidates: user_id, item_id, optional upstream_score (with any, and impressions at the fit, the whole batch is
         decided as lists of that recommender); further columns pass through. histories: interactions
-        that stand for the history of the users in them. at: the moment of the decision (default: after the last
-        known event). k: rows a user to return (default: all). on_unknown: what to do with candidates absent from
-        the catalogue: keep them last with score NaN, drop them, or raise.
+        that stand for the history of the users in them. at: the moment of the decision, a date, seconds or a position
+        (default: after the last known event). k: rows a user to return (default: all). on_unknown: what to do with
+        candidates absent from the catalogue: keep them last with score NaN, drop them, or raise. columns: the shop's
+        column names to ours, of both tables. encoding: of the files, None to find it.
 
         Returns the kind of frame given: user_id, item_id, rank (from 1), score, probability, kept, score_<group>
         (which add up to score), upstream_score, then the columns passed through; users in order of appearance, best
         rank first, ties in input order. ``attrs["decision"]`` of a pandas frame says how the batch was cut, whether the
         guarantee holds for it, and whether it drifted (``decision_facts``); a drifted batch that is cut gives a
-        DriftWarning.
+        DriftWarning. Rows of either table that cannot be used are left out, with a DroppedRowsWarning that counts them
+        by reason; ``attrs["data"]`` has the counts and how the tables were read.
         Raises DataError where the frame breaks a rule, NotFittedError before ``fit`` or ``load``.
         """
         fitted = self._fit_result()
-        _check_k(k)
+        check_settings(k, None, None)
         report = DataReport()
-        frame = to_pandas(candidates, report=report)
+        given = {"candidates": candidates, "histories": histories}
+        tables = open_tables(given, columns, encoding, report, required=("candidates",))
+        frame = tables["candidates"]
         table = validate_candidates(
             frame, fitted.items, on_unknown=on_unknown, columns=applicable(columns, frame), report=report
         )
         row_users, user_ids = pd.factorize(pd.Series(table.user_ids, dtype=object), use_na_sentinel=False)
         order = np.argsort(row_users, kind="stable")
         lengths = np.bincount(row_users, minlength=len(user_ids)).astype(np.int64)
-        cases, seen = self._cases(list(user_ids), self._given(histories), at)
+        events = self._given(tables.get("histories"), columns=columns, report=report)
+        cases, seen = self._cases(list(user_ids), events, at)
         cases = cases.with_candidates(Ragged.from_lengths(table.item_codes[order], lengths))
         upstream = table.upstream_scores[order]
         decided = self._decide(cases, seen, upstream=None if np.isnan(upstream).all() else upstream)
@@ -131,6 +142,7 @@ class Reranker(ChangingReranker):
         # the cut of the fit's own lists says nothing of another recommender's
         other = OTHER_LISTS if decided.stage is fitted.stage else ""
         result.attrs[DECISION] = decision_facts(decided, cases, self.config, k, other_lists=other)
+        result.attrs[DATA] = data_facts(report)
         return like_input(result, candidates)
 
     def recommend(
@@ -141,6 +153,8 @@ class Reranker(ChangingReranker):
         at: Any = None,
         k: int | None = 10,
         exclude_seen: bool = True,
+        columns: Mapping[str, str] | None = None,
+        encoding: str | None = None,
     ) -> Any:
         """Retrieve candidates and return each user's best k.
 
@@ -149,11 +163,13 @@ class Reranker(ChangingReranker):
         arguments and the result as in ``rerank``.
         """
         fitted = self._fit_result()
-        _check_k(k)
-        given = self._given(histories)
+        check_settings(k, None, None)
+        report = DataReport()
+        tables = open_tables({"histories": histories}, columns, encoding, report)
+        given = self._given(tables.get("histories"), columns=columns, report=report)
         if user_ids is None:
             user_ids = list(self._data().events.user_ids if given is None else given.user_ids)
-        user_ids = list(dict.fromkeys(user_ids))
+        user_ids = asked_ids(user_ids, "user_ids")
         cases, seen = self._cases(user_ids, given, at)
         per_source = max(self.config.candidates_per_source, k or 0)
         decided = self._decide(cases, seen, candidates_per_source=per_source, exclude=seen if exclude_seen else None)
@@ -167,6 +183,7 @@ class Reranker(ChangingReranker):
         result = result_frame(passed, decided, fitted, k)
         other = retrieved_otherwise(exclude_seen, per_source, self.config.candidates_per_source)
         result.attrs[DECISION] = decision_facts(decided, cases, self.config, k, other_lists=other)
+        result.attrs[DATA] = data_facts(report)
         return result if histories is None else like_input(result, histories)
 
     def explain(
@@ -188,11 +205,16 @@ class Reranker(ChangingReranker):
         be loaded.
         """
         fitted = self._fit_result()
+        asked_ids([user_id], "user_id")
+        asked_ids([item_id, versus], "item_id")
         code, *other = codes_to_explain(fitted.items, item_id, versus)
+        report = DataReport()
         if isinstance(history, list | tuple):
-            given = self._given(history_frame(user_id, history, self._moment(None, at)), time_unit="s")
+            listed = history_frame(user_id, history, self._moment(None, at))
+            given = self._given(listed, time_unit="s", report=report)
         else:
-            given = self._given(history)
+            given = self._given(history, report=report)
+        data_facts(report)
         cases, seen = self._cases([user_id], given, at)
         cases = cases.with_candidates(Ragged.from_lists([[code]]))
         explanation = explain_item(user_id, fitted, cases, seen, self._decide, other=other[0] if other else None)
@@ -238,11 +260,20 @@ class Reranker(ChangingReranker):
     def _fit_result(self) -> Fitted:
         return self._data().fitted
 
-    def _given(self, histories: Frame | None, time_unit: TimeUnit = "auto") -> Interactions | None:
+    def _given(
+        self,
+        histories: Frame | None,
+        time_unit: TimeUnit = "auto",
+        *,
+        columns: Mapping[str, str] | None = None,
+        report: DataReport,
+    ) -> Interactions | None:
         if histories is None:
             return None
         saved = self._data()
-        return read_histories(histories, saved.events, saved.fitted.items, self.config, time_unit)
+        return read_histories(
+            histories, saved.events, saved.fitted.items, self.config, time_unit, columns=columns, report=report
+        )
 
     def _cases(self, user_ids: list[Any], given: Interactions | None, at: Any) -> tuple[Cases, Ragged]:
         events = self._data().events
@@ -252,7 +283,7 @@ class Reranker(ChangingReranker):
         """Time of the decision: as asked, or just after the last event that is known."""
         events = self._data().events
         if at is not None:
-            return as_seconds(at)
+            return read_moment(at, events.time_kind)
         last = [int(source.times.max()) for source in (events, given) if source is not None and len(source)]
         return max(last, default=0) + 1
 
@@ -275,8 +306,3 @@ class Reranker(ChangingReranker):
             candidates_per_source=candidates_per_source,
             exclude=exclude,
         )
-
-
-def _check_k(k: int | None) -> None:
-    if k is not None and k < 1:
-        raise DataError(f"k is {k}; it must be at least 1, or None for every candidate")

@@ -43,6 +43,21 @@ from llm_rerank.types import (
 
 TEXT_ARRAYS = ("reviews", "queries")
 
+CONFIG = (
+    "config",
+    "components",
+    "stage",
+    "upstream_stage",
+    "report",
+    "has_histories",
+    "has_users",
+    "target_events",
+    "log_name",
+    "log_position",
+    "origin",
+)
+"""What a reranker's description must have; ``has_impressions`` is not in those of before."""
+
 SCORERS = {
     "als": ("llm_rerank.models.collaborative.als", "ALS"),
     "cross_encoder": ("llm_rerank.models.cross_encoder.scorer", "HistoryCrossEncoder"),
@@ -122,7 +137,7 @@ def write_reranker(folder: Path, saved: Saved) -> None:
 
 def read_reranker(folder: Path) -> Saved:
     """Read what ``write_reranker`` wrote. Raises StorageError where a part is missing or of no known kind."""
-    values = read_json(folder / "config.json")
+    values = _read_config(folder)
     components = []
     for entry in values["components"]:
         scorer = _scorer_class(entry["name"]).load(folder / "components" / entry["name"])
@@ -171,7 +186,7 @@ def read_reranker(folder: Path) -> Saved:
 
 def read_start(folder: Path) -> Start:
     """Read only what another shop lends: the chosen settings, the stages, and where its cross-encoder lies."""
-    values = read_json(folder / "config.json")
+    values = _read_config(folder)
     weights = folder / "components" / CROSS_ENCODER
     upstream = values["upstream_stage"]
     return Start(
@@ -180,6 +195,18 @@ def read_start(folder: Path) -> Start:
         upstream_stage=None if upstream is None else Stage.from_dict(upstream),
         cross_encoder=weights if weights.is_dir() else None,
     )
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    """Read a reranker's description; StorageError where the folder is another thing, such as a cross-encoder alone."""
+    path = folder / "config.json"
+    if not path.exists():
+        raise StorageError(f"{path} is missing: this is another model than a reranker; give a folder that fit wrote")
+    values = read_json(path)
+    absent = [name for name in CONFIG if name not in values] if isinstance(values, dict) else list(CONFIG)
+    if absent:
+        raise StorageError(f"{path} has no {absent[0]!r}: that is no reranker's; give a folder that fit wrote")
+    return values
 
 
 def _scorer_class(name: str) -> type[Scorer]:

@@ -262,6 +262,9 @@ def fit_stage(
             fusion, columns, residual_names, rows, positive, targets, choice=cross_encoder, seed=seed
         )
         names = (*names, CROSS_ENCODER)
+    if fusion.blend.penalty is None:
+        # where no blend was fitted, support's effect is noise; without it probabilities keep the order of the scores
+        item_support = np.zeros_like(item_support)
     calibrator = fit_calibrator(fusion.out_of_fold, user_support, item_support, positive)
     ndcg = None
     if fusion.verdict.difference is not None:

@@ -18,7 +18,7 @@ import numpy as np
 
 from llm_rerank.data.event_mappings import read_mappings
 from llm_rerank.data.events import EVENT_ALIASES
-from llm_rerank.data.frames import applicable, named_columns, to_pandas
+from llm_rerank.data.frames import applicable, named_columns, open_tables, to_pandas
 from llm_rerank.data.id_index import code_of, codes_by_id
 from llm_rerank.data.layouts import as_interactions
 from llm_rerank.data.merging import match_users, with_events
@@ -65,6 +65,7 @@ def updated(
     *,
     columns: Mapping[str, str] | None = None,
     time_unit: TimeUnit = "auto",
+    encoding: str | None = None,
 ) -> tuple[Saved, UpdateReport]:
     """Return the state with events and items taken in; the one given stays as it is.
 
@@ -75,12 +76,8 @@ def updated(
     if interactions is None and items is None:
         raise DataError("update was given neither interactions nor items; give at least one of them")
     report = DataReport()
-    if columns:  # one mapping serves both tables
-        given = {"interactions": interactions, "items": items}
-        tables = {name: to_pandas(table, report=report) for name, table in given.items() if table is not None}
-        absent = [name for name in columns if not any(name in table.columns for table in tables.values())]
-        if absent:
-            raise DataError(f"columns maps {absent[0]!r}, which no table has; give a column of one of the tables")
+    if columns or encoding:  # one mapping serves both tables
+        tables = open_tables({"interactions": interactions, "items": items}, columns, encoding, report)
         interactions, items = tables.get("interactions"), tables.get("items")
     new_items: list[Any] = []
     changed_items: list[Any] = []

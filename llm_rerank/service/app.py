@@ -175,7 +175,7 @@ def _add_page(app: FastAPI) -> None:
 async def _keep(context: Context, look: asyncio.Event, loaded: Callable[[], None] | None) -> None:
     """Take over a replaced model, keep the log's files short, fold the log into the folder; goes on whatever fails."""
     loop = asyncio.get_running_loop()
-    folded_at = loop.time()
+    folded_at, origin = loop.time(), context.shop.origin
     while True:
         try:
             await asyncio.wait_for(look.wait(), context.settings.reload_every_s)
@@ -184,7 +184,8 @@ async def _keep(context: Context, look: asyncio.Event, loaded: Callable[[], None
         look.clear()
         try:
             replaced = await asyncio.to_thread(context.shop.reload_if_replaced, context.warm_up)
-            if replaced:
+            if context.shop.origin != origin:  # not so where another process has written the same model back
+                origin = context.shop.origin
                 context.metrics.swaps.inc()
                 logger.info("another model was taken over: %s", context.shop.version)
             context.metrics.set_model(context.shop.version)

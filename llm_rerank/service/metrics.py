@@ -48,7 +48,11 @@ class Metrics:
         self.events = Counter("llm_rerank_events", "Events posted.", ["outcome"], registry=registry)
         self.items = Counter("llm_rerank_items", "Items posted.", registry=registry)
         self.forgotten = Counter("llm_rerank_forgotten_users", "Users forgotten.", registry=registry)
-        self.swaps = Counter("llm_rerank_model_swaps", "Models taken over while running.", registry=registry)
+        self.swaps = Counter(
+            "llm_rerank_model_swaps",
+            "Other models taken over; not what a process wrote back of the same one.",
+            registry=registry,
+        )
         self.model = Gauge("llm_rerank_model_info", "1 for the model in use.", ["version"], registry=registry)
         for outcome in ("accepted", "duplicate"):  # so that a rate can be taken from the first one on
             self.events.labels(outcome)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 import math
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from llm_rerank.types import DataError
 
@@ -31,6 +32,7 @@ class ServiceSettings:
     most_answers, answer_lifetime_s: answers that can be cut anew, and for how long.
     reload_every_s: seconds between looks at the model folder. compact_every_s: seconds between foldings of the event
     log into the model folder, where there is something to fold.
+    cache_folder: of the fits; it is emptied where a user who is forgotten left words. None: nobody knows of one.
     """
 
     api_key: str | None = field(default=None, repr=False)
@@ -50,6 +52,7 @@ class ServiceSettings:
     answer_lifetime_s: float = 900.0
     reload_every_s: float = 1.0
     compact_every_s: float = 3_600.0
+    cache_folder: Path | None = None
 
     def __post_init__(self) -> None:
         for name, default in ((n, f.default) for n, f in self.__dataclass_fields__.items()):
@@ -63,6 +66,8 @@ class ServiceSettings:
             raise DataError(f"most_candidates is {self.most_candidates:,}; it must be at most {MOST_CANDIDATES:,}")
         if self.api_key is not None:
             check_key(self.api_key)
+        if self.cache_folder is not None and not self.cache_folder.is_dir():
+            raise DataError(f"cache folder {self.cache_folder} is no folder; give the one of the fits, or none")
 
 
 def check_key(key: str) -> None:

@@ -14,9 +14,10 @@ from llm_rerank.data.id_index import code_of, codes_by_id, spellings
 from llm_rerank.data.values import plain
 from llm_rerank.recommendation.live_events import LONGEST_ID
 from llm_rerank.recommendation.privacy import ForgetReport
-from llm_rerank.service.answers import Forgotten, HeldOfUser, History, UserList, refusals
+from llm_rerank.service.answers import History, UserList, refusals
 from llm_rerank.service.context import Context
 from llm_rerank.service.failures import JsonResponse, ServiceError
+from llm_rerank.service.records import Forgotten, HeldOfUser
 from llm_rerank.service.values import with_slashes
 from llm_rerank.types import UNKNOWN, DataError, Interactions
 
@@ -54,7 +55,7 @@ def add_routes(app: FastAPI, context: Context) -> None:
 
     @app.get("/users/{user_id}", response_model=HeldOfUser, responses=refusals(), tags=["users"])
     async def export(user_id: UserPath) -> JsonResponse:
-        """Give all that is held of a user: events, attributes, lists that were shown."""
+        """Give all that is held of a user: events, attributes, the log's entries, lists that were shown."""
         try:
             held = await context.workers.run(
                 lambda: context.shop.export(with_slashes(user_id)), settings.long_time_limit_s
@@ -67,12 +68,14 @@ def add_routes(app: FastAPI, context: Context) -> None:
     async def forget(user_id: UserPath) -> JsonResponse:
         """Erase a user from memory, log and model folder; the answer says what still carries influence until a refit.
 
+        It also says what was not reached: a cache folder of the fit that the service was not told of, a file that
+        could not be removed.
         A user of whom nothing is held is no error: afterwards nothing is held.
         """
         ids = spellings(with_slashes(user_id))  # answers to users nobody knows may be kept under either
 
         def work() -> ForgetReport:
-            report = context.shop.forget(ids)
+            report = context.shop.forget(ids, cache_folder=settings.cache_folder)
             context.snapshot()  # in the place of the last one, which knew the user; and no answer of theirs stays
             return report
 

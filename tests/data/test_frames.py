@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import datetime
+import decimal
 import uuid
 
 import numpy as np
@@ -9,6 +11,7 @@ import pyarrow as pa
 import pytest
 
 from llm_rerank.data.frames import applicable, as_objects, clean_ids, id_codes, like_input, named_columns, to_pandas
+from llm_rerank.data.id_index import code_of, codes_by_id, known_id
 from llm_rerank.types import DataError, DataReport
 
 ROWS = {"user_id": ["u1", "u2"], "price": [1.5, None]}
@@ -93,10 +96,30 @@ def ids_of(values):
 
 
 def test_ids_stay_as_they_came():
-    one = uuid.uuid4()
-    for values in (["007", "7"], [7, 8], [one], [("a", 1), ("a", 2)], [1.5, 2.5]):
+    for values in (["007", "7"], [7, 8], [1.5, 2.5]):
         series = pd.Series(values, dtype=object)
         assert ids_of(series) == (values, [])
+
+
+def test_ids_that_no_file_keeps_become_text_or_whole_numbers_or_are_refused():
+    one = uuid.uuid4()
+    assert ids_of([one, None])[0] == [str(one), None]
+    assert ids_of([decimal.Decimal("17"), decimal.Decimal("4")])[0] == [17, 4]
+    assert ids_of([decimal.Decimal("1.50"), None])[0] == ["1.50", None]
+    assert ids_of([datetime.date(2024, 5, 31)])[0] == ["2024-05-31"]
+    assert ids_of(pd.to_datetime(["2024-05-31 10:00"]))[0] == ["2024-05-31 10:00:00"]
+    assert "holds ids of type UUID" in ids_of([one])[1][0]
+    for foreign in (("a", 1), b"a", 1j):
+        with pytest.raises(DataError, match="item_id of items holds .* of type .*; an id must be one number or text"):
+            ids_of(pd.Series([foreign, foreign, "x"], dtype=object))
+
+
+def test_ids_asked_for_as_uuids_are_the_texts_that_they_were_read_as():
+    one, other = uuid.uuid4(), uuid.uuid4()
+    known = as_objects(pd.Series([str(other), str(one)]))
+    assert id_codes(pd.Series([one, "x", None], dtype=object), known).tolist() == [1, -1, -1]
+    assert code_of(one, codes_by_id(known)) == 1
+    assert known_id(one, codes_by_id(known)) == str(one)
 
 
 def test_whole_floats_are_whole_again_and_blanks_are_missing():
@@ -114,6 +137,8 @@ def test_mixed_ids_become_text_unless_two_would_merge():
         DataError, match="item_id of items mixes numbers and texts, and 1 and '1' would be one id; write"
     ):
         ids_of(pd.Series([1, "1"], dtype=object))
+    with pytest.raises(DataError, match=r"and (\d+) and '\1' would be one id"):
+        ids_of(pd.Series([30, 39, "39", "30"], dtype=object))
 
 
 def test_lists_are_no_ids():

@@ -12,8 +12,8 @@ import torch
 
 from llm_rerank.models.cross_encoder import reference
 from llm_rerank.models.cross_encoder import scorer as scorer_module
-from llm_rerank.models.cross_encoder.history_encoder import HistoryNetwork, NetworkShape, scoring_copy
-from llm_rerank.models.cross_encoder.item_table import build_table
+from llm_rerank.models.cross_encoder.history_encoder import HistoryNetwork, NetworkShape
+from llm_rerank.models.cross_encoder.item_table import COLUMNS, build_table
 from llm_rerank.models.cross_encoder.reference import reference_score
 from llm_rerank.models.cross_encoder.scorer import HistoryCrossEncoder
 from llm_rerank.models.semantic.cache import CachedEncoder
@@ -201,13 +201,18 @@ def test_the_greatest_cosine_is_of_a_real_item_also_where_all_are_below_zero():
         assert network.similarity(cosines, ages, weights).tolist() == [[-0.5], [0.0]]
 
 
-def test_in_bfloat16_the_temperature_is_not_rounded():
-    network = HistoryNetwork(NetworkShape(8, 2, 8, 1e-12, n_lower=1, n_upper=1))
-    with torch.no_grad():
-        network.temperature.fill_(7.77)
-    copied = scoring_copy(network, torch.bfloat16)
-    assert copied.head_mean.weight.dtype == torch.bfloat16
-    assert copied.temperature.item() == network.temperature.item()
+def test_in_bfloat16_only_the_reader_of_pairs_is_rounded(tiny):
+    histories, candidates = [["tent", "lamp"]], [["camp stove", "tea pot", "lamp"]]
+    for cross_attention in (False, True):
+        models = [
+            model_of(tiny, trained=True, cross_attention=cross_attention, dtype=d) for d in ("float32", "bfloat16")
+        ]
+        exact, rounded = (model.predict(histories, candidates)[0] for model in models)
+        tables = [model._text_table for model in models]
+        assert all(torch.equal(getattr(tables[0], name), getattr(tables[1], name)) for name in COLUMNS)
+        assert models[1]._for_scoring().head_mean.weight.dtype == torch.float32
+        difference = np.abs(exact - rounded).max()
+        assert 1e-6 < difference < 0.02 if cross_attention else difference == 0
 
 
 @pytest.mark.parametrize("cross_attention", [False, True])
@@ -404,9 +409,8 @@ def test_another_encoder_than_then_is_an_error(tiny, tmp_path):
 def test_a_loaded_model_reads_new_texts_with_the_settings_of_then(tiny, tmp_path):
     settings = {"item_tokens": 8, "history_length": 2, "n_upper": 1, "cross_attention": True}
     model = model_of(tiny, trained=True, **settings).fit(None, items_of(["tent", "", "lamp"]), seed=0)
-    (tmp_path / "m").mkdir()
-    model.save(tmp_path / "m")
-    again = HistoryCrossEncoder.load(tmp_path / "m", device="cpu")
+    model.save(str(tmp_path / "m"))
+    again = HistoryCrossEncoder.load(str(tmp_path / "m"), device="cpu")
     cases = cases_of([[0, 1]], [[0, 1, 2]])
     assert np.isnan(model.score(cases)).tolist() == [False, True, False]
     np.testing.assert_array_equal(again.score(cases), model.score(cases))

@@ -422,8 +422,8 @@ def test_saved_and_loaded_elsewhere(learned, tmp_path):
 
 def test_an_untrained_head_is_still_new_after_loading(tiny_folder, tmp_path):
     model = tiny(tiny_folder)
-    model.save(tmp_path)
-    loaded = PairwiseCrossEncoder.load(tmp_path, device="cpu")
+    model.save(str(tmp_path / "new"))
+    loaded = PairwiseCrossEncoder.load(str(tmp_path / "new"), device="cpu")
     with pytest.raises(NotFittedError, match="call fit or load first"):
         loaded.score(word_lists(1, 0).cases)
     settings = QUICK | {"steps": 3, "learning_rate": 1e-9}  # only what counts as new can move

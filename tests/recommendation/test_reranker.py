@@ -11,6 +11,7 @@ import pytest
 
 from llm_rerank.config import RerankerConfig
 from llm_rerank.recommendation.fusion import LINEAR
+from llm_rerank.recommendation.newcomers import POPULARITY
 from llm_rerank.recommendation.reranker import Reranker
 from llm_rerank.types import DataError, NotFittedError, StorageError
 
@@ -287,10 +288,10 @@ def test_a_start_from_another_shop_lends_settings_and_blend(fitted, shop, tmp_pa
     assert {name for name, weight in zip(new_blend.names, new_blend.weights, strict=True) if weight} == {
         name for name in new_blend.names if old_weights.get(name)
     }
-    # alone, 40 users are too few for a blend: one component ranks, and a little of the sum of all
+    # alone, 40 users are too few for a blend: one component ranks, a little of the sum of all, and popularity in ties
     blend = alone._fit_result().stage.blend
     weighted = {name for name, weight in zip(blend.names, blend.weights, strict=True) if weight}
-    assert weighted == {blend.default, *(f"{name}{LINEAR}" for name in ("text_ease", "als", "item_knn"))}
+    assert weighted == {blend.default, *(f"{name}{LINEAR}" for name in ("text_ease", "als", "item_knn")), *POPULARITY}
 
 
 def test_users_of_another_kind_of_id_are_the_same_users(shop):

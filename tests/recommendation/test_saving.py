@@ -13,6 +13,7 @@ from llm_rerank.data.cases import build_cases
 from llm_rerank.data.features import PAIR_FEATURES, pair_features
 from llm_rerank.recommendation.components import Component
 from llm_rerank.recommendation.saving import SCORERS, read_reranker, read_start, write_reranker
+from llm_rerank.storage import write_json
 from llm_rerank.types import EVENT_ARRAYS, Ragged, StorageError, Users
 
 
@@ -139,6 +140,16 @@ def test_an_id_that_json_cannot_keep_is_refused(saved, tmp_path):
     ids[3] = datetime.date(2024, 5, 31)
     with pytest.raises(StorageError, match="of type date cannot be saved"):
         write_reranker(tmp_path, replace(saved, events=replace(saved.events, user_ids=ids)))
+
+
+def test_another_models_folder_is_refused(saved, tmp_path):
+    for read in (read_reranker, read_start):
+        with pytest.raises(StorageError, match="config.json is missing: this is another model than a reranker"):
+            read(tmp_path)
+    write_json(tmp_path / "config.json", {"model": "mine"})
+    for read in (read_reranker, read_start):
+        with pytest.raises(StorageError, match="config.json has no 'config': that is no reranker's"):
+            read(tmp_path)
 
 
 def test_a_component_that_could_not_be_loaded_is_not_saved(saved, tmp_path):

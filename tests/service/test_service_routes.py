@@ -358,6 +358,33 @@ def test_a_user_who_is_forgotten_is_nowhere(client, model):
     assert counted(client, "llm_rerank_forgotten_users_total") == 2
 
 
+def test_a_cache_of_the_fit_is_emptied_or_it_is_told_that_it_was_not(client, model, tmp_path):
+    event = {"user_id": "mallory-9", "item_id": ids_of(client)[0], "review": "a zebra of a trowel"}
+    good(client.post("/events", json=event))
+    report = good(client.delete("/users/mallory-9"))
+    assert len(report["not_reached"]) == 1
+    assert "not reached: a cache folder of the fit, if there was one" in report["text"]
+    cache = tmp_path / "cache"
+    (cache / "fine-tuning").mkdir(parents=True)
+    with serving(model, cache_folder=cache) as told:
+        good(told.post("/events", json=event))
+        report = good(told.delete("/users/mallory-9"))
+        assert report["not_reached"] == []
+        assert f"the cache folder {cache}" in report["rewritten"]
+        assert not (cache / "fine-tuning").exists()
+
+
+def test_the_export_has_the_logs_entries_and_the_kind_of_event(client):
+    item = ids_of(client)[0]
+    good(client.post("/events", json={"user_id": "u8", "item_id": item, "event": "purchase", "event_id": "order 1"}))
+    shown = good(client.post("/recommend", json={"user_id": "u8"}))
+    clicked = {"request_id": shown["request_id"], "item_id": shown["items"][1]["item_id"], "event": "click"}
+    good(client.post("/feedback", json=clicked))
+    bought, click = good(client.get("/users/u8"))["event_log"]
+    assert (bought["event_id"], bought["event"]) == ("order 1", "purchase")
+    assert (click["request_id"], click["shown_rank"], click["event"]) == (shown["request_id"], 2, "click")
+
+
 def test_answers_kept_under_a_number_are_forgotten_by_its_digits(client):
     shown = good(client.post("/recommend", json={"user_id": 123456}))  # of whom nothing is known
     assert [one["request_id"] for one in good(client.get("/users/123456"))["lists_shown"]] == [shown["request_id"]]

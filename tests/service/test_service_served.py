@@ -118,6 +118,36 @@ def test_the_log_is_folded_into_the_model_folder_now_and_then_where_there_is_som
     assert Reranker.load(model, verbose=False).export("u1")["events"][-1]["item_id"] == item
 
 
+def test_what_another_process_writes_back_of_the_same_model_is_no_swap(model, tables):
+    item = tables[1]["item_id"][0]
+    settings = ServiceSettings(time_limit_s=30, reload_every_s=0.05)
+    with (
+        LiveShop(model, device="cpu") as shop,
+        LiveShop(model, device="cpu") as peer,
+        listening(shop, settings) as base,
+    ):
+
+        def n_swaps() -> float:
+            lines = httpx.get(f"{base}/metrics").text.splitlines()
+            return next(float(line.split()[1]) for line in lines if line.startswith("llm_rerank_model_swaps_total "))
+
+        for change in (
+            lambda: (peer.record([{"user_id": "u1", "item_id": item}]), peer.compact()),
+            lambda: (peer.record([{"user_id": "u2", "item_id": item}]), peer.compact()),
+            lambda: peer.forget(["u2"]),
+        ):
+            before = shop.version
+            change()
+            wait_until(lambda before=before: shop.version != before)
+            wait_until(lambda: httpx.get(f"{base}/readyz").json()["model_version"] == peer.version)
+        time.sleep(0.3)  # the count follows the version within one look
+        assert n_swaps() == 0
+        other = Reranker.load(model, device="cpu", verbose=False)
+        other.update([{"user_id": "u1", "item_id": item, "timestamp": int(time.time())}])
+        other.save(model)
+        wait_until(lambda: n_swaps() == 1)
+
+
 def test_the_logs_write_ahead_file_is_emptied_beside_the_requests(model, tables, tmp_path):
     settings = ServiceSettings(time_limit_s=30, reload_every_s=0.05)
     with LiveShop(model, device="cpu") as shop, listening(shop, settings) as base:
@@ -273,6 +303,7 @@ def test_the_command_says_what_is_wrong_in_a_line(saved_model, tmp_path, monkeyp
         (("--host", "::"), None, "no API key"),
         (("--api-key-file", tmp_path / "nokey"), None, "cannot be read"),
         (("--api-key-file", empty), KEY, "empty first line"),
+        (("--cache-folder", tmp_path / "nocache"), None, "nocache is no folder"),
         ((), "short", "at least 16"),
         ((), "", "is empty"),
         (("--time-limit", 0), None, "time_limit_s"),

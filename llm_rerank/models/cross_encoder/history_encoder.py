@@ -236,10 +236,10 @@ class HistoryNetwork(nn.Module):
         inputs: what each upper layer reads, (n_tokens, hidden_size) each, of packed texts.
         first_tokens: (n_users × width,), position of each candidate's [CLS] in the packed states. groups: pairs of
         (cells of one text length, positions of their tokens), (n,) and (n, length). shape: (n_users, width).
-        Returns (n_users, width, hidden_size).
+        Works in the number format of the gates. Returns float32, (n_users, width, hidden_size).
         """
         n_users, width = shape
-        dtype = self.gates.dtype  # the states may be kept in a smaller format
+        dtype = self.gates.dtype  # the states may be kept in another format
         readers = inputs[0][first_tokens].to(dtype)
         masked = history.ages < 0
         ages = history.ages.clamp(0, self.shape.n_ages - 1)
@@ -257,7 +257,7 @@ class HistoryNetwork(nn.Module):
             gate = torch.tanh(self.gates[number]) * has_history[:, None]
             seen = (seen * gate[:, None, :, None].to(seen.dtype)).reshape(n_users * width, -1)
             readers = layer.finish(readers, own + seen)
-        return readers.view(n_users, width, -1)
+        return readers.view(n_users, width, -1).float()
 
     def combine(
         self,
@@ -303,8 +303,13 @@ class HistoryNetwork(nn.Module):
 
 
 def scoring_copy(network: HistoryNetwork, dtype: torch.dtype) -> HistoryNetwork:
-    """Copy a network into a number format; the similarity's three numbers stay in float32."""
-    copied = deepcopy(network).eval().requires_grad_(False).to(dtype)
-    for name in ("temperature", "greatest", "decay"):
-        getattr(copied, name).data = getattr(network, name).detach().float().clone()
+    """Copy a network with its reader in a number format; attention over items, head and similarity stay in float32.
+
+    The reader takes nearly all of the time, and the first places of a list are told apart by differences of some
+    thousandths, which is what bfloat16 rounds a sum to.
+    """
+    copied = deepcopy(network).eval().requires_grad_(False)
+    copied.layers.to(dtype)
+    if network.shape.cross_attention:
+        copied.gates.data, copied.token_ages.data = copied.gates.data.to(dtype), copied.token_ages.data.to(dtype)
     return copied

@@ -33,8 +33,8 @@ class ItemReader:
     """The frozen part: tokenizer, embeddings and lower layers of a BERT or (XLM-)RoBERTa sentence encoder.
 
     model: "default", a folder, or a hub name (``semantic/weights.py``). n_upper: layers left to the trained part.
-    item_tokens: tokens of a text that are read, special ones included. device: a torch device. dtype: of the states.
-    cache_folder: where states are kept between runs; None: nowhere.
+    item_tokens: tokens of a text that are read, special ones included. device: a torch device. cache_folder: where
+    states are kept between runs; None: nowhere. States are float32: a text is read once, its rounding would stay.
 
     Raises DataError for another architecture or impossible sizes, StorageError where the weights are missing.
     """
@@ -46,7 +46,6 @@ class ItemReader:
         n_upper: int,
         item_tokens: int,
         device: str,
-        dtype: torch.dtype,
         cache_folder: Path | None = None,
         cache_type: StateType = "float16",
     ) -> None:
@@ -67,7 +66,7 @@ class ItemReader:
             raise DataError(f"item_tokens is {item_tokens}; {model!r} reads from 3 to {most}")
         self.model = model
         self.item_tokens = item_tokens
-        self.device, self.dtype = device, dtype
+        self.device = device
         self._first_position = 0 if kind == "bert" else config.pad_token_id + 1
         self._tokenizer = network.tokenizer
         self.shape = NetworkShape(
@@ -83,8 +82,8 @@ class ItemReader:
             for own, given in zip(layers, bert.encoder.layer, strict=True):
                 own.load_bert(given)
         # the embedding's own dropout and the layers' are off in eval mode, and gradients are never needed below
-        self._embeddings = bert.embeddings.eval().requires_grad_(False).to(device, dtype)
-        self._lower = nn.ModuleList(layers[: self.shape.n_lower]).eval().requires_grad_(False).to(device, dtype)
+        self._embeddings = bert.embeddings.eval().requires_grad_(False).to(device)
+        self._lower = nn.ModuleList(layers[: self.shape.n_lower]).eval().requires_grad_(False).to(device)
         self.upper_weights = [layer.state_dict() for layer in layers[self.shape.n_lower :]]
         """State dicts of the pretrained upper layers, float32 on the CPU: where training starts."""
         self.fingerprint = fingerprint_of(
@@ -155,7 +154,7 @@ class ItemReader:
 
     def no_states(self) -> tuple[Tensor, Packing]:
         """States of no text: shape (0, hidden_size), and their packing."""
-        none = torch.empty((0, self.shape.hidden_size), device=self.device, dtype=self.dtype)
+        none = torch.empty((0, self.shape.hidden_size), device=self.device)
         return none, pack(np.empty(0, dtype=np.int64))
 
     def _states(self, texts: list[str], tokens: Ragged, packing: Packing) -> Tensor:
@@ -167,11 +166,11 @@ class ItemReader:
             states = self._read(tokens, packing)
             fresh = self.cache.missing(keys)
             taken = torch.from_numpy(tokens.value_positions(fresh)).to(states.device)
-            rows = states.float()[taken].cpu().numpy()
+            rows = states[taken].cpu().numpy()
             self.cache.add([keys[position] for position in fresh], rows, tokens.lengths[fresh])
         # also what was just computed comes from the cache, so that a run's states do not depend on what was there
         held, _ = self.cache.read(keys)
-        return torch.from_numpy(held).to(self.device, self.dtype)
+        return torch.from_numpy(held).to(self.device)
 
     @torch.inference_mode()
     def _read(self, tokens: Ragged, packing: Packing) -> Tensor:

@@ -22,7 +22,7 @@ COLUMNS = ("vectors", "item_part", "query", "key", "value", "states")
 
 @dataclass(frozen=True)
 class ItemTable:
-    """One row an item, on the network's device.
+    """One row an item, on the network's device; float32 but for the states.
 
     vectors: (n_items, embedding_size), the frozen encoder's unit vectors; zero without text.
     item_part: (n_items, head_size), the head's first layer as far as it depends on the item alone; with the reader,
@@ -105,7 +105,7 @@ def build_table(
 
     rows: dict[str, int] = {}
     row_of_text = np.array([rows.setdefault(text, len(rows)) for text in texts], dtype=np.int64)
-    unit = torch.from_numpy(np.ascontiguousarray(vectors)).to(reader.device, reader.dtype)
+    unit = torch.from_numpy(np.ascontiguousarray(vectors)).to(reader.device)
     distinct = list(rows)
     empty = reader.no_states()
     # an empty part gives the columns their shapes where there is no text at all
@@ -124,17 +124,14 @@ def build_table(
 
 def write_table(path: Path, table: ItemTable, has_text: BoolArray) -> None:
     """Write a table; nothing is rounded, so that a loaded model scores as the saved one."""
-    tensors = {name: getattr(table, name).cpu() for name in COLUMNS}
-    # numpy has no bfloat16; float32 holds its values exactly
-    arrays = {name: (t if t.dtype == torch.float16 else t.float()).numpy() for name, t in tensors.items()}
+    arrays = {name: getattr(table, name).cpu().numpy() for name in COLUMNS}
     write_arrays(path, {**arrays, "offsets": table.offsets, "has_text": has_text})
 
 
-def read_table(path: Path, device: str, dtype: torch.dtype) -> tuple[ItemTable, BoolArray]:
-    """Read what ``write_table`` wrote: the table in the number format given, and which items have a text."""
+def read_table(path: Path, device: str) -> tuple[ItemTable, BoolArray]:
+    """Read what ``write_table`` wrote: the table, and which items have a text."""
     arrays, _ = read_arrays(path)
     tensors = {name: torch.from_numpy(arrays[name]).to(device) for name in COLUMNS}
-    tensors = {name: t if name == "states" else t.to(dtype) for name, t in tensors.items()}
     return ItemTable(**tensors, offsets=arrays["offsets"]), arrays["has_text"]
 
 

@@ -237,11 +237,13 @@ class PairwiseCrossEncoder:
             scores[block] = np.concatenate(self.predict(histories[start:stop], candidates))
         return scores
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: str | Path) -> None:
         """Write the settings, the catalogue's texts where there are any, and the network as ``CrossEncoder`` does.
 
         ``<folder>/network`` is a model of sentence-transformers, which reads it without this library.
         """
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
         settings = {name: getattr(self, name) for name in ("history_tokens", "item_tokens", "dtype")}
         state = {
             "offset_weight": self.offset_weight,
@@ -256,11 +258,12 @@ class PairwiseCrossEncoder:
             self._network.save_pretrained(str(folder / "network"), create_model_card=False, safe_serialization=True)
 
     @classmethod
-    def load(cls, folder: Path, *, device: str = "auto") -> Self:
+    def load(cls, folder: str | Path, *, device: str = "auto") -> Self:
         """Read what ``save`` wrote.
 
         Raises StorageError where a file is missing or damaged, or where the network is not the one that was saved.
         """
+        folder = Path(folder)
         stored = read_json(folder / "pairwise.json")
         path = folder / "network"
         if not path.is_dir():

@@ -56,8 +56,9 @@ class HistoryCrossEncoder:
     "default", a folder, or a hub name (BERT, RoBERTa, XLM-RoBERTa). history_length: newest events that are read.
     item_tokens: tokens of a text that are read. n_upper: layers that are trained. cross_attention: see above.
     cache_folder: where token states are kept between runs; None: nowhere. cache_type: "float16", or "int8" with a scale
-    a token, half the size. device: "auto", "cpu", "cuda", … dtype: "auto", "float32" or "bfloat16", of scoring;
-    training keeps float32 weights. seed: of the new weights.
+    32 values, little more than half the size. device: "auto", "cpu", "cuda", … dtype: "auto", "float32" or "bfloat16",
+    of the reader of ``cross_attention``, which works anew for each pair; all that is kept of an item, and training's
+    weights, are float32. seed: of the new weights.
 
     Raises DataError for impossible settings, StorageError where weights are missing.
     """
@@ -117,7 +118,6 @@ class HistoryCrossEncoder:
                 n_upper=self.n_upper,
                 item_tokens=self.item_tokens,
                 device=self.device,
-                dtype=torch_dtype(self.dtype),
                 cache_folder=self.cache_folder,
                 cache_type=self.cache_type,
             )
@@ -208,7 +208,7 @@ class HistoryCrossEncoder:
             self._texts, self._text_table, fresh = {}, None, list(distinct)
         if fresh or self._text_table is None:
             vectors = self.encoder.encode(fresh)
-            table = build_table(self._for_scoring(), self.reader, fresh, vectors, progress=progress)
+            table = build_table(self.network, self.reader, fresh, vectors, progress=progress)
             if self.reader.n_cut:
                 warnings.warn(
                     f"{self.reader.n_cut:,} of {len(fresh):,} texts are longer than {self.item_tokens} tokens and were "
@@ -229,7 +229,7 @@ class HistoryCrossEncoder:
         require_texts(items, "cross-encoder")
         texts = list(items.texts)
         vectors = self.encoder.encode(texts)
-        self._table = build_table(self._for_scoring(), self.reader, texts, vectors, progress=True)
+        self._table = build_table(self.network, self.reader, texts, vectors, progress=True)
         self._has_text = np.array([bool(text.strip()) for text in texts], dtype=np.bool_)
         return self
 
@@ -239,7 +239,7 @@ class HistoryCrossEncoder:
         codes = codes_to_read(len(table), items, changed)
         texts = texts_of(items, codes)
         if len(codes):
-            fresh = build_table(self._for_scoring(), self.reader, texts, self.encoder.encode(texts))
+            fresh = build_table(self.network, self.reader, texts, self.encoder.encode(texts))
             table = table.with_rows(codes, fresh)
         grown = copy.copy(self)
         grown._table, grown._texts, grown._text_table = table, {}, None  # ``predict`` writes into the latter two
@@ -271,7 +271,7 @@ class HistoryCrossEncoder:
         # of the catalogue only what the histories hold: joining all of it would copy the table
         used, places = np.unique(histories.rows.values, return_inverse=True)
         histories = replace(histories, rows=Ragged(places.astype(np.int64), histories.rows.offsets))
-        fresh = build_table(self._for_scoring(), self.reader, texts, self.encoder.encode(texts))
+        fresh = build_table(self.network, self.reader, texts, self.encoder.encode(texts))
         known = np.array([bool(text.strip()) for text in texts], dtype=np.bool_)
         known &= (histories.rows.lengths > 0)[cases.candidates.row_of_value]
         lengths = np.bincount(cases.candidates.row_of_value[known], minlength=len(cases))
@@ -282,11 +282,12 @@ class HistoryCrossEncoder:
 
     # ------------------------------------------------------------- on disk
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: str | Path) -> None:
         """Write the trained part, settings, and the table of the items it was fitted on, into a folder.
 
         The frozen layers are not written: they are named, with a fingerprint, and read again when they are needed.
         """
+        folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         weights = {name: tensor.float().cpu().numpy() for name, tensor in self.network.state_dict().items()}
         write_arrays(folder / "network.safetensors", weights)
@@ -303,12 +304,13 @@ class HistoryCrossEncoder:
             write_table(folder / "items.safetensors", self._table, self._has_text)
 
     @classmethod
-    def load(cls, folder: Path, *, encoder: Encoder | None = None, device: str = "auto") -> Self:
+    def load(cls, folder: str | Path, *, encoder: Encoder | None = None, device: str = "auto") -> Self:
         """Read what ``save`` or ``llm-rerank finetune`` wrote; frozen layers are not loaded before a new text comes.
 
         encoder: the encoder of then, where it cannot be found by its name.
         Raises StorageError where the encoder given is another one.
         """
+        folder = Path(folder)
         if (folder / CURRENT).exists():
             folder = open_folder(folder)
         stored = read_json(folder / "cross_encoder.json")
@@ -322,13 +324,11 @@ class HistoryCrossEncoder:
         network.load_state_dict({name: torch.from_numpy(array) for name, array in arrays.items()})
         model.network = network.to(model.device).eval()
         if (folder / "items.safetensors").exists():
-            model._table, model._has_text = read_table(
-                folder / "items.safetensors", model.device, torch_dtype(model.dtype)
-            )
+            model._table, model._has_text = read_table(folder / "items.safetensors", model.device)
         return model
 
     def _for_scoring(self) -> HistoryNetwork:
-        """Return the network in the number format of scoring."""
+        """Return the network with its reader in the number format of scoring."""
         if self._scoring is None:
             self._scoring = scoring_copy(self.network, torch_dtype(self.dtype))
         return self._scoring

@@ -84,7 +84,7 @@ def score_block(
     codes = np.where(block.candidates >= 0, candidates.values[block.candidates], 0)
     past, ages, weights = padded_histories(histories, block.rows)
     item, history = torch.from_numpy(codes).to(device), torch.from_numpy(past).to(device)
-    age, weight = torch.from_numpy(ages).to(device), torch.from_numpy(weights).to(device, table.key.dtype)
+    age, weight = torch.from_numpy(ages).to(device), torch.from_numpy(weights).to(device)
     cosines = table.vectors[item] @ table.vectors[history].transpose(1, 2)
     item_part = table.item_part[item]
     if network.shape.cross_attention:
@@ -119,7 +119,7 @@ def _read(
     rows: IntArray,
 ) -> Tensor:
     """Run the reader over a block: (n_lists, width, hidden_size)."""
-    device, shape, dtype = table.states.device, network.shape, table.key.dtype
+    device, shape = table.states.device, network.shape
     lengths = np.diff(table.offsets)
     flat = codes.ravel()
     groups = []
@@ -136,7 +136,7 @@ def _read(
     tensors = HistoryTokens(
         torch.from_numpy(history[0]).to(device),
         torch.from_numpy(history[1]).to(device),
-        torch.from_numpy(history[2]).to(device, dtype),
+        torch.from_numpy(history[2]).to(device),
     )
     size = shape.hidden_size
     inputs = tuple(table.states[:, number * size : (number + 1) * size] for number in range(shape.n_upper))

@@ -38,7 +38,7 @@ from llm_rerank.types import DataError, FloatArray, IntArray, StorageError
 __all__ = ["StateCache", "StateType", "bytes_needed", "dequantize", "fingerprint_of", "quantize"]
 
 FORMAT = "llm_rerank token states"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 """Raised by one whenever an older library could not read what this one writes."""
 
 MANIFEST = "manifest.states.json"  # not manifest.json: a saved model's must survive a folder given by mistake

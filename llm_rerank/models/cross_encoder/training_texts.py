@@ -49,7 +49,7 @@ class TrainingTexts:
         offsets = np.concatenate([[0], np.cumsum(np.concatenate(lengths))]).astype(np.int64)
         vectors = torch.from_numpy(encoder.encode(texts)).to(reader.device, torch.float32)
         order_on_device = torch.from_numpy(order).to(reader.device)
-        return cls(torch.cat(parts).float(), offsets, row_of_item, has_text, vectors[order_on_device])
+        return cls(torch.cat(parts), offsets, row_of_item, has_text, vectors[order_on_device])
 
     def table(self, network: HistoryNetwork, codes: IntArray) -> ItemTable:
         """Read these items through the upper layers, gradients and all; a row a code, in the order given."""

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from llm_rerank.storage import read_arrays, write_arrays
-from llm_rerank.types import Encoder, FloatArray, IntArray, StorageError
+from llm_rerank.types import BoolArray, Encoder, FloatArray, IntArray, StorageError
 
 TEXTS_AT_ONCE = 8192
 """Texts encoded between two writes: what a killed process loses, or 5 % of the file where that is more."""
@@ -60,6 +60,10 @@ class CachedEncoder:
         if name == "encoder":  # not there yet: an object being copied
             raise AttributeError(name)
         return getattr(self.encoder, name)
+
+    def knows(self, inputs: Sequence[Any]) -> BoolArray:
+        """Tell which inputs were encoded before: bool, shape (n_inputs,)."""
+        return np.array([_key(text) in self._rows for text in inputs], dtype=np.bool_)
 
     def encode(self, inputs: Sequence[Any]) -> FloatArray:
         """Vectors of the inputs: float32, shape (n_inputs, embedding_size); only new texts reach the encoder."""

@@ -1,0 +1,42 @@
+"""What comes with a question, checked and counted: ids that are asked for, and rows that were left out."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import pandas as pd
+
+from llm_rerank.types import DataError, DataReport, DroppedRowsWarning
+
+DATA = "data"
+"""Key of ``frame.attrs`` under which a result says how its tables were read."""
+
+
+def asked_ids(ids: Any, name: str) -> list[Any]:
+    """Give the distinct ids asked for, in their order.
+
+    name: of the argument, for messages. Raises DataError where it is one id alone, or an id is a list or mapping.
+    """
+    if isinstance(ids, str | bytes | Mapping | pd.DataFrame) or not isinstance(ids, Iterable):
+        shown = f"of type {type(ids).__name__}" if isinstance(ids, Mapping | pd.DataFrame) else repr(ids)
+        raise DataError(f"{name} is {shown}; give a list of ids, such as ['u1', 'u2']")
+    ids = list(ids)
+    for value in ids:
+        try:
+            hash(value)
+        except TypeError:
+            raise DataError(f"{name} holds {value!r}; an id is one number or text") from None
+    return list(dict.fromkeys(ids))
+
+
+def data_facts(report: DataReport) -> dict[str, Any]:
+    """Give what was understood of a question's tables, JSON-ready; warns where rows were left out.
+
+    Keys: notes (how the tables were read), dropped (rows by reason).
+    """
+    if report.dropped:
+        counts = "; ".join(f"{count:,} rows: {reason}" for reason, count in report.dropped.items())
+        warnings.warn(f"dropped {counts}", DroppedRowsWarning, stacklevel=3)
+    return {"notes": list(report.notes), "dropped": dict(report.dropped)}

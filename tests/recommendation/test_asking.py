@@ -1,0 +1,182 @@
+"""Questions that break a rule: refused with value, rule and remedy, or what was left out is counted and said."""
+
+import datetime
+import warnings
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import polars as pl
+import pytest
+
+from llm_rerank.config import RerankerConfig
+from llm_rerank.data.times import read_moment
+from llm_rerank.recommendation.reranker import Reranker
+from llm_rerank.types import DataError, DroppedRowsWarning
+from tests.planted import CLOCK_START
+
+AT = 1_700_000_000
+
+
+@pytest.fixture
+def candidates(shop):
+    ids = shop[1]["item_id"]
+    return pd.DataFrame({"user_id": ["u0", None, "u0", "u1"], "item_id": [ids[0], ids[1], "zzz", ids[2]]})
+
+
+def test_dropped_candidates_are_counted_by_reason(fitted, candidates):
+    with pytest.warns(DroppedRowsWarning) as caught:
+        result = fitted.rerank(candidates, on_unknown="drop")
+    assert [str(warning.message) for warning in caught] == [
+        "dropped 1 rows: candidates: user_id or item_id is missing; 1 rows: candidates: item is absent from items"
+    ]
+    assert caught[0].filename == __file__
+    assert len(result) == 2
+    assert result.attrs["data"]["dropped"] == {
+        "candidates: user_id or item_id is missing": 1,
+        "candidates: item is absent from items": 1,
+    }
+    with pytest.warns(DroppedRowsWarning, match="user_id or item_id is missing"):
+        fitted.rerank(pl.from_pandas(candidates))
+
+
+def test_what_is_dropped_of_histories_is_counted_too(fitted, shop):
+    ids = shop[1]["item_id"]
+    histories = pd.DataFrame(
+        {
+            "user_id": ["new", "new", "new"],
+            "item_id": [ids[0], "zzz", ids[1]],
+            "timestamp": ["2024-05-31", "2024-05-31", "soon"],
+        }
+    )
+    asked = pd.DataFrame({"user_id": "new", "item_id": ids[:5]})
+    expected = {
+        "histories: item is absent from items": 1,
+        "histories: timestamp is missing, unreadable or out of range": 1,
+    }
+    with pytest.warns(DroppedRowsWarning, match="histories: timestamp is missing"):
+        assert fitted.rerank(asked, histories=histories).attrs["data"]["dropped"] == expected
+    with pytest.warns(DroppedRowsWarning, match="histories: timestamp is missing"):
+        assert fitted.recommend(["new"], histories=histories).attrs["data"]["dropped"] == expected
+    with pytest.warns(DroppedRowsWarning, match="1 rows: histories: item is absent from items"):
+        fitted.explain("new", ids[0], history=[ids[3], "zzz"])
+
+
+def test_whole_tables_give_no_warning(fitted, candidates):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", DroppedRowsWarning)
+        result = fitted.rerank(candidates.dropna())  # the unknown item is kept
+        fitted.recommend(["u0"])
+        fitted.explain("u0", candidates["item_id"][0])
+    assert result.attrs["data"]["dropped"] == {} and "kept without a score" in result.attrs["data"]["notes"][0]
+
+
+def test_one_mapping_serves_candidates_and_histories(fitted, shop, candidates):
+    own = {"customer": "user_id", "sku": "item_id", "when": "timestamp"}
+    names = {ours: given for given, ours in own.items()}
+    histories = pd.DataFrame({"user_id": "u0", "item_id": shop[1]["item_id"][40:44], "timestamp": AT})
+    asked = candidates.dropna()
+    expected = fitted.rerank(asked, histories=histories)
+    pd.testing.assert_frame_equal(
+        fitted.rerank(asked.rename(columns=names), histories=histories.rename(columns=names), columns=own), expected
+    )
+    pd.testing.assert_frame_equal(
+        fitted.rerank(asked, histories=histories.rename(columns=names), columns=own), expected
+    )
+    pd.testing.assert_frame_equal(
+        fitted.recommend(["u0"], histories=histories.rename(columns=names), columns=own),
+        fitted.recommend(["u0"], histories=histories),
+    )
+    with pytest.raises(DataError, match="columns maps 'client', which no table has"):
+        fitted.rerank(asked, columns={"client": "user_id"})
+    with pytest.raises(DataError, match="histories has no column 'user_id'; .*pass columns="):
+        fitted.recommend(histories=histories.rename(columns=names), columns={"sku": "item_id"})
+
+
+@pytest.mark.parametrize("at", ["gestern", "", float("nan"), float("inf"), 1e30, -1e30, pd.NaT, True, [AT], "12:00"])
+def test_a_moment_that_is_none_is_refused(fitted, candidates, at):
+    for ask in (
+        lambda: fitted.rerank(candidates.dropna(), at=at),
+        lambda: fitted.recommend(["u0"], at=at),
+        lambda: fitted.explain("u0", candidates["item_id"][0], at=at),
+    ):
+        with pytest.raises(DataError, match="^at is .*; give seconds since 1970, or a date such as"):
+            ask()
+
+
+def test_moments_of_every_kind():
+    seconds = int(pd.Timestamp("2024-05-31 10:00", tz="UTC").timestamp())
+    for value in (
+        seconds,
+        float(seconds),
+        np.int64(seconds),
+        "2024-05-31 10:00",
+        "2024-05-31T12:00:00+02:00",
+        "31.5.2024 10:00",
+        datetime.datetime(2024, 5, 31, 10),
+        pd.Timestamp("2024-05-31 12:00", tz="Europe/Berlin"),
+        np.datetime64("2024-05-31T10:00"),
+    ):
+        assert read_moment(value, "time") == seconds
+    assert read_moment(datetime.date(2024, 5, 31), "time") == seconds - 36_000
+    assert read_moment(7, "position") == 7
+    for value in ("2024-05-31", float("nan"), 2.0**70):
+        with pytest.raises(DataError, match="now is .*this shop's times are positions: give a whole number"):
+            read_moment(value, "position", name="now")
+    with pytest.raises(DataError, match="may be day/month or month/day"):
+        read_moment("05/06/2024", "time")
+
+
+def test_expire_takes_a_moment_as_well(fitted):
+    model = Reranker.from_saved(replace(fitted.saved, config=replace(fitted.config, retention_days=10_000.0)))
+    with pytest.raises(DataError, match="now is 'gestern'"):
+        model.expire("gestern")
+    assert model.expire(CLOCK_START).forgotten == []
+
+
+def test_one_user_alone_is_no_list_of_users(fitted):
+    for users in ("u1", b"u1", 5, {"user_id": ["u1"]}, pd.DataFrame({"user_id": ["u1"]})):
+        with pytest.raises(DataError, match="user_ids is .*; give a list of ids"):
+            fitted.recommend(users)
+    with pytest.raises(DataError, match="user_ids is 'u1'; give a list of ids"):
+        fitted.forget("u1")
+    expected = fitted.recommend(["u1", "u2"], k=3)
+    for users in (("u1", "u2"), pd.Series(["u1", "u2"]), np.array(["u1", "u2"]), iter(["u1", "u2", "u1"])):
+        pd.testing.assert_frame_equal(fitted.recommend(users, k=3), expected)
+
+
+@pytest.mark.parametrize("k", ["3", 2.5, True, 0, -1])
+def test_k_is_a_whole_number(fitted, candidates, k):
+    for ask in (lambda: fitted.rerank(candidates.dropna(), k=k), lambda: fitted.recommend(["u0"], k=k)):
+        with pytest.raises(DataError, match="k is .*; it must be a whole number of at least 1"):
+            ask()
+
+
+def test_ids_that_are_lists_are_refused(fitted, shop):
+    item = shop[1]["item_id"][0]
+    for ask in (
+        lambda: fitted.recommend([["u1"]]),
+        lambda: fitted.explain(["u1"], item),
+        lambda: fitted.explain("u1", [item]),
+        lambda: fitted.explain("u1", item, versus={"a": 1}),
+    ):
+        with pytest.raises(DataError, match="holds .*; an id is one number or text"):
+            ask()
+
+
+def test_tables_that_are_none(fitted, shop):
+    events, items = shop
+    model = Reranker(RerankerConfig(encoder=None), verbose=False)
+    with pytest.raises(DataError, match="interactions is None; give a frame or the path of a file"):
+        model.fit(None, items)
+    with pytest.raises(DataError, match="items is None"):
+        model.fit(events, None)
+    with pytest.raises(DataError, match="candidates is None"):
+        fitted.rerank(None)
+
+
+def test_impressions_of_items_nobody_knows(shop):
+    events, items = shop
+    shown = pd.DataFrame({"user_id": "u0", "item_id": ["x", "y"], "timestamp": AT})
+    with pytest.raises(DataError, match="no row of impressions has a user and an item of items .first item_id: 'x'"):
+        Reranker(RerankerConfig(encoder=None), verbose=False).fit(events, items, impressions=shown)
