@@ -191,6 +191,7 @@ LAYERS = {
         "context",
         "document",
         "answers",
+        "records",
         "operations",
         "searching",
         "ranking",

@@ -66,7 +66,9 @@ class TextRelevance:
                 return
         self._encoder = next((e for s in scorers if (e := getattr(s, "encoder", None)) is not None), None)
         if self._encoder is None:
-            self._encoder = SentenceEncoder(reranker.config.encoder or DEFAULT_MODEL, device=reranker.config.device)
+            self._encoder = SentenceEncoder(
+                reranker.config.encoder or DEFAULT_MODEL, device=reranker.config.device, dtype=reranker.config.dtype
+            )
 
     def scores(self, history: list[str], documents: list[str], most_tokens: int) -> Steps[Relevance]:
         """Relevance of each document: float64, shape (n_documents,), in [0, 1], rising with the model's score.

@@ -11,10 +11,11 @@ from fastapi import FastAPI
 from llm_rerank.data.values import plain
 from llm_rerank.recommendation.live import MOST_SHOWN, Recorded, UnknownRequest
 from llm_rerank.recommendation.live_events import EventError
-from llm_rerank.service.answers import AddedItems, RecordedEvents, refusals
+from llm_rerank.service.answers import RecordedEvents, refusals
 from llm_rerank.service.bodies import EventsBody, FeedbackBody, ItemsBody
 from llm_rerank.service.context import Context
 from llm_rerank.service.failures import JsonResponse, ServiceError
+from llm_rerank.service.records import AddedItems
 from llm_rerank.types import DataError
 
 

@@ -14,9 +14,10 @@ from llm_rerank.data.id_index import code_of, codes_by_id, spellings
 from llm_rerank.data.values import plain
 from llm_rerank.recommendation.live_events import LONGEST_ID
 from llm_rerank.recommendation.privacy import ForgetReport
-from llm_rerank.service.answers import Forgotten, HeldOfUser, History, UserList, refusals
+from llm_rerank.service.answers import History, UserList, refusals
 from llm_rerank.service.context import Context
 from llm_rerank.service.failures import JsonResponse, ServiceError
+from llm_rerank.service.records import Forgotten, HeldOfUser
 from llm_rerank.service.values import with_slashes
 from llm_rerank.types import UNKNOWN, DataError, Interactions
 

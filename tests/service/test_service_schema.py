@@ -88,6 +88,7 @@ def fields_of(document: dict, method: str, path: str) -> dict:
 def test_answers_are_described_by_their_fields(client):
     document = client.get("/openapi.json").json()
     item = client.shop.reranker().saved.fitted.items.ids[0]
+    client.post("/events", json={"user_id": "u1", "item_id": item})
     shown = client.post("/recommend", json={"user_id": "u1"}).json()
     said = {
         ("get", "/users/{user_id}"): client.get("/users/u1").json(),
@@ -100,6 +101,7 @@ def test_answers_are_described_by_their_fields(client):
     schemas = document["components"]["schemas"]
     held = said["get", "/users/{user_id}"]
     assert set(held["events"][0]) == set(schemas["HeldEvent"]["properties"])
+    assert set(held["event_log"][0]) >= set(schemas["LoggedEvent"]["required"])
     assert set(held["lists_shown"][0]) >= set(schemas["ShownList"]["required"])
     assert set(shown["cut"]) == set(schemas["Cut"]["properties"])
     assert set(shown["cut"]["drift"]) == set(schemas["Drift"]["properties"])
