@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from llm_rerank.data.rendering import Renderer
+from llm_rerank.data.splits import last_targets
 from llm_rerank.recommendation.guard import LEAST_CASES_FOR_BLEND
 from llm_rerank.recommendation.holdout import plan_holdout
 from llm_rerank.recommendation.log import FitLog
@@ -43,16 +44,19 @@ MOST_CASES_FOR_TUNING = 1_000
 FUSION_S, FUSION_SECONDS_PER_USER = 2.7, 3e-3  # the first blend, cross-validated; half of the held-out users are in it
 FUSION_GROWTH = 1.4  # each further part is tried with all columns of those before it
 
-LEAST_USERS_TO_FINE_TUNE = 200  # fewer make too few lists
+LEAST_LIST_USERS = 100  # fewer leave too few lists to fine-tune on
 USUAL_STEPS = 150  # early stopping seldom goes on for longer
-STEP_S, TEXTS_A_STEP = 0.9, 400  # a step is worth reading so many items, drawn with repeats, there and back
+STEP_S, TEXTS_A_STEP = 0.2, 400  # items of a step, drawn with repeats
+STEP_READS = 0.65  # a reading's time for each of them: upper layers only, there and back
+KEPT_SHARE = 0.5  # of a reading's time: the lower layers, read once for all items
 
 
 @dataclass(frozen=True)
 class FitWork:
     """What a fit has to do. n_held_out: users whose targets are held out. n_steps: of fine-tuning at most; 0: none.
 
-    encode_s: seconds of encoding whatever texts are new. read_s: seconds of reading one shortened text.
+    n_list_users: whose last item in the past may make a list to fine-tune on. encode_s: seconds of encoding whatever
+    texts are new. read_s: seconds of reading one shortened text.
     """
 
     specs: Sequence[ComponentSpec]
@@ -60,6 +64,7 @@ class FitWork:
     n_users: int
     n_items: int
     n_held_out: int
+    n_list_users: int
     refit: bool
     encode_s: float = 0.0
     read_s: float = 0.0
@@ -69,7 +74,7 @@ class FitWork:
         """Estimate the seconds of each step of the fit."""
         always, everything = in_use(self.specs, ()), in_use(self.specs, PARTS)
         added = [spec for spec in everything if spec not in always]
-        fine_tuned = self.n_steps > 0 and self.n_users >= LEAST_USERS_TO_FINE_TUNE
+        fine_tuned = self.n_steps > 0 and self.n_list_users >= LEAST_LIST_USERS
         n_parts = len({spec.part for spec in added})
         scores = self.n_held_out * self.n_items * SECONDS_PER_SCORE
         # the components once more, on other events: for the lists to fine-tune on, and on all rows
@@ -88,12 +93,12 @@ class FitWork:
             "refit on all rows": again * self.refit,
         }
         if fine_tuned:
-            read_all = self.n_items * self.read_s
+            read_all = KEPT_SHARE * self.read_s * self.n_items
             steps["refit on all rows"] += read_all * self.refit
             steps["cross-encoder lists"] = again
             steps["cross-encoder scores"] = read_all
             steps["cross-encoder fine-tuning"] = min(self.n_steps, USUAL_STEPS) * (
-                STEP_S + self.n_items * -np.expm1(-TEXTS_A_STEP / self.n_items) * self.read_s
+                STEP_S + STEP_READS * self.read_s * self.n_items * -np.expm1(-TEXTS_A_STEP / self.n_items)
             )
         return steps
 
@@ -136,12 +141,17 @@ def estimate_fit_seconds(
 
     fine_tune_steps: most steps of the cross-encoder; 0: none is trained. seed: of the hold-out.
     """
+    holdout = plan_holdout(events, seed, FitLog(verbose=False))
+    list_users = last_targets(holdout.past).users
+    if holdout.protocol == "positions":
+        list_users = np.setdiff1d(list_users, holdout.targets.users)
     work = FitWork(
         specs,
         n_events=len(events),
         n_users=len(np.unique(events.users)),
         n_items=len(items),
-        n_held_out=len(plan_holdout(events, seed, FitLog(verbose=False)).targets),
+        n_held_out=len(holdout.targets),
+        n_list_users=len(list_users),
         refit=refit,
     )
     if encoder is None:

@@ -11,7 +11,7 @@ import pytest
 from llm_rerank.data.schema import validate_interactions, validate_items
 from llm_rerank.models.semantic.cache import CachedEncoder
 from llm_rerank.recommendation.estimate import (
-    LEAST_USERS_TO_FINE_TUNE,
+    LEAST_LIST_USERS,
     FitWork,
     estimate_fit_seconds,
     sample_of_texts,
@@ -43,6 +43,7 @@ def recorded(said):
     parts = {part for part in ("sequence", "semantic") if f"{part} where it pays" in plan}
     specs = default_specs(n_items, encoder=AnyEncoder(), text="text_ease" in plan)
     specs = [spec for spec in specs if spec.name != "lexical" and (spec.part is None or spec.part in parts)]
+    peeled = re.search(r"cross-encoder: ([\d,]+) users' last items", text)
     reading = re.search(r"about (\d+) s to read", text)
     work = FitWork(
         specs,
@@ -50,9 +51,11 @@ def recorded(said):
         n_users=number(r"of ([\d,]+) users on", plan),
         n_items=n_items,
         n_held_out=number(r"protocol \w+: .*?([\d,]+) (?:users|of [\d,]+ users)", text),
+        n_list_users=int(peeled.group(1).replace(",", "")) if peeled else 0,
         refit="then a refit" in plan,
-        read_s=int(reading.group(1)) / n_items if reading else 0.008,  # older reports do not say it
-        n_steps=300 if FINE_TUNING in steps else 0,
+        # what is said is the lower layers alone, half of it; older reports do not say it
+        read_s=2 * int(reading.group(1)) / n_items if reading else 0.016,
+        n_steps=300 if "a cross-encoder" in plan else 0,
     )
     return work, steps
 
@@ -91,7 +94,14 @@ def test_there_are_fits_of_every_size_to_hold_it_to():
 
 
 def work_of(**changes):
-    given = {"n_events": 50_000, "n_users": 5_000, "n_items": 3_000, "n_held_out": 1_500, "refit": False}
+    given = {
+        "n_events": 50_000,
+        "n_users": 5_000,
+        "n_items": 3_000,
+        "n_held_out": 1_500,
+        "n_list_users": 900,
+        "refit": False,
+    }
     return FitWork(**{"specs": default_specs(3_000, encoder=None), **given, **changes})
 
 
@@ -108,7 +118,7 @@ def test_fine_tuning_stops_by_itself_and_needs_lists():
     few, usual, most = (work_of(read_s=0.01, n_steps=n).step_seconds()[FINE_TUNING] for n in (15, 150, 300))
     assert usual == most == pytest.approx(10 * few)
     assert work_of(read_s=0.01, n_steps=300).seconds() > plain + most
-    thin = {"n_users": LEAST_USERS_TO_FINE_TUNE - 1}
+    thin = {"n_list_users": LEAST_LIST_USERS - 1}
     assert work_of(read_s=0.01, n_steps=300, **thin).seconds() == work_of(**thin).seconds()
 
 
