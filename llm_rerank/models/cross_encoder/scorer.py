@@ -53,10 +53,9 @@ class HistoryCrossEncoder:
     encoder: whose vectors are the warm start; None: the encoder of ``model``. model: where the layers come from:
     "default", a folder, or a hub name (BERT, RoBERTa, XLM-RoBERTa). history_length: newest events that are read.
     item_tokens: tokens of a text that are read. n_upper: layers that are trained. cross_attention: see above.
-    cache_folder: where token states are kept between runs; None: nowhere. cache_type: "float16", or "int8" with a scale
-    32 values, little more than half the size. device: "auto", "cpu", "cuda", … dtype: "auto", "float32" or "bfloat16",
-    of the reader of ``cross_attention``, which works anew for each pair; all that is kept of an item, and training's
-    weights, are float32. seed: of the new weights.
+    cache_folder: where token states are kept between runs; None: nowhere. cache_type: "float16" or "int8" (a scale for
+    every 32 values). device: "auto", "cpu", "cuda", … dtype: "auto", "float32" or "bfloat16", of the reader of
+    ``cross_attention``, which works anew for each pair; items are read in float32. seed: of the new weights.
 
     Raises DataError for impossible settings, StorageError where weights are missing.
     """
