@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import KW_ONLY, dataclass
+from numbers import Real
 from typing import Any, Literal, get_args
 
 from llm_rerank.types import DataError
@@ -24,7 +25,8 @@ class ThresholdConfig:
 
     rule, with ``value``: "probability": keep where probability ≥ value; "f_beta": the cut with the best F-beta, value
     is beta; "recall": the highest cut that keeps at least the share ``value`` of retrieved targets; "precision": the
-    lowest cut of which the share ``value`` is right. The last three are estimates on held-out cases.
+    lowest cut of which the share ``value`` is right, or, where there is none, the one of the highest share, with a
+    warning. The last three are estimates on held-out cases.
     "expected_value": keep where probability × gain > cost; gain: of a hit; cost: of showing an item (same unit).
     "risk": with probability 1 − delta over the held-out cases, the expected ``risk`` of a list is at most alpha.
     risk: "missed_target": 1 where none of a list's retrieved targets is kept; "false_positives": share of the list's
@@ -62,7 +64,7 @@ class ThresholdConfig:
             )
 
     def _check_number(self, name: str) -> None:
-        number = getattr(self, name)
+        number: Any = getattr(self, name)
         lies, words = {
             "alpha": (lambda x: 0 < x < 1, "strictly between 0 and 1, for example 0.1"),
             "delta": (lambda x: 0 < x < 1, "strictly between 0 and 1, for example 0.1"),
@@ -72,9 +74,11 @@ class ThresholdConfig:
         }[name]
         if self.rule == "f_beta":
             lies, words = lambda x: 0 < x, "above 0, for example 1.0: it is beta"
-        number_given = isinstance(number, int | float) and not isinstance(number, bool) and math.isfinite(number)
+        number_given = not isinstance(number, bool) and isinstance(number, Real) and math.isfinite(number)
         if not (number_given and lies(number)):
             raise DataError(f"threshold rule {self.rule!r} has {name} {number!r}; it must be a number {words}")
+        if not isinstance(number, int | float):
+            object.__setattr__(self, name, float(number))  # other numbers are no JSON
 
 
 @dataclass(frozen=True)
@@ -147,9 +151,11 @@ class RerankerConfig:
     target_events: events that count as a positive; None: purchases where there are any, else every event but views.
     min_rating: a rated event below this is a dislike; None: ratings do not make dislikes.
     threshold: how ``kept`` is cut; None: ``kept`` is True for the first ``k``.
-    min_items, max_items: bounds on the number of kept items of a user, applied after the cut.
+    min_items, max_items: bounds on the number of kept items of a user, applied after the cut: of too many kept ones
+    those of the best ranks stay, to too few the best ranks of the others are added.
     diversity: 0…1, variety against relevance in the order of a list (MMR alone), or a ``DiversityConfig`` with caps and
-    random slots; 0 changes nothing. What is kept does not depend on it.
+    random slots; 0 changes nothing. How many of a list are kept does not depend on it, and which only where
+    ``min_items`` or ``max_items`` change what the cut kept.
     refit: after the report, fit the components again on all rows.
     retention_days: events older than this are dropped from everything whenever the reranker is saved, and within a day
     by ``update``; None: all are kept.

@@ -2,7 +2,9 @@
 
 import json
 import math
+from fractions import Fraction
 
+import numpy as np
 import pytest
 
 from llm_rerank.config import RerankerConfig, ThresholdConfig
@@ -29,6 +31,17 @@ def test_rules_are_read_from_the_command_and_survive_json(words, config):
     assert threshold_rule(words) == config
     settings = RerankerConfig(threshold=config)
     assert RerankerConfig.from_dict(json.loads(json.dumps(settings.to_dict()))) == settings
+
+
+def test_any_real_number_is_a_number_and_survives_json():
+    for number in (np.float32(0.5), np.float64(0.5), Fraction(1, 2)):
+        config = ThresholdConfig("recall", number)
+        assert config == ThresholdConfig("recall", 0.5)
+        assert json.loads(json.dumps(RerankerConfig(threshold=config).to_dict()))["threshold"]["value"] == 0.5
+    assert ThresholdConfig("f_beta", np.int64(2)).value == 2
+    assert ThresholdConfig("risk", alpha=np.float32(0.25)).alpha == 0.25
+    with pytest.raises(DataError, match="must be a number in"):
+        ThresholdConfig("recall", np.float32("nan"))
 
 
 def test_no_words_are_no_rule():

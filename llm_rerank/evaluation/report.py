@@ -75,7 +75,7 @@ def report_page(
         systems_section(table),
         guard_section(report.get("guard")),
         parts_section(report.get("parts") or ()),
-        probability_section(calibration),
+        probability_section(calibration, tested=table.probabilities, by_position=by_position(report)),
         cut_section(cut, report.get("cut_curve"), int(report.get("n_cases") or 0)),
     ]
     upstream = report.get("upstream")
@@ -119,12 +119,22 @@ def tiles(report: Mapping[str, Any], table: SystemTable) -> list[Tile]:
         low, high = calibration.get("slope_ci95") or [None, None]
         written = interval_words(calibration["slope"], low, high, 2)
         slope, _, bounds = written.partition(" ")
-        found.append(Tile("calibration slope", slope, f"95 %: {bounds.strip('[]').replace(', ', ' to ')}; perfect: 1"))
+        how = "; protocol positions" if by_position(report) else ""
+        note = f"95 %: {bounds.strip('[]').replace(', ', ' to ')}; perfect: 1{how}"
+        found.append(Tile("calibration slope", slope, note))
+    if table.probabilities:
+        mean, rate = (table.probabilities[name] for name in ("mean_probability_top_10", "rate_top_10"))
+        found.append(Tile("mean probability, top 10", f"{mean:.4f}", f"on the test {rate:.4f} were taken"))
     cut = report.get("cut")
     if cut:
         promised = "with a guarantee" if cut.get("guarantee") else "an estimate, no guarantee"
         found.append(Tile("kept a list", number_words(cut.get("mean_kept")), promised))
     return found
+
+
+def by_position(report: Mapping[str, Any]) -> bool:
+    """Tell whether the fit held out single users' last events, for want of time or of users."""
+    return report.get("protocol") == "positions"
 
 
 def changed_settings(config: RerankerConfig) -> dict[str, Any]:

@@ -22,21 +22,48 @@ def wilson_interval(share: float, n: float, z: float = NORMAL_975) -> tuple[floa
     return max(0.0, middle - half), min(1.0, middle + half)
 
 
-def probability_section(calibration: Mapping[str, Any] | None, of: str = "") -> Section:
+def probability_section(
+    calibration: Mapping[str, Any] | None,
+    of: str = "",
+    *,
+    tested: Mapping[str, Any] | None = None,
+    by_position: bool = False,
+) -> Section:
     """Show what probabilities are worth: reliability, slope, calibration error, skill, and all by strata.
 
-    calibration: of the fit's report; empty or None: absent. of: words for the lists meant, where not our own.
+    calibration: of the fit's report; empty or None: absent. of: words for the lists meant, where not our own. tested:
+    ``systems.tested_probabilities``. by_position: the fit held out by its fallback protocol, "positions".
     """
     title = f"What a probability is worth{of}"
     anchor = "probability" + ("-upstream" if of else "")
     if not calibration:
         absent = "This fit reports no calibration: it had too few retrieved targets, or its model is older than that."
-        return Section(anchor, title, [absent])
+        return Section(anchor, title, [absent, *([tested_in_words(tested)] if tested else [])])
     paragraphs = _in_words(calibration)
+    if by_position:
+        paragraphs.append(
+            "These figures are of the fallback protocol 'positions': the last event of single users was held out, so "
+            "they speak of users who were about to take something, and not of all who might come."
+        )
+    if tested:
+        paragraphs.append(tested_in_words(tested))
     figures = [*_reliability(calibration.get("reliability")), *_slopes(calibration.get("strata") or {})]
     if not figures:
         paragraphs.append("Bins and strata were not kept, so there is no reliability diagram.")
     return Section(anchor, title, paragraphs, figures, _strata_table(calibration.get("strata") or {}))
+
+
+def tested_in_words(tested: Mapping[str, Any]) -> str:
+    """Say what the probabilities of the tested users' lists were worth."""
+    low, high = tested.get("slope_ci95", (math.nan, math.nan))
+    mean, rate = tested["mean_probability_top_10"], tested["rate_top_10"]
+    ratio = f", {mean / rate:.2f} times the share" if rate > 0 else ""
+    slope = "unknown" if not math.isfinite(tested["slope"]) else interval_words(tested["slope"], low, high, 2)
+    return (
+        f"On the {tested['n_users']:,} users tested, which the fit did not see: of the first ten of a list the mean "
+        f"probability is {_decimals(mean, 4)}, and {_decimals(rate, 4)} of them were taken{ratio}; calibration slope "
+        f"{slope} (95 %). A probability speaks of what is taken on the next visit, and the test counts all its targets."
+    )
 
 
 def _in_words(values: Mapping[str, Any]) -> list[str]:

@@ -7,7 +7,7 @@ itself, is in ``benchmarks/ranking.py``.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ import pandas as pd
 from llm_rerank.config import RerankerConfig
 from llm_rerank.data.columns import map_columns
 from llm_rerank.data.datasets import Dataset
-from llm_rerank.data.frames import applicable, to_pandas
+from llm_rerank.data.frames import applicable, id_codes, to_pandas
 from llm_rerank.data.layouts import as_interactions, as_items
 from llm_rerank.data.schema import validate_interactions, validate_items
 from llm_rerank.data.times import TimeUnit, parse_times
@@ -24,6 +24,7 @@ from llm_rerank.evaluation.comparison import RankingResult, ceiling, compare, ev
 from llm_rerank.evaluation.protocols import LastOut, TimeCut, Trial, hold_out, rank_catalogue, ranking_from_frame
 from llm_rerank.models.collaborative.popularity import Popularity
 from llm_rerank.recommendation.reranker import Reranker
+from llm_rerank.reliability import calibration_line
 from llm_rerank.types import CatalogueScorer, DataReport, Ragged
 
 DEPTH = 100
@@ -34,7 +35,8 @@ SHOWN = ("ndcg@10", "hr@10", "recall@10", f"recall@{DEPTH}")
 class SystemTable:
     """Systems on one trial. results: by name, the reranker as "fused". tests: fused against each other system.
 
-    fused: the reranker's lists, item codes of the trial, best first, ``DEPTH`` a case.
+    fused: the reranker's lists, item codes of the trial, best first, ``DEPTH`` a case. probabilities: of these lists,
+    held against what was taken (``tested_probabilities``).
     """
 
     trial: str
@@ -42,6 +44,7 @@ class SystemTable:
     tests: Mapping[str, Mapping[str, Any]]
     ceiling: Mapping[str, float]
     fused: Ragged
+    probabilities: Mapping[str, Any] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything as JSON-ready values."""
@@ -50,6 +53,7 @@ class SystemTable:
             "systems": {name: result.summary() for name, result in self.results.items()},
             "tests": dict(self.tests),
             "ceiling": dict(self.ceiling),
+            "probabilities": dict(self.probabilities),
         }
 
     def __str__(self) -> str:
@@ -102,7 +106,38 @@ def compare_systems(reranker: Reranker, trial: Trial, *, seed: int = 0) -> Syste
     results = {name: evaluate_ranking(ranked, trial, depth=DEPTH, seed=seed) for name, ranked in rankings.items()}
     pairs = [("fused", name) for name in results if name != "fused"]
     lists = rankings["fused"]
-    return SystemTable(trial.describe(), results, compare(results, pairs, seed=seed), ceiling(lists, trial), lists)
+    return SystemTable(
+        trial.describe(),
+        results,
+        compare(results, pairs, seed=seed),
+        ceiling(lists, trial),
+        lists,
+        tested_probabilities(fused, trial),
+    )
+
+
+def tested_probabilities(result: pd.DataFrame, trial: Trial) -> dict[str, Any]:
+    """Hold the probabilities of lists against the trial's targets, JSON-ready; {} where there are none.
+
+    result: of ``recommend`` for the trial's users. Keys: n_users; mean_probability_top_10 and rate_top_10, the share of
+    the first ten that is a target; slope and slope_ci95 over all rows, lists as the unit.
+    """
+    result = result[result["probability"].notna()]
+    if not len(result):
+        return {}
+    users = id_codes(result["user_id"], trial.user_ids)
+    n_items, targets = len(trial.items), trial.cases.targets
+    pairs = users * n_items + id_codes(result["item_id"], trial.items.ids)
+    positive = np.isin(pairs, targets.row_of_value * n_items + targets.values)
+    probabilities, top = result["probability"].to_numpy(), result["rank"].to_numpy() <= 10
+    line = calibration_line(probabilities, positive, users)
+    return {
+        "n_users": len(np.unique(users)),
+        "mean_probability_top_10": float(probabilities[top].mean()),
+        "rate_top_10": float(positive[top].mean()),
+        "slope": line.slope,
+        "slope_ci95": list(line.slope_interval),
+    }
 
 
 def evaluate_shop(

@@ -113,7 +113,8 @@ def cut_list(
 def _uncut(scored: ScoredList, config: RerankerConfig, k: int | None) -> Answer:
     """Give a fallback: what is known is kept, for nothing says what should not be; ``max_items`` holds."""
     n = len(scored.codes)
-    kept = bounded_kept(scored.codes >= 0, scored.before_ranks, min_items=0, max_items=config.max_items)
+    rows = Ragged.from_lists([scored.codes])
+    kept = bounded_kept(scored.codes >= 0, scored.before_ranks, rows, min_items=0, max_items=config.max_items)
     shown = kept if k is None else kept & (scored.before_ranks <= k)
     facts = {
         "least_probability": None,

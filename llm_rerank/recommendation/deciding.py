@@ -174,8 +174,9 @@ def settle(batch: ScoredBatch, fitted: Fitted, config: RerankerConfig) -> Decide
         fitted.components, fitted.items, batch.scored.cases, batch.scores, batch.ranks, settings, config.seed
     )
     kept_by_cut = kept
-    # by the ranks that are shown, so that the first min_items of a page are kept ones
-    kept = bounded_kept(kept, placed.ranks, min_items=config.min_items, max_items=config.max_items) & ~unknown
+    # by the ranks that are shown, so that what is taken out is what a page shows last
+    kept = bounded_kept(kept, placed.ranks, candidates, min_items=config.min_items, max_items=config.max_items)
+    kept &= ~unknown
     return Decided(
         candidates,
         stage,

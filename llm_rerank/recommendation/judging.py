@@ -99,7 +99,7 @@ def _with_cut(
         return stage
     stage = replace(stage, cut=cut)
     if cut.guarantee is None:  # else it is said at the end of the fit, when it is known whether it still holds
-        log.say(cut.sentence())
+        log.say(f"{'warning: ' if cut.misses_its_target else ''}{cut.sentence()}")
     if n_retrieved < LEAST_CASES_FOR_GUARANTEE and rule.rule in ("f_beta", "recall", "precision"):
         log.say(f"warning: cut: chosen on {n_retrieved} retrieved cases, fewer than {LEAST_CASES_FOR_GUARANTEE}")
     return stage

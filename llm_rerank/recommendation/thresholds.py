@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from llm_rerank.config import ThresholdConfig
+from llm_rerank.recommendation.candidates import positions_in_row
 from llm_rerank.recommendation.risk_control import (
     LEAST_CASES_FOR_GUARANTEE,
     Guarantee,
@@ -27,6 +28,9 @@ Float64Array = npt.NDArray[np.float64]
 
 NEVER_PROMISED = "this rule is an estimate on held-out cases; the rule 'risk' gives a guarantee"
 KEEPS_EVERYTHING, KEEPS_NOTHING = 0.0, 2.0
+
+LEAST_KEPT = 30
+"""Fewer kept candidates say too little of a precision to choose a cut by that which is the highest."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +66,11 @@ class Cut:
         reason = "" if self.no_guarantee == NEVER_PROMISED else f": {self.no_guarantee}"
         return f"{said} (an estimate, not a guarantee{reason})"
 
+    @property
+    def misses_its_target(self) -> bool:
+        """Tell whether no cut had the precision asked for, so that this one has the highest there was."""
+        return self.rule == "precision" and self.precision < self.value - 1e-9
+
     def to_dict(self) -> dict[str, Any]:
         """Return JSON-ready values."""
         return asdict(self)
@@ -79,7 +88,10 @@ def choose_cut(config: ThresholdConfig, probabilities: FloatArray, positive: Boo
     probabilities, positive: shape (n_candidates,), laid out as ``rows`` (one row a case). Equal probabilities are
     kept or cut together. A NaN probability is never kept, and a target that has one was not retrieved.
 
-    Raises DataError where the rule needs targets and there are none, or where no cut has the precision asked for.
+    Where no cut has the precision asked for it is the one with the highest precision of those that keep
+    ``LEAST_KEPT`` candidates, and ``no_guarantee`` says so.
+
+    Raises DataError where the rule needs targets and there are none.
     """
     known = ~np.isnan(probabilities)
     n_targets = int((positive & known).sum())
@@ -102,7 +114,7 @@ def choose_cut(config: ThresholdConfig, probabilities: FloatArray, positive: Boo
         least = float(value)
     else:
         assert value is not None
-        least = _estimated(config.rule, value, CutLevels.of(probabilities, positive), len(rows))
+        least, reason = _estimated(config.rule, value, CutLevels.of(probabilities, positive), len(rows))
     chosen = probabilities >= least  # never where NaN
     n_kept, n_right = int(chosen.sum()), int(positive[chosen].sum())
     return Cut(
@@ -140,8 +152,12 @@ class CutLevels:
         return cls(levels[last], (last + 1).astype(np.float64), np.cumsum(hits, dtype=np.float64)[last])
 
 
-def _estimated(rule: str, value: float, cuts: CutLevels, n_cases: int) -> float:
-    """Least probability by a rule that reads precision and recall on the cases; there is at least one target."""
+def _estimated(rule: str, value: float, cuts: CutLevels, n_cases: int) -> tuple[float, str]:
+    """Least probability by a rule that reads precision and recall on the cases, and what is to be said of it.
+
+    There is at least one target.
+    """
+    said = NEVER_PROMISED
     n_targets = int(cuts.right[-1])
     if rule == "f_beta":
         place = int(np.argmax(f_beta(cuts.right, cuts.kept, n_targets, value)))
@@ -149,16 +165,18 @@ def _estimated(rule: str, value: float, cuts: CutLevels, n_cases: int) -> float:
         place = int(np.argmax(cuts.right >= value * n_targets - 1e-9))
     else:
         reaching = np.flatnonzero(cuts.right >= value * cuts.kept - 1e-9)
-        if not len(reaching):
-            precision = cuts.right / cuts.kept
-            best = int(np.flatnonzero(precision >= precision.max() - 1e-12)[-1])
-            raise DataError(
-                f"threshold rule 'precision' asks for {value:g}, and no cut reaches it on the {n_cases:,} held-out "
-                f"cases: the best is {precision[best]:.4g}, at recall {cuts.right[best] / n_targets:.3g} with "
-                f"{cuts.kept[best] / n_cases:.3g} kept a case; ask for at most that, or use the rule 'recall'"
+        if len(reaching):
+            place = int(reaching[-1])
+        else:
+            precision = np.where(cuts.kept >= min(LEAST_KEPT, cuts.kept[-1]), cuts.right / cuts.kept, 0.0)
+            place = int(np.flatnonzero(precision >= precision.max() - 1e-12)[-1])
+            said = (
+                f"a precision of {value:g} was asked for, and no cut reaches it on the {n_cases:,} held-out cases: the "
+                f"highest that can be told is {precision[place]:.4g}, at recall {cuts.right[place] / n_targets:.3g} "
+                f"with {cuts.kept[place] / n_cases:.3g} kept a case, and that is the cut; ask for at most that, or use "
+                "the rule 'recall'"
             )
-        place = int(reaching[-1])
-    return float(cuts.levels[place])
+    return float(cuts.levels[place]), said
 
 
 def _controlled(
@@ -223,7 +241,19 @@ def f_beta(true_positives: Float64Array, kept: Float64Array, n_targets: int, bet
     return (1 + beta**2) * true_positives / (beta**2 * n_targets + kept)
 
 
-def bounded_kept(kept: BoolArray, ranks: npt.NDArray[np.int64], *, min_items: int, max_items: int | None) -> BoolArray:
-    """Let the cut keep at least ``min_items`` and at most ``max_items`` of a user, by rank from 1."""
-    bounded = kept | (ranks <= min_items)
-    return bounded if max_items is None else bounded & (ranks <= max_items)
+def bounded_kept(
+    kept: BoolArray, ranks: npt.NDArray[np.int64], rows: Ragged, *, min_items: int, max_items: int | None
+) -> BoolArray:
+    """Let the cut keep at least ``min_items`` and at most ``max_items`` of each list.
+
+    kept, ranks (from 1 in each list): shape (n_candidates,), laid out as ``rows``. Of too many kept ones those of the
+    best ranks stay; where there are too few the best ranks of the others are added. So how many are kept does not
+    depend on the ranks.
+    """
+    order = np.lexsort((ranks, ~kept, rows.row_of_value))  # in each list the kept ones first, each part by rank
+    places = np.empty(len(kept), dtype=np.int64)
+    places[order] = positions_in_row(rows)
+    wanted = np.maximum(np.bincount(rows.row_of_value[kept], minlength=len(rows)), min_items)
+    if max_items is not None:
+        wanted = np.minimum(wanted, max_items)
+    return places < wanted[rows.row_of_value]

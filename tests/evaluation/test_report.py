@@ -128,6 +128,31 @@ def test_the_page_shows_the_figures_that_were_measured(evaluation, file):
     assert all(line in page for line in values["lines"])
 
 
+def test_probabilities_are_held_against_what_the_tested_users_took(evaluation, file):
+    trial, tested = evaluation.trial, evaluation.table.probabilities
+    lists = evaluation.reranker.recommend(list(trial.user_ids), k=100, at=trial.at)
+    top, taken = lists[lists["rank"] <= 10], 0
+    for case, user in enumerate(trial.user_ids):
+        targets = set(trial.items.ids[trial.cases.targets[case]])
+        taken += sum(item in targets for item in top["item_id"][top["user_id"] == user])
+    assert tested["n_users"] == len(trial.user_ids)
+    assert tested["rate_top_10"] == pytest.approx(taken / len(top))
+    assert tested["mean_probability_top_10"] == pytest.approx(top["probability"].mean(), rel=1e-5)
+    assert tested["slope_ci95"][0] < tested["slope"] < tested["slope_ci95"][1]
+    page = unescape(file.read_text())
+    assert f"probability is {tested['mean_probability_top_10']:.4f}, and {tested['rate_top_10']:.4f} of them" in page
+    assert f"on the test {tested['rate_top_10']:.4f} were taken" in page
+
+
+def test_the_fallback_protocol_is_named_where_its_calibration_is_shown(evaluation, parts):
+    values = evaluation.reranker.report().values
+    for protocol, named in (("positions", True), ("time", False)):
+        page = report_page({**values, "protocol": protocol}, evaluation.table, CONFIG, **parts)
+        [tile] = [tile for tile in page.tiles if tile.name == "calibration slope"]
+        assert ("protocol positions" in tile.note) == named
+        assert ("fallback protocol 'positions'" in said(section_of(page, "probability"))) == named
+
+
 def test_an_older_model_knows_less_and_the_page_says_so(evaluation, parts):
     values = evaluation.reranker.report().values
     known = {key: values[key] for key in ("lines", "settings", "guard")}

@@ -578,7 +578,7 @@ def test_when_all_fails_the_order_given_comes_back(fitted, shop):
     assert plain.ranks.tolist() == plain.before_ranks.tolist() == [1, 2, 3, 4, 5, 6]
     assert np.isnan(scored.scores).all()
     assert np.isnan(scored.probabilities).all()
-    assert scored.kept.tolist() == [False, True, True, True, False, False]  # unknown; beyond max_items
+    assert scored.kept.tolist() == [False, True, True, True, True, False]  # unknown; beyond max_items
     assert set(plain.degraded) == {c.name for c in fitted.components if c.blends}
     assert plain.components == {}
     assert "failed" in plain.facts["no_guarantee"]

@@ -60,14 +60,13 @@ def test_bounds_that_change_the_kept_set_are_counted_and_end_the_guarantee(reran
     kept = plain.groupby("user_id")["kept"].sum()
     most = int(kept.max()) - 1
     facts = facts_of(reranker, users, max_items=most)
-    assert facts["n_removed_by_max_items"] == (plain["kept"] & (plain["rank"] > most)).sum() > 0
+    assert facts["n_removed_by_max_items"] == (kept - most).clip(lower=0).sum() > 0
     assert facts["n_added_by_min_items"] == 0
     assert facts["guarantee"] is None
     assert "max_items" in facts["no_guarantee"]
     least = int(kept.min()) + 1
     facts = facts_of(reranker, users, min_items=least)
-    # the first of a page are kept ones, also where the cut keeps a later one alone
-    assert facts["n_added_by_min_items"] == (~plain["kept"] & (plain["rank"] <= least)).sum() > 0
+    assert facts["n_added_by_min_items"] == (least - kept).clip(lower=0).sum() > 0
     assert facts["guarantee"] is None
     loose = facts_of(reranker, users, max_items=10_000)  # a bound that changes nothing takes nothing back
     assert loose["guarantee"] is not None
@@ -147,22 +146,32 @@ def test_without_a_cut_nothing_is_promised_and_drift_is_still_told(shop, users):
     assert isinstance(plain.rerank(frame), pl.DataFrame)  # other frames have no place for facts
 
 
-def test_the_first_items_of_a_varied_page_are_kept_where_min_items_asks_for_it(reranker, users):
-    varied = Reranker(replace(reranker.config, min_items=3, diversity=0.8), verbose=False)
-    varied._adopt(replace(reranker._data(), config=varied.config))
-    page = varied.recommend(users, k=3)
-    assert page["kept"].all()
-    plain = reranker.recommend(users, k=3)
-    assert not page["item_id"].equals(plain["item_id"])  # the setting moved something
+@pytest.mark.parametrize("bounds", [{"min_items": 3}, {"max_items": 3}, {"min_items": 2, "max_items": 4}])
+def test_how_many_are_kept_does_not_depend_on_diversity(reranker, users, bounds):
+    counts, pages = [], []
+    for diversity in (0.0, 0.8):
+        varied = Reranker(replace(reranker.config, **bounds, diversity=diversity), verbose=False)
+        varied._adopt(replace(reranker._data(), config=varied.config))
+        pages.append(varied.recommend(users, k=None))
+        counts.append(pages[-1].groupby("user_id")["kept"].sum())
+    assert counts[0].equals(counts[1])
+    assert not pages[0]["item_id"].equals(pages[1]["item_id"])  # the setting moved something
+    n_cut = reranker.recommend(users, k=None).groupby("user_id")["kept"].sum()
+    assert counts[0].equals(n_cut.clip(bounds.get("min_items"), bounds.get("max_items")))
 
 
-def test_a_cut_that_could_not_be_had_loses_no_fit_and_is_said(shop, users):
+def test_a_precision_that_cannot_be_had_is_cut_at_the_highest_and_said(shop, users):
     rule = ThresholdConfig("precision", 0.999)
     fitted = Reranker(replace(CONFIG, threshold=rule), verbose=False).fit(*shop)
-    assert "no cut reaches it" in str(fitted.report())
-    result = fitted.recommend(users, k=5)
-    assert result["kept"].all()
-    assert "the fit found no cut by rule 'precision'" in result.attrs["decision"]["no_guarantee"]
+    [said] = [line for line in fitted.report().values["lines"] if "no cut reaches it" in line]
+    assert said.startswith("warning: cut: rule precision (0.999) keeps")
+    cut = fitted.report().values["cut"]
+    assert cut["precision"] < 0.999
+    assert cut["mean_kept"] * cut["n_cases"] >= 30
+    result = fitted.recommend(users, k=None)
+    assert (result["kept"] == (result["probability"] >= cut["least_probability"])).all()
+    assert not result["kept"].all()
+    assert "no cut reaches it" in result.attrs["decision"]["no_guarantee"]
 
 
 def test_the_command_line_says_how_a_batch_was_cut(reranker, users, tmp_path):

@@ -110,9 +110,31 @@ def test_rules_that_need_targets_say_so():
 
 
 def test_bounds_add_by_rank_and_cut_by_rank():
-    kept, ranks = np.array([False, False, True, False]), np.array([2, 1, 3, 4])
-    assert bounded_kept(kept, ranks, min_items=1, max_items=None).tolist() == [False, True, True, False]
-    assert bounded_kept(kept, ranks, min_items=2, max_items=2).tolist() == [True, True, False, False]
+    kept, ranks, rows = np.array([False, False, True, True]), np.array([2, 1, 3, 4]), Ragged.from_lists([range(4)])
+    assert bounded_kept(kept, ranks, rows, min_items=1, max_items=None).tolist() == [False, False, True, True]
+    assert bounded_kept(kept, ranks, rows, min_items=3, max_items=None).tolist() == [False, True, True, True]
+    assert bounded_kept(kept, ranks, rows, min_items=0, max_items=1).tolist() == [False, False, True, False]
+
+
+@given(
+    st.lists(st.lists(st.booleans(), max_size=12), max_size=4),
+    st.integers(0, 6),
+    st.none() | st.integers(1, 6),
+    st.data(),
+)
+def test_how_many_are_kept_depends_on_the_bounds_and_not_on_the_ranks(lists, least, most, data):
+    least = least if most is None else min(least, most)
+    ranks = [data.draw(st.permutations(range(1, len(kept) + 1))) for kept in lists]
+    rows = Ragged.from_lists([range(len(kept)) for kept in lists])
+    flat, places = np.array(sum(lists, []), dtype=bool), np.array(sum(ranks, []), dtype=np.int64)
+    found = bounded_kept(flat, places, rows, min_items=least, max_items=most)
+    for row, kept in enumerate(lists):
+        part, of_row = found[rows.offsets[row] : rows.offsets[row + 1]], np.array(ranks[row])
+        n_above, cut = sum(kept), np.array(kept, dtype=bool)
+        assert part.sum() == min(max(n_above, least), len(kept) if most is None else most, len(kept))
+        for inside, outside in ((part & cut, ~part & cut), (part & ~cut, ~part & ~cut)):  # by rank in both parts
+            assert max(of_row[inside], default=0) < min(of_row[outside], default=99)
+        assert not (part & ~cut).any() or part[cut].all()  # none is added while a kept one is out
 
 
 # ------------------------------------------------------------ target precision
@@ -125,15 +147,26 @@ def test_target_precision_takes_the_lowest_cut_that_reaches_it():
     assert _cut("precision", 0.6).precision == pytest.approx(3 / 5)
 
 
-def test_a_precision_that_no_cut_has_says_what_there_is():
+def test_a_precision_that_no_cut_has_takes_the_highest_there_is_and_says_so():
     # from .9: 0 of 1; .8: 1 of 2; .7: 1 of 3; .6: 2 of 4, the lowest with 1/2, and the only target is one of 3 found
     probabilities = np.array([0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3], dtype=np.float32)
     positive = np.array([False, True, False, True, False, False, True])
     rows = Ragged.from_lengths(np.arange(7), np.array([4, 3]))
-    said = "asks for 0.75, and no cut .* the 2 held-out cases: the best is 0.5, at recall 0.667 with 2 kept a case"
-    with pytest.raises(DataError, match=said):
-        choose_cut(ThresholdConfig("precision", 0.75), probabilities, positive, rows)
-    assert choose_cut(ThresholdConfig("precision", 0.5), probabilities, positive, rows).mean_kept == 2
+    reachable = choose_cut(ThresholdConfig("precision", 0.5), probabilities, positive, rows)
+    assert (reachable.mean_kept, reachable.misses_its_target) == (2, False)
+    # seven candidates say too little, so all of them are counted on: 3 of 7
+    few = choose_cut(ThresholdConfig("precision", 0.75), probabilities, positive, rows)
+    assert (few.least_probability, few.precision) == (np.float32(0.3), pytest.approx(3 / 7))
+    # of a hundred times as many the cut that keeps half the candidates at 1/2
+    many = Ragged.from_lengths(np.arange(700), np.array([400, 300]))
+    asked = choose_cut(
+        ThresholdConfig("precision", 0.75), np.repeat(probabilities, 100), np.repeat(positive, 100), many
+    )
+    assert asked.misses_its_target
+    assert (asked.least_probability, asked.precision) == (np.float32(0.6), 0.5)
+    said = "0.75 was asked for, and no cut reaches it on the 2 held-out cases: the highest that can be told is 0.5, at "
+    assert said in asked.sentence()
+    assert said in asked.no_guarantee
 
 
 @given(some_lists, st.floats(0.01, 1))
@@ -145,8 +178,9 @@ def test_target_precision_equals_trying_every_cut(pairs, target):
         cut = choose_cut(ThresholdConfig("precision", target), probabilities, positive, rows)
         assert cut.least_probability == min(reaching)
     else:
-        with pytest.raises(DataError, match=f"the best is {max(precision.values()):.4g}, "):
-            choose_cut(ThresholdConfig("precision", target), probabilities, positive, rows)
+        cut = choose_cut(ThresholdConfig("precision", target), probabilities, positive, rows)
+        assert cut.misses_its_target
+        assert cut.least_probability == probabilities.min()  # fewer than 30 candidates: all are counted on
 
 
 # ------------------------------------------------------------- expected value
