@@ -60,3 +60,18 @@ def make_shop(n_users: int = 700, seed: int = 0) -> tuple[pd.DataFrame, pd.DataF
 def with_searches(events: pd.DataFrame) -> pd.DataFrame:
     """Give every fortieth event a search phrase, so that the shop is one that records them."""
     return events.assign(query=np.where(np.arange(len(events)) % 40 == 0, "something for the garden", ""))
+
+
+def with_telling_searches(events: pd.DataFrame, items: pd.DataFrame) -> pd.DataFrame:
+    """Before every second view, half a minute earlier, let the user search for the theme of what is then looked at."""
+    theme = items.set_index("item_id")["theme"]
+    looked = events[events["event"] == "view"].iloc[::2]
+    searches = pd.DataFrame(
+        {
+            "user_id": looked["user_id"],
+            "timestamp": looked["timestamp"] - 30,
+            "event": "search",
+            "query": [f"something for {name}" for name in theme[looked["item_id"]]],
+        }
+    )
+    return pd.concat([events.assign(query=""), searches], ignore_index=True)

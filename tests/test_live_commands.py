@@ -4,6 +4,7 @@ import json
 import shutil
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -104,7 +105,7 @@ def test_forget_names_an_earlier_content_that_cannot_be_removed(model, monkeypat
     remove = shutil.rmtree
 
     def refuse(path, **more):
-        if (path / "manifest.json").exists():
+        if (Path(path) / "manifest.json").exists():
             raise PermissionError(13, "Permission denied", str(path))
         remove(path, **more)
 

@@ -62,7 +62,10 @@ def recorded(said):
 
 def fits():
     for path in REPORTS:
-        for name, system in json.loads(path.read_text())["systems"].items():
+        report = json.loads(path.read_text())
+        if (report["hardware"]["load_at_start"] or 0) > 2 * report["hardware"]["cores"]:
+            continue  # a crowded machine: the seconds tell of the crowd
+        for name, system in report["systems"].items():
             found = recorded(system["fit_said"]) if "fit_said" in system else None
             if found is not None:
                 yield pytest.param(*found, id=f"{path.stem}-{name}")
@@ -90,7 +93,7 @@ def test_the_dear_steps_are_estimated_one_by_one(work, steps):
 
 
 def test_there_are_fits_of_every_size_to_hold_it_to():
-    assert len(list(fits())) >= 15
+    assert len(list(fits())) >= 10
 
 
 def work_of(**changes):

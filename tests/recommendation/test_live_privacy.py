@@ -6,6 +6,7 @@ import shutil
 import sqlite3
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -290,7 +291,7 @@ def test_an_earlier_content_that_cannot_be_removed_is_told_and_goes_next_time(fo
         remove = shutil.rmtree
 
         def refuse(path, **more):  # as where a file is open on Windows, or the file system is read-only
-            if (path / "manifest.json").exists():
+            if (Path(path) / "manifest.json").exists():
                 raise PermissionError(13, "Permission denied", str(path))
             remove(path, **more)
 

@@ -205,7 +205,7 @@ def test_keys_alone_are_enough(browser, base):
         tab_to("threshold", most=3)
         kept = [row["state"] for row in seen.rows()].count("kept")
         for _ in range(60):
-            keyboard.press("ArrowRight")
+            keyboard.press("PageUp")
         seen.settle()
         assert [row["state"] for row in seen.rows()].count("kept") < kept
         tab_to("diversity", most=3)

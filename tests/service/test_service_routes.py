@@ -16,6 +16,7 @@ from llm_rerank.service.catalogue import MOST_WORDS, Catalogue
 from llm_rerank.service.cohere import document_text, history_of, recency_cosine, relevance_of_logits
 from llm_rerank.service.ranking import Asked, item_rows, list_content, remember
 from tests.service.asking import counted, serving
+from tests.shops import make_shop, with_telling_searches
 
 CSV = {"content-type": "text/csv"}
 
@@ -199,20 +200,24 @@ def test_an_event_changes_the_next_answer_and_comes_only_once(client):
     assert counted(client, "llm_rerank_events_total", outcome="duplicate") == 1
 
 
-def test_a_search_changes_the_next_list_without_a_language_model(client):
-    """A stranger, of whom the shop knows one phrase: what it names comes to the front."""
-    ids = ids_of(client)
+def test_a_search_changes_the_next_list_without_a_language_model(tmp_path):
+    """A stranger, of whom the shop knows one phrase: what it names comes forward, and its best seller to the front."""
+    events, items = make_shop(n_users=300)
+    config = RerankerConfig(encoder=None, sequence="off", candidates_per_source=40)
+    Reranker(config, verbose=False).fit(with_telling_searches(events, items), items).save(tmp_path / "shop")
+    with serving(tmp_path / "shop") as client:
 
-    def themes(**question):
-        said = good(client.post("/recommend/rerank", json={"candidates": ids, "k": 10, **question}))
-        assert said["degraded"] == []
-        return [item["item_id"][:3] for item in said["items"]]
+        def ranks(**question):
+            asked = {"user_id": "a stranger", "candidates": ids_of(client), **question}
+            said = good(client.post("/recommend/rerank", json=asked))
+            assert said["degraded"] == []
+            return [place for place, item in enumerate(said["items"], 1) if item["item_id"].startswith("fis")]
 
-    before = themes(user_id="a stranger")
-    assert before.count("fis") < 5
-    assert themes(user_id="a stranger", events=[{"query": "fishing rod"}]).count("fis") == 10
-    good(client.post("/events", json={"user_id": "a stranger", "event": "search", "query": "fishing rod"}))
-    assert themes(user_id="a stranger").count("fis") == 10
+        before, searched = ranks(), ranks(events=[{"query": "fishing rod"}])
+        assert searched[0] == 1 < before[0]
+        assert np.mean(searched) < np.mean(before) - 10
+        good(client.post("/events", json={"user_id": "a stranger", "event": "search", "query": "fishing rod"}))
+        assert ranks() == searched
     retrieved = good(client.post("/recommend", json={"user_id": "a stranger", "k": 10}))["items"]
     assert [item["item_id"][:3] for item in retrieved].count("fis") == 10
 
