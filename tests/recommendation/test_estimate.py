@@ -73,10 +73,11 @@ def fits():
 
 @pytest.mark.parametrize(("work", "steps"), list(fits()))
 def test_every_recorded_fit_took_within_a_factor_of_two_of_the_estimate(work, steps):
-    """Texts were not encoded in these fits: their vectors were in a cache folder."""
-    taken = max(sum(steps.values()), LEAST_SAID)
-    said = max(work.seconds(), LEAST_SAID)
-    assert taken / 2 <= said <= taken * 2, (said, taken, work.step_seconds(), steps)
+    """Without reading and encoding: the encoder is measured then, and these fits had their vectors in a cache."""
+    estimated = {name: value for name, value in work.step_seconds().items() if name not in ("read", "encode")}
+    taken = max(sum(value for name, value in steps.items() if name != "read"), LEAST_SAID)
+    said = max(sum(estimated.values()), LEAST_SAID)
+    assert taken / 2 <= said <= taken * 2, (said, taken, estimated, steps)
 
 
 @pytest.mark.parametrize(("work", "steps"), list(fits()))
@@ -152,10 +153,12 @@ def test_texts_are_encoded_once_and_not_again_where_they_are_remembered():
     without, _ = estimated(None)
     cold, texts = estimated(SlowEncoder())
     encoded = 5e-4 * sum(map(len, texts))  # without reviews a refit reads the same texts
-    assert without + encoded <= cold < without + 1.3 * encoded + 0.5
+    measured = 2.0 + encoded * 48 / len(texts)  # to take the measure takes time too
+    assert without + measured + 0.9 * encoded < cold < without + measured + 1.3 * encoded + 0.5
     encoder = CachedEncoder(SlowEncoder())
     encoder.encode(texts)
-    assert estimated(encoder)[0] == pytest.approx(without)
+    assert estimated(encoder)[0] < without + measured - 2.0 + 0.3 * encoded  # its weights are loaded
     half = CachedEncoder(SlowEncoder())
     half.encode(texts[::2])
-    assert without + 0.4 * encoded < estimated(half)[0] < without + 0.75 * encoded + 0.5
+    least = without + measured - 2.0 + 0.4 * encoded
+    assert least < estimated(half)[0] < least + 0.4 * encoded + 0.5
