@@ -219,8 +219,8 @@ def test_a_search_changes_the_next_list_without_a_language_model(tmp_path):
         good(client.post("/events", json={"user_id": "a stranger", "event": "search", "query": "fishing rod"}))
         assert ranks()[0] == 1  # at the moment of the search, years after the shop's last sale
         assert np.mean(ranks()) < np.mean(before) - 10
-    retrieved = good(client.post("/recommend", json={"user_id": "a stranger", "k": 10}))["items"]
-    assert [item["item_id"][:3] for item in retrieved].count("fis") == 10
+        retrieved = good(client.post("/recommend", json={"user_id": "a stranger", "k": 10}))["items"]
+        assert [item["item_id"][:3] for item in retrieved].count("fis") == 10
 
 
 def test_a_batch_of_events_is_taken_whole_or_not_at_all(client):
