@@ -36,12 +36,13 @@ SECONDS_PER_SQUARED_ITEM = 5e-8  # text kernel and Gram matrix
 SECONDS_PER_CUBED_ITEM = 1.4e-11  # one inverse of items × items
 SECONDS_PER_PAIR_OF_EASE, SECONDS_PER_PAIR_OF_KNN = 2.8e-8, 7e-8  # two events of one user
 ALS_S, ALS_SECONDS_PER_EVENT, ALS_SECONDS_PER_ROW = 0.4, 7e-6, 1e-4  # a row: of the users or of the items
-NETS_S, SECONDS_PER_CELL_OF_NETS = 3.0, 1.4e-7  # an event against an item: three nets, three epochs, both directions
+NETS_S, SECONDS_PER_CELL_OF_NETS = 1.0, 1.4e-7  # an event against an item: three nets, three epochs, both directions
 MOST_CELLS = 2e8  # of an epoch; nets draw rows above that
 COMPONENT_S = 0.2  # whatever else one is
 SECONDS_PER_SCORE = 8e-8  # one score of one item for one user by one component, ranking included
 MOST_CASES_FOR_TUNING = 1_000
 FUSION_S, FUSION_SECONDS_PER_USER = 2.7, 3e-3  # the first blend, cross-validated; half of the held-out users are in it
+HELD_OUT_A_CASE = 2.5  # one half chooses, and not every target is retrieved
 FUSION_GROWTH = 1.4  # each further part is tried with all columns of those before it
 
 LEAST_LIST_USERS = 100  # fewer leave too few lists to fine-tune on
@@ -108,7 +109,7 @@ class FitWork:
 
     def _first_blend(self) -> float:
         """Seconds of the blend before any part, which too few cases do not get."""
-        if self.n_held_out < 2 * LEAST_CASES_FOR_BLEND:
+        if self.n_held_out < HELD_OUT_A_CASE * LEAST_CASES_FOR_BLEND:
             return COMPONENT_S
         return FUSION_S + FUSION_SECONDS_PER_USER * self.n_held_out
 
