@@ -107,6 +107,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     parser = trial_parser("calibration", __doc__ or "", dataset="sample")
     parser.add_argument("--upstream", action="store_true", help="also fit and judge lists of another recommender")
     parser.add_argument("--cross-encoder", choices=("auto", "always", "off"), default="off")
+    parser.add_argument("--no-refit", action="store_true", help="judge the components that the calibrator was made for")
     options = parser.parse_args(arguments)
     information = run_information(options.seed)
     protocol = PROTOCOLS.get(options.dataset, LastOut())
@@ -114,7 +115,12 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         protocol = replace(protocol, first_visit=True)
     dataset = load_dataset(options.dataset, options.data_dir)
     trial = hold_out(dataset, protocol, options.split)
-    config = RerankerConfig(cache_folder=options.cache, cross_encoder=options.cross_encoder, seed=options.seed)
+    config = RerankerConfig(
+        cache_folder=options.cache,
+        cross_encoder=options.cross_encoder,
+        refit=not options.no_refit,
+        seed=options.seed,
+    )
     impressions = None
     if options.upstream:
         holdout = plan_holdout(trial.past, options.seed, FitLog(verbose=False))

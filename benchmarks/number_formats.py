@@ -11,8 +11,10 @@ same for random weights, and bfloat16, which only the reader of token attention 
 
 from __future__ import annotations
 
+import copy
 import tempfile
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
@@ -36,20 +38,10 @@ K = 10
 
 def read_from(model: HistoryCrossEncoder, trial: Trial, cache_type: StateType | None) -> HistoryCrossEncoder:
     """Read the trial's items with a model's network from states of a format; None: states that no file holds."""
+    other = copy.copy(model)
     with tempfile.TemporaryDirectory() as folder:
-        other = HistoryCrossEncoder(
-            model.encoder,
-            model=model.model,
-            history_length=model.history_length,
-            item_tokens=model.item_tokens,
-            n_upper=model.n_upper,
-            cross_attention=model.cross_attention,
-            cache_folder=None if cache_type is None else folder,
-            cache_type=cache_type or "float16",
-            device=model.device,
-            dtype="float32",
-        )
-        other.network = model.network
+        other.cache_folder, other.cache_type = None if cache_type is None else Path(folder), cache_type or "float16"
+        other._reader = None  # the next one opens that folder
         return other.fit(trial.past, trial.items, seed=0)
 
 

@@ -219,6 +219,12 @@ class ExplainBody(Body):
     versus: Id | None = None
     events: list[FreshEvent] = Field(default_factory=list, max_length=MOST_FRESH_EVENTS)
     as_of: Moment | None = None
+    upstream_scores: list[Number | None] | None = Field(
+        None,
+        min_length=1,
+        max_length=2,
+        description="Of the item, and of versus, in a list that has such scores; null where one is unknown.",
+    )
 
 
 class ShownEvent(Body):

@@ -2,8 +2,7 @@
 
 The query is what the user did, one item a line, oldest first. Where the model has a fine-tuned cross-encoder it reads
 history and documents; else the sentence encoder does, and the score is the recency-weighted cosine. Reading takes the
-time, about 35 ms a document of 128 tokens on one core, so texts are read a few a step, rankings run in between, and the
-time limit grows with the documents.
+time, so texts are read a few a step, rankings run in between, and the time limit grows with the documents.
 """
 
 from __future__ import annotations

@@ -5,6 +5,7 @@ A component that fails is left out of every score, as in a list: the parts are t
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,7 +15,7 @@ from fastapi import FastAPI
 from llm_rerank.config import DiversityConfig
 from llm_rerank.data.id_index import code_of, codes_by_id
 from llm_rerank.data.values import plain
-from llm_rerank.recommendation.deciding import Decided, score_batch, settle
+from llm_rerank.recommendation.deciding import Decided, score_batch, settle, stage_for
 from llm_rerank.recommendation.explanation import Contribution, Explanation, HistoryEffect, Versus, explain_in_steps
 from llm_rerank.recommendation.failures import Failures
 from llm_rerank.recommendation.fallbacks import can_rank
@@ -26,7 +27,7 @@ from llm_rerank.service.context import Context
 from llm_rerank.service.failures import JsonResponse, ServiceError
 from llm_rerank.service.ranking import in_the_body
 from llm_rerank.steps import Steps
-from llm_rerank.types import UNKNOWN, Cases, DataError, Ragged
+from llm_rerank.types import UNKNOWN, Cases, DataError, FloatArray, Ragged
 
 NEWCOMER = "a newcomer"
 
@@ -52,7 +53,9 @@ def add_routes(app: FastAPI, context: Context) -> None:
         def work() -> Steps[dict[str, Any]]:
             snapshot = context.snapshot()
             try:
-                found = yield from explained(snapshot.reranker, _question(body), body.item_id, body.versus)
+                found = yield from explained(
+                    snapshot.reranker, _question(body), body.item_id, body.versus, body.upstream_scores
+                )
             except DataError as error:
                 raise in_the_body(error) from None
             degraded = [*snapshot.degraded, *found.degraded]
@@ -66,9 +69,16 @@ def _question(body: ExplainBody) -> Question:
     return Question(user_id=body.user_id, events=[event.mapping() for event in body.events], at=body.as_of)
 
 
-def explained(reranker: Reranker, question: Question, item_id: Any, versus: Any = None) -> Steps[Explained]:
+def explained(
+    reranker: Reranker,
+    question: Question,
+    item_id: Any,
+    versus: Any = None,
+    upstream_scores: Sequence[float | None] | None = None,
+) -> Steps[Explained]:
     """Explain an item for a question's user, in steps; as ``Reranker.explain`` where the question has no events.
 
+    upstream_scores: of the item, and of the other one, in a list that has such scores, None unknown.
     Raises QuestionError or EventError for a bad question, ServiceError for an item that is not in the catalogue (422)
     and where every component that carries weight fails (503).
     """
@@ -82,18 +92,24 @@ def explained(reranker: Reranker, question: Question, item_id: Any, versus: Any 
             raise ServiceError(422, "is not in the catalogue; ask for another item, or add it", field=name)
     if len(set(found.values())) < len(found):
         raise ServiceError(422, "is the item itself; name another to compare with", field="versus")
+    if upstream_scores is not None and len(upstream_scores) != len(found):
+        raise ServiceError(422, f"has {len(upstream_scores)} for {len(found)} items", field="upstream_scores")
+    upstream = None if upstream_scores is None else np.array(upstream_scores, dtype=np.float32)  # None is NaN
+    stage = stage_for(saved.fitted, upstream is not None)
     cases, seen = cases_of_questions([prepared], saved)
     cases = cases.with_candidates(Ragged.from_lists([np.array([found["item_id"]], dtype=np.int64)]))
     user = NEWCOMER if question.user_id is None else question.user_id
     failed: tuple[str, ...] = ()
     while True:
         decider = _Decider(reranker, failed)
-        explanation = yield from explain_in_steps(user, saved.fitted, cases, seen, decider, other=found.get("versus"))
+        explanation = yield from explain_in_steps(
+            user, saved.fitted, cases, seen, decider, other=found.get("versus"), upstream=upstream
+        )
         if not decider.noticed:
             return Explained(explanation, failed)
         # again, without them in any of the scores that are compared
         failed = (*failed, *decider.noticed)
-        if not can_rank(saved.fitted.stage, failed):
+        if not can_rank(stage, failed):
             raise ServiceError(503, "every component that carries weight failed; come again", retry_after_s=5)
 
 
@@ -108,9 +124,11 @@ class _Decider:
         self.statistics = saved.item_statistics
         self.noticed: dict[str, None] = {}
 
-    def __call__(self, cases: Cases, seen: Ragged) -> Decided:
+    def __call__(self, cases: Cases, seen: Ragged, upstream: FloatArray | None = None) -> Decided:
         failures = Failures(len(cases))
-        batch = score_batch(self.fitted, self.config, cases, seen, self.statistics, failures=failures)
+        batch = score_batch(
+            self.fitted, self.config, cases, seen, self.statistics, upstream=upstream, failures=failures
+        )
         self.noticed |= dict.fromkeys(failures.failed)
         return settle(batch, self.fitted, self.config)
 

@@ -15,6 +15,7 @@ from llm_rerank.recommendation.reranker import Reranker
 from llm_rerank.service.catalogue import MOST_WORDS, Catalogue
 from llm_rerank.service.cohere import document_text, history_of, recency_cosine, relevance_of_logits
 from llm_rerank.service.ranking import Asked, item_rows, list_content, remember
+from tests.recommendation.test_upstream import shown
 from tests.service.asking import counted, serving
 from tests.shops import make_shop, with_telling_searches
 
@@ -177,6 +178,27 @@ def test_an_explanation_adds_up_and_is_the_librarys(reading):
     assert good(reading.post("/explain", json=fresh))["score"] != pytest.approx(said["score"])
     refused(reading.post("/explain", json={"user_id": "u6", "item_id": "nowhere"}), 422, "item_id")
     refused(reading.post("/explain", json={"user_id": "u6", "item_id": ids[0], "versus": ids[0]}), 422, "versus")
+
+
+def test_an_explanation_is_of_the_score_that_a_list_with_upstream_scores_shows(tmp_path):
+    events, items = make_shop()
+    lists = shown((events, items))
+    config = RerankerConfig(encoder=None, sequence="off", candidates_per_source=30)
+    Reranker(config, verbose=False).fit(events, items, impressions=lists).save(tmp_path / "shop")
+    user = lists["user_id"].iloc[0]
+    ids = lists.loc[lists["user_id"] == user, "item_id"].tolist()[:4]
+    given = [{"item_id": item, "upstream_score": 0.5 - place} for place, item in enumerate(ids[:3])]
+    with serving(tmp_path / "shop") as client:
+        asked = {"user_id": user, "candidates": [*given, {"item_id": ids[3]}]}
+        listed = {row["item_id"]: row for row in good(client.post("/recommend/rerank", json=asked))["items"]}
+        why = {"user_id": user, "item_id": ids[0], "versus": ids[3]}
+        said = good(client.post("/explain", json={**why, "upstream_scores": [0.5, None]}))
+        assert said["score"] == pytest.approx(listed[ids[0]]["score"], abs=1e-5)
+        assert said["versus"]["score"] == pytest.approx(listed[ids[3]]["score"], abs=1e-5)
+        assert said["probability"] == pytest.approx(listed[ids[0]]["probability"], abs=1e-5)
+        assert sum(said["groups"].values()) == pytest.approx(said["score"])
+        assert abs(good(client.post("/explain", json=why))["score"] - said["score"]) > 1e-3
+        refused(client.post("/explain", json={**why, "upstream_scores": [0.5]}), 422, "upstream_scores")
 
 
 # ------------------------------------------------------------------ events

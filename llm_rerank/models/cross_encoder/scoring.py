@@ -19,11 +19,9 @@ MOST_PAIRS_READING = 2_048
 """Pairs scored at once with the reader, which holds the states of each pair's tokens: 2,048 × 32 × 384 × 4 = 100 MB."""
 
 LEAST_PAIRS, LEAST_PAIRS_READING = 1_024, 256
-"""Pairs from which on a block ends rather than be padded by more than 3 %. Smaller ones cost more than they save:
-without the reader a block takes 0.6 ms beside its pairs (1,024: 1.6 ms); with it, 32 users' lists of 100 are read at
-3,870 pairs/s from 64 pairs on, at 4,231 from 256, at 3,970 in blocks of 2,048. On a GPU, where the block itself weighs
-more, the reader's are filled as the others are. On a CPU padding is below 3 % for 4,000 users with 80 to 120 or 200 to
-320 candidates each; for 32 users with 100 it is 7 % with the reader, and 40 % without it, where they are three blocks.
+"""Pairs from which on a block ends rather than be padded by more than 3 %. Smaller ones cost more than they save, for a
+block takes time of its own: the lists of a few users are padded by more. On a GPU, where the block itself weighs more,
+the reader's are filled as the others are.
 """
 
 

@@ -20,7 +20,7 @@ GREATEST = 65504.0
 
 VALUES_A_SCALE = 32
 """int8 values that share a scale. A BERT's states have a few values many times the rest; one scale a token would round
-all others by them (``python -m benchmarks.scoring_speed``: first ten positions equal in .72, so in .92 to .95)."""
+all others by them."""
 
 
 def record_type(state_size: int, dtype: StateType) -> np.dtype[np.void]:

@@ -185,7 +185,15 @@ function showHistory() {
 function onWhy(item, row, button) {
   const { answer, items } = page;
   const asked = { user_id: page.user, item_id: item.item_id, as_of: answer.as_of, ...freshEvents() };
-  const explain = (versus) => ask("POST", "explain", versus === null ? asked : { ...asked, versus });
+  const scored = (other) => other.upstream_score !== null && other.upstream_score !== undefined;
+  const explain = (other) => {
+    const both = other === null ? [item] : [item, other];
+    return ask("POST", "explain", {
+      ...asked,
+      ...(other === null ? {} : { versus: other.item_id }),
+      ...(items.some(scored) ? { upstream_scores: both.map((one) => (scored(one) ? one.upstream_score : null)) } : {}),
+    });
+  };
   const at = items.findIndex((other) => other.item_id === item.item_id);
   const known = (other) => (other && other.score !== null ? other : null);
   const neighbours = { above: known(items[at - 1]), below: known(items[at + 1]) };

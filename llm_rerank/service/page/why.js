@@ -6,13 +6,12 @@ import { failuresInWords, nameOf, percent, signed, spoken } from "./words.js";
 
 const MOST_PARTS = 8;
 const MOST_HISTORY = 6;
-const SAME = 1e-3; // scores that differ by less are the same up to rounding
 
 let nextId = 0;
 
 /**
- * Open the reasons in a row, or close them where they are open. explain(versus): gives the service's explanation, of
- * the item alone or against another. neighbours: {above, below}, items or null.
+ * Open the reasons in a row, or close them where they are open. explain(other): gives the service's explanation, of
+ * the item alone (null) or against another item. neighbours: {above, below}, items or null.
  */
 export async function toggleWhy(item, row, button, { explain, neighbours }) {
   if (row.querySelector(":scope > .why")) return closeWhy(row);
@@ -62,14 +61,6 @@ function ofItem(item, { score, probability, groups, contributions, history, degr
   return [
     failuresInWords({ degraded }).map((text) => el("p", { class: "problem" }, text)),
     el("p", {}, told, "These parts add up to the score:"),
-    // lists with upstream scores may be decided by a blend of their own
-    Math.abs(score - item.score) < SAME
-      ? null
-      : el(
-          "p",
-          { class: "soft" },
-          "This is the score without what the recommender upstream says; the list has it with that.",
-        ),
     groupBars(groups),
     partsTable("Strongest parts", contributions, score),
     historyList("What they did, by what the score would lose without it", history),
@@ -149,7 +140,7 @@ function against(item, { above, below }, explain) {
           const button = event.currentTarget;
           button.setAttribute("aria-busy", "true");
           try {
-            fill(answer, versus(item, other, await explain(other.item_id)));
+            fill(answer, versus(item, other, await explain(other)));
           } catch (error) {
             fill(answer, el("p", {}, error.words ? error.words() : String(error)));
           }
