@@ -38,7 +38,7 @@ from llm_rerank.options import (
 TokenAttention = Annotated[
     bool,
     typer.Option(
-        "--token-attention", help="The cross-encoder reads the history's tokens too: ten to twenty times as slow a pair."
+        "--token-attention", help="The cross-encoder reads the history's tokens too, ten to twenty times as slow."
     ),
 ]
 NumberFormat = Annotated[
