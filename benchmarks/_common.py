@@ -42,6 +42,7 @@ def run_information(seed: int) -> dict[str, Any]:
             "processor": _processor(),
             "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
             "memory_gb": _memory_gb(),
+            "gpu": _gpu(),
             "threads": os.environ.get("OMP_NUM_THREADS", "default"),
             "load_at_start": round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else None,
         },
@@ -100,8 +101,19 @@ def peak_memory_mb() -> float | None:
     return next((int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM")), None)
 
 
+def peak_gpu_memory_mb() -> float | None:
+    """Greatest memory that tensors took on the GPU, since the start or ``forget_peak``; None without a GPU."""
+    import torch
+
+    return torch.cuda.max_memory_allocated() / 2**20 if torch.cuda.is_available() else None
+
+
 def forget_peak() -> None:
-    """Start counting the greatest resident memory afresh, at what is resident now."""
+    """Start counting the greatest memory afresh, at what is taken now."""
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
     with suppress(OSError):  # elsewhere the peak of the fit stays in the figure
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
 
@@ -138,6 +150,12 @@ def _processor() -> str:
         return platform.processor() or platform.machine()
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.machine()
+
+
+def _gpu() -> str | None:
+    import torch
+
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else None
 
 
 def _memory_gb() -> float | None:

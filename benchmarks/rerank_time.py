@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from benchmarks._common import fitted_on, forget_peak, peak_memory_mb, run_information, write_report
+from benchmarks._common import fitted_on, forget_peak, peak_gpu_memory_mb, peak_memory_mb, run_information, write_report
 from llm_rerank.config import PART_CHOICES, RerankerConfig
 from llm_rerank.data.datasets import load_dataset
 from llm_rerank.evaluation.protocols import Trial, hold_out
@@ -72,6 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         "components": [component.name for component in reranker.components],
         "peak_memory_mb_fit": peak_fit,
         "peak_memory_mb_rerank": peak_memory_mb(),
+        "peak_gpu_memory_mb_rerank": peak_gpu_memory_mb(),
         "n_users": len(trial.user_ids),
         "n_items": len(trial.items),
         "n_pairs": len(candidates),

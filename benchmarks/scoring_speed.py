@@ -6,6 +6,7 @@ The work: users with a history of about 200 tokens and 100 candidates of about 2
 sample. sentence-transformers' ``CrossEncoder.predict`` reads every pair whole; it gets its best number format and batch
 size, found here. Systems: ``pairwise`` (ours around the same network), ``shared`` (history and items read once, nothing
 kept from before), ``cached`` (items' states known, token attention to the history), ``cached_cheap`` (without it).
+On a CPU its settings are found on one user's pairs; on a GPU, which that would not fill, on all pairs together.
 Weights are random where training would have put them: the work is the same, and no gate is closed. Peak memory is of
 the process while the system ran, with what earlier ones left resident; sentence-transformers': of all that it tries.
 """
@@ -22,7 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks._common import forget_peak, peak_memory_mb, run_information, table, write_report
+from benchmarks._common import forget_peak, peak_gpu_memory_mb, peak_memory_mb, run_information, table, write_report
 from llm_rerank.data.datasets import load_dataset
 from llm_rerank.data.rendering import Renderer
 from llm_rerank.evaluation.protocols import LastOut, hold_out
@@ -36,7 +37,8 @@ from llm_rerank.models.semantic.weights import best_device, default_folder
 from llm_rerank.types import FloatArray, IntArray, Ragged
 
 ITEM_TOKENS = 28  # about 26 are used: most texts are longer, some shorter
-BATCH_SIZES = (16, 32, 100)
+BATCH_SIZES = {"cpu": (16, 32, 100), "cuda": (100, 512, 2048)}
+DTYPES = {"cpu": ("float32", "bfloat16"), "cuda": ("float32", "bfloat16", "float16")}
 LEAST_REPEATS = 3
 
 
@@ -71,6 +73,7 @@ def entry(seconds_a_user: Sequence[float], n_candidates: int) -> dict[str, float
         "p50_ms": 1e3 * float(np.median(seconds_a_user)),
         "p95_ms": 1e3 * float(np.quantile(seconds_a_user, 0.95)),
         "peak_memory_mb": peak_memory_mb(),
+        "peak_gpu_memory_mb": peak_gpu_memory_mb(),
     }
 
 
@@ -132,14 +135,15 @@ def greatest_difference(
     states: dict[int, torch.Tensor] = {}
     for taken, packing, block in model.reader.batches(texts):
         for place, row in enumerate(taken):
-            states[int(row)] = block[packing.offsets[place] : packing.offsets[place + 1]]
+            states[int(row)] = block[packing.offsets[place] : packing.offsets[place + 1]].cpu()
     worst = 0.0
+    weights = {name: tensor.cpu() for name, tensor in network.state_dict().items()}
     unit = torch.from_numpy(vectors)
     for history, row in zip(histories, candidates, strict=True):
         fast = score_lists(network, items, *one_user(history, row[:5]))
         for score, code in zip(fast, row[:5], strict=True):
             slow = reference_score(
-                network.state_dict(),
+                weights,
                 network.shape.n_heads,
                 network.shape.n_upper,
                 network.shape.norm_epsilon,
@@ -207,7 +211,10 @@ def cut_texts(texts: Sequence[str], n_tokens: int) -> list[str]:
 def sentence_transformers_system(
     histories: list[list[str]], candidates: list[list[str]], device: str
 ) -> tuple[dict[str, Any], int, str]:
-    """Time ``CrossEncoder.predict``: every format and batch size on one user, the best of them on all users given."""
+    """Time ``CrossEncoder.predict``: every format and batch size, then the best of them one user at a time and at once.
+
+    Returns the figures, the batch size and the number format.
+    """
     from sentence_transformers import CrossEncoder
 
     forget_peak()
@@ -215,11 +222,14 @@ def sentence_transformers_system(
         [(" | ".join(reversed(history)), text) for text in row]
         for history, row in zip(histories, candidates, strict=True)
     ]
+    everyone = [pair for user in pairs for pair in user]
+    kind = device.split(":")[0]
+    probe = pairs[0] if kind == "cpu" else everyone
     tried: dict[str, float] = {}
     absent: dict[str, str] = {}
     best: tuple[float, Any, int, str] | None = None
-    for backend, dtype in (("torch", torch.float32), ("torch", torch.bfloat16), ("onnx", None), ("openvino", None)):
-        kwargs = {"dtype": dtype} if backend == "torch" else {"export": True}
+    for backend, dtype in (*(("torch", name) for name in DTYPES[kind]), ("onnx", None), ("openvino", None)):
+        kwargs = {"dtype": getattr(torch, dtype)} if dtype else {"export": True}
         try:
             network = CrossEncoder(
                 str(default_folder()),
@@ -232,18 +242,26 @@ def sentence_transformers_system(
         except Exception as error:  # whatever a backend that is not installed raises
             absent[backend] = f"{type(error).__name__}: {str(error).strip().splitlines()[0][:200]}"
             continue
-        for batch_size in BATCH_SIZES:
-            seconds = min(seconds_of(lambda b=batch_size, n=network: n.predict(pairs[0], batch_size=b), 1))
-            label = str(dtype).removeprefix("torch.") if backend == "torch" else backend
-            name = f"{label}, batch {batch_size}"
-            tried[name] = len(pairs[0]) / seconds
+        for batch_size in BATCH_SIZES[kind]:
+            seconds = min(seconds_of(lambda b=batch_size, n=network: n.predict(probe, batch_size=b), 1))
+            name = f"{dtype or backend}, batch {batch_size}"
+            tried[name] = len(probe) / seconds
             if best is None or tried[name] > best[0]:
                 best = (tried[name], network, batch_size, name)
     assert best is not None
     _, network, batch_size, name = best
     seconds = [min(seconds_of(lambda p=user: network.predict(p, batch_size=batch_size), 1)) for user in pairs]
-    found = {**entry(seconds, len(pairs[0])), "settings": name, "tried_pairs_per_second": tried, "not_tried": absent}
-    return {**found, "n_users": len(pairs)}, batch_size, "bfloat16" if name.startswith("bfloat16") else "float32"
+    at_once = min(seconds_of(lambda: network.predict(everyone, batch_size=batch_size), 1))
+    found = {
+        **entry(seconds, len(pairs[0])),
+        "pairs_per_second_many_users": len(everyone) / at_once,
+        "settings": name,
+        "tried_pairs_per_second": tried,
+        "not_tried": absent,
+        "n_users": len(pairs),
+    }
+    format_name = name.split(",")[0]
+    return found, batch_size, format_name if format_name in DTYPES["cuda"] else "float32"
 
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
@@ -272,9 +290,10 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     scores: dict[str, list[FloatArray]] = {}
     differences: dict[str, float] = {}
     n_tokens = 0.0
+    formats = DTYPES[device.split(":")[0]]
     for label, crossing in (("cached_cheap", False), ("cached", True)):
-        for dtype in ("float32", "bfloat16"):
-            name = label if dtype == "float32" else f"{label}_bfloat16"
+        for dtype in formats:
+            name = label if dtype == "float32" else f"{label}_{dtype}"
             systems[name], scores[name], model = cached_system(
                 texts, vectors, histories, candidates, cross_attention=crossing, dtype=dtype, device=device
             )
@@ -285,7 +304,11 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
             if dtype == "float32" and crossing:
                 exact = scores_with(model, texts, vectors, histories, candidates, state_dtype=torch.float32)
                 rounded = scores_from_cache(model, texts, vectors, histories, candidates)
-    agreement = {f"{name}_bfloat16": same_top(scores[name], scores[f"{name}_bfloat16"]) for name in differences}
+    agreement = {
+        f"{name}_{dtype}": same_top(scores[name], scores[f"{name}_{dtype}"])
+        for name in differences
+        for dtype in formats[1:]
+    }
     agreement["cached, states in float16"] = same_top(scores["cached"], exact)
     agreement["cached, states on disk in int8"] = same_top(rounded, exact)
 
@@ -312,9 +335,12 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     ]
     systems["pairwise"] = entry(seconds, options.candidates)
 
-    base = systems["sentence_transformers"]["pairs_per_second"]
+    base = systems["sentence_transformers"]
     for values in systems.values():
-        values["ratio"] = values["pairs_per_second"] / base
+        values["ratio"] = values["pairs_per_second"] / base["pairs_per_second"]
+        if "pairs_per_second_many_users" in values:
+            many = "pairs_per_second_many_users"
+            values["ratio_many_users"] = values[many] / base[many]
     report = {
         "work": {
             "n_users": options.users,
@@ -338,10 +364,11 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
             f"{values['p50_ms']:,.1f}",
             f"{values['p95_ms']:,.1f}",
             f"{values.get('pairs_per_second_many_users', float('nan')):,.0f}",
+            f"{values.get('ratio_many_users', float('nan')):,.1f}",
         ]
         for name, values in sorted(systems.items(), key=lambda pair: pair[1]["pairs_per_second"])
     ]
-    print(table(["system", "pairs/s, one user", "ratio", "p50 ms", "p95 ms", "pairs/s, all users"], rows))
+    print(table(["system", "pairs/s, one user", "ratio", "p50 ms", "p95 ms", "pairs/s, all users", "ratio"], rows))
     print(f"greatest difference from the slow twin: {differences}; same first 10 positions: {agreement}")
     return report
 

@@ -3,8 +3,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llm_rerank.models.cross_encoder.packing import list_blocks, newest, one_block, pack, padded
-from llm_rerank.models.cross_encoder.scoring import LEAST_PAIRS, LEAST_PAIRS_READING, MOST_PAIRS, MOST_PAIRS_READING
+from llm_rerank.models.cross_encoder.packing import length_groups, list_blocks, newest, one_block, pack, padded
+from llm_rerank.models.cross_encoder.scoring import READER_ON_CPU, READER_ON_GPU, WITHOUT_READER
 from llm_rerank.types import Ragged
 
 
@@ -63,24 +63,35 @@ def padding(lengths, histories, **bounds):
     return cells / real - 1, len(blocks)
 
 
-@pytest.mark.parametrize("reading", [False, True])
-def test_next_to_nothing_is_computed_for_padding(reading):
+@given(lengths=st.lists(st.integers(1, 12), max_size=60), least=st.integers(1, 20))
+def test_groups_hold_texts_of_like_length(lengths, least):
+    lengths = np.array(lengths, dtype=np.int64)
+    groups = length_groups(lengths, least)
+    assert sorted(np.concatenate([np.empty(0, np.int64), *groups]).tolist()) == list(range(len(lengths)))
+    for group, following in zip(groups[:-1], groups[1:], strict=True):
+        assert len(group) >= least
+        assert lengths[group].max() < lengths[following].min()
+    if least == 1:
+        assert all(len(set(lengths[group])) == 1 for group in groups)
+
+
+@pytest.mark.parametrize("batching", [WITHOUT_READER, READER_ON_CPU, READER_ON_GPU], ids=["none", "cpu", "gpu"])
+def test_next_to_nothing_is_computed_for_padding(batching):
     """Histories as shops have them, most of a few items and some of the longest that is read; lists of many lengths."""
     rng = np.random.default_rng(0)
     n_users = 4_000
     items = np.minimum(rng.geometric(0.12, n_users), 20)
     tokens = np.array([rng.integers(18, 33, n).sum() for n in items])
-    histories = tokens if reading else items
-    bounds = {"most_pairs": MOST_PAIRS, "least_pairs": LEAST_PAIRS}
-    if reading:
-        bounds = {"most_pairs": MOST_PAIRS_READING, "least_pairs": LEAST_PAIRS_READING}
+    histories = items if batching is WITHOUT_READER else tokens
+    bounds = {"most_pairs": batching.most_pairs, "least_pairs": batching.least_pairs}
     for low, high in ((100, 101), (200, 320), (80, 120)):
         lengths = rng.integers(low, high, n_users)
         share, n_blocks = padding(lengths, histories, **bounds)
-        assert share < 0.03
-        assert lengths.sum() / n_blocks > (400 if reading else 2_000)  # else blocks cost more than they save
+        assert share < (0.1 if batching is READER_ON_GPU else 0.03)  # its blocks may not be small
+        # small blocks cost more than they save
+        assert lengths.sum() / n_blocks > (400 if batching is READER_ON_CPU else 1_200)
     few, _ = padding(np.full(32, 100), histories[:32], **bounds)
-    assert few < (0.1 if reading else 0.6)
+    assert few < (0.1 if batching is READER_ON_CPU else 0.6)
 
 
 def test_one_block_is_all_lists_short_ones_first():

@@ -96,10 +96,11 @@ class TransformerLayer(nn.Module):
             parts.append(attended.transpose(1, 2).reshape(count * length, -1))
         return self.finish(states, torch.cat(parts) if parts else states)
 
-    def read_own(self, readers: Tensor, own_states: Tensor) -> Tensor:
+    def read_own(self, readers: Tensor, own_states: Tensor, padding: Tensor | None) -> Tensor:
         """Return what one reader a text takes from the text's tokens, before the output projection.
 
         readers: (n, hidden_size). own_states: (n, length, hidden_size), what the layer's keys and values come from.
+        padding: bool, (n, length), True where there is no token; None: nowhere.
         Keys and values are never formed: qᵀ(W h + b) = (Wᵀq)ᵀh + const, and the softmax does not see the constant; so
         the query is taken to the states and the weighted mean of states through the value's weights after. With one
         query a text that is 2 projections a text instead of 2 a token. Returns (n, hidden_size).
@@ -108,8 +109,10 @@ class TransformerLayer(nn.Module):
         head_size = size // self.n_heads
         query = self.query(readers).view(n, self.n_heads, head_size)
         to_states = torch.einsum("nhd,hde->nhe", query, self.key.weight.view(self.n_heads, head_size, size))
-        weights = torch.softmax(to_states @ own_states.transpose(1, 2) / head_size**0.5, dim=-1)
-        mean = weights @ own_states
+        logits = to_states @ own_states.transpose(1, 2) / head_size**0.5
+        if padding is not None:
+            logits = logits.masked_fill(padding.unsqueeze(1), float("-inf"))
+        mean = torch.softmax(logits, dim=-1) @ own_states
         values = torch.einsum("nhe,hde->nhd", mean, self.value.weight.view(self.n_heads, head_size, size))
         return values.reshape(n, size) + self.value.bias
 
@@ -148,6 +151,18 @@ class ItemFeatures(NamedTuple):
     mean: Tensor
     first: Tensor
     inputs: tuple[Tensor, ...]
+
+
+class TextGroup(NamedTuple):
+    """Candidates whose texts are read as one rectangle.
+
+    cells: (n,), places among the block's pairs. positions: (n, length) into the packed states. padding: bool, (n,
+    length), True where a text has ended; None: all are of this length.
+    """
+
+    cells: Tensor
+    positions: Tensor
+    padding: Tensor | None
 
 
 class HistoryTokens(NamedTuple):
@@ -227,15 +242,15 @@ class HistoryNetwork(nn.Module):
         self,
         inputs: Sequence[Tensor],
         first_tokens: Tensor,
-        groups: list[tuple[Tensor, Tensor]],
+        groups: Sequence[TextGroup],
         history: HistoryTokens,
         shape: tuple[int, int],
     ) -> Tensor:
         """Take each candidate's [CLS] once more through the upper layers, with the history's tokens in sight.
 
         inputs: what each upper layer reads, (n_tokens, hidden_size) each, of packed texts.
-        first_tokens: (n_users × width,), position of each candidate's [CLS] in the packed states. groups: pairs of
-        (cells of one text length, positions of their tokens), (n,) and (n, length). shape: (n_users, width).
+        first_tokens: (n_users × width,), position of each candidate's [CLS] in the packed states. groups: the pairs
+        that are read, by the length of their texts. shape: (n_users, width).
         Works in the number format of the gates. Returns float32, (n_users, width, hidden_size).
         """
         n_users, width = shape
@@ -247,8 +262,8 @@ class HistoryNetwork(nn.Module):
         for number, layer in enumerate(self.upper_layers):
             states = inputs[number]
             own = torch.empty_like(readers)
-            for cells, tokens in groups:
-                own[cells] = layer.read_own(readers[cells], states[tokens].to(dtype))
+            for cells, positions, padding in groups:
+                own[cells] = layer.read_own(readers[cells], states[positions].to(dtype), padding)
             keys, values = layer.keys_and_values(states[history.positions].to(dtype))
             bias = self.token_ages[number][:, ages].transpose(0, 1) + history.log_weights.unsqueeze(1)
             # a user without history reads nothing; softmax over nothing but −inf would be NaN

@@ -65,6 +65,22 @@ def newest(rows: Ragged, kept: BoolArray, most: int) -> Ragged:
     return Ragged.from_lengths(taken, np.minimum(counts, most))
 
 
+def length_groups(lengths: IntArray, least: int) -> list[IntArray]:
+    """Cut texts into groups of like length, short ones first: positions in ``lengths``, int64, of each group.
+
+    Texts of one length stay together; a length of fewer than ``least`` texts is joined with the next ones, so at
+    ``least`` 1 no text is padded. lengths: int64, shape (n_texts,).
+    """
+    order = np.argsort(lengths, kind="stable")
+    _, counts = np.unique(lengths, return_counts=True)
+    edges, first = [], 0
+    for last in np.cumsum(counts).tolist():
+        if last - first >= least:
+            edges.append(last)
+            first = last
+    return [group for group in np.split(order, edges) if len(group)]
+
+
 @dataclass(frozen=True)
 class ListBlock:
     """Some lists, padded to one width: what a dense kernel reads at once.

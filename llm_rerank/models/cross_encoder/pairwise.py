@@ -15,7 +15,7 @@ import numpy as np
 
 from llm_rerank.models.changes import codes_to_read, longer
 from llm_rerank.models.cross_encoder.lists import TrainingLists
-from llm_rerank.models.cross_encoder.pairwise_network import bfloat16_copy, load_pair_network
+from llm_rerank.models.cross_encoder.pairwise_network import half_copy, load_pair_network
 from llm_rerank.models.cross_encoder.pairwise_texts import PairTexts, history_texts
 from llm_rerank.models.scoring import require_texts
 from llm_rerank.models.semantic.weights import (
@@ -67,8 +67,8 @@ class PairwiseCrossEncoder:
         self.dtype: DTypeName = dtype
         self.device = str(network.device)
         self.offset_weight = 1.0  # λ of the last fine-tuning
-        self._network = network  # always float32; bfloat16 is a copy
-        self._bfloat16_network: Any = None
+        self._network = network  # always float32; 16 bits are a copy
+        self._half_network: Any = None
         self._new_weights = new_weights
         self._pair_texts = PairTexts(network.tokenizer, history_tokens, item_tokens)
         self._texts: ObjectArray | None = None
@@ -137,9 +137,9 @@ class PairwiseCrossEncoder:
             return [np.empty(0, dtype=np.float32) for _ in candidates]
         from torch import nn
 
-        if self.dtype == "bfloat16" and self._bfloat16_network is None:
-            self._bfloat16_network = bfloat16_copy(self._network)
-        network = self._network if self.dtype == "float32" else self._bfloat16_network
+        if self.dtype != "float32" and self._half_network is None:
+            self._half_network = half_copy(self._network, self.dtype)
+        network = self._network if self.dtype == "float32" else self._half_network
         scores = network.predict(
             pairs,
             batch_size=batch_size,
@@ -194,7 +194,7 @@ class PairwiseCrossEncoder:
             dtype=self.dtype,
             seed=seed,
         )
-        self._bfloat16_network = None
+        self._half_network = None
         self.offset_weight = record.offset_weight
         self._new_weights = [] if record.kept_step else self._new_weights
         return record

@@ -1,4 +1,4 @@
-"""The network of the conventional cross-encoder: loaded for pairs, given a head where it has none, read in bfloat16.
+"""The network of the conventional cross-encoder: loaded for pairs, given a head where it has none, read in 16 bits.
 
 Weights are read from safetensors only, and code that a repository brings along is never run.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 from typing import Any
 
-from llm_rerank.models.semantic.weights import quiet, reading_weights
+from llm_rerank.models.semantic.weights import DTypeName, quiet, reading_weights, torch_dtype
 from llm_rerank.types import StorageError
 
 _HEAD_SEED = 0
@@ -36,11 +36,9 @@ def load_pair_network(model: str, device: str) -> tuple[Any, list[str]]:
     return network.eval(), missing
 
 
-def bfloat16_copy(network: Any) -> Any:
-    """Copy the network in bfloat16, its last layer in float32: rounded to three digits, half of a list would tie."""
-    import torch
-
-    small = copy.deepcopy(network).to(torch.bfloat16)
+def half_copy(network: Any, dtype: DTypeName) -> Any:
+    """Copy the network in 16 bits, its last layer in float32: rounded to three digits, half of a list would tie."""
+    small = copy.deepcopy(network).to(torch_dtype(dtype))
     last = _last_layer(small).float()
     last.register_forward_pre_hook(lambda _, inputs: (inputs[0].float(),))
     return small

@@ -54,8 +54,8 @@ class HistoryCrossEncoder:
     "default", a folder, or a hub name (BERT, RoBERTa, XLM-RoBERTa). history_length: newest events that are read.
     item_tokens: tokens of a text that are read. n_upper: layers that are trained. cross_attention: see above.
     cache_folder: where token states are kept between runs; None: nowhere. cache_type: "float16" or "int8" (a scale for
-    every 32 values). device: "auto", "cpu", "cuda", … dtype: "auto", "float32" or "bfloat16", of the reader of
-    ``cross_attention``, which works anew for each pair; items are read in float32. seed: of the new weights.
+    every 32 values). device: "auto", "cpu", "cuda", … dtype: "auto", "float32", "bfloat16" or "float16", of the reader
+    of ``cross_attention``, which works anew for each pair; items are read in float32. seed: of the new weights.
 
     Raises DataError for impossible settings, StorageError where weights are missing.
     """
@@ -81,10 +81,11 @@ class HistoryCrossEncoder:
         if history_length < 1:
             raise DataError(f"history_length is {history_length}; it must be at least 1, for example 20")
         self.device, self.dtype = settled(device, dtype)
+        self._asked_dtype = dtype  # what is saved: another machine's "auto" may be another format
+        if dtype == "auto" and self.device.startswith("cuda"):
+            self.dtype = "float16"  # as fast there as bfloat16, with three more bits; the states are kept in it
         self.model = model or str(getattr(encoder, "model", DEFAULT_MODEL))
-        self.history_length = history_length
-        self.item_tokens = item_tokens
-        self.n_upper = n_upper
+        self.history_length, self.item_tokens, self.n_upper = history_length, item_tokens, n_upper
         self.cross_attention = cross_attention
         self.cache_folder = None if cache_folder is None else Path(cache_folder)
         self.cache_type: StateType = cache_type
@@ -225,8 +226,7 @@ class HistoryCrossEncoder:
         """Score rows of a table, one list a user: float32, shape (n_candidates,)."""
         history, items = Ragged.from_lists(histories), Ragged.from_lists(candidates)
         has_text = (table.vectors != 0).any(dim=1).cpu().numpy()
-        history_weights = np.array([value for row in weights for value in row], dtype=np.float32)
-        cases = cases_of_visits(history, history_weights, items)
+        cases = cases_of_visits(history, np.array([w for row in weights for w in row], dtype=np.float32), items)
         found = readable_histories(cases, has_text, self.history_length)
         return score_lists(self._for_scoring(), table, found, items)
 
@@ -279,7 +279,7 @@ class HistoryCrossEncoder:
         """
         table, texts = self._fitted(), list(texts)
         histories = readable_histories(cases, self._has_text, self.history_length)
-        # of the catalogue only what the histories hold: joining all of it would copy the table
+        # only what the histories hold: joining all of the catalogue would copy it
         used, places = np.unique(histories.rows.values, return_inverse=True)
         histories = replace(histories, rows=Ragged(places.astype(np.int64), histories.rows.offsets))
         fresh = build_table(self.network, self.reader, texts, self.encoder.encode(texts))
@@ -302,9 +302,9 @@ class HistoryCrossEncoder:
         folder.mkdir(parents=True, exist_ok=True)
         weights = {name: tensor.float().cpu().numpy() for name, tensor in self.network.state_dict().items()}
         write_arrays(folder / "network.safetensors", weights)
-        names = ("model", "history_length", "item_tokens", "n_upper", "cross_attention", "dtype", "seed")
+        names = ("model", "history_length", "item_tokens", "n_upper", "cross_attention", "seed")
         stored = {
-            "settings": {name: getattr(self, name) for name in names},
+            "settings": {name: getattr(self, name) for name in names} | {"dtype": self._asked_dtype},
             "shape": self.network.shape.to_dict(),
             "reader": self._stored.get("reader") if self._reader is None else self._reader.fingerprint,
             "encoder": self._stored.get("encoder") if self._encoder is None else encoder_reference(self._encoder),

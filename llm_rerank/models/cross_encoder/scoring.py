@@ -8,21 +8,34 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from llm_rerank.models.cross_encoder.history_encoder import HistoryNetwork, HistoryTokens
+from llm_rerank.models.cross_encoder.history_encoder import HistoryNetwork, HistoryTokens, TextGroup
 from llm_rerank.models.cross_encoder.item_table import ItemTable
-from llm_rerank.models.cross_encoder.packing import ListBlock, list_blocks, newest, padded
+from llm_rerank.models.cross_encoder.packing import ListBlock, length_groups, list_blocks, newest, padded
 from llm_rerank.models.scoring import visit_numbers
 from llm_rerank.types import BoolArray, Cases, FloatArray, IntArray, Ragged
 
-MOST_PAIRS = 16_384
-MOST_PAIRS_READING = 2_048
-"""Pairs scored at once with the reader, which holds the states of each pair's tokens: 2,048 × 32 × 384 × 4 = 100 MB."""
 
-LEAST_PAIRS, LEAST_PAIRS_READING = 1_024, 256
-"""Pairs from which on a block ends rather than be padded by more than 3 %. Smaller ones cost more than they save, for a
-block takes time of its own: the lists of a few users are padded by more. On a GPU, where the block itself weighs more,
-the reader's are filled as the others are.
-"""
+@dataclass(frozen=True)
+class Batching:
+    """How pairs are laid out for a device; the scores do not depend on it.
+
+    most_pairs: scored at once. With the reader a block holds the states of each pair's tokens in its number format:
+    2,048 × 32 × 384 × 4 bytes = 100 MB, 32,768 in float16 800 MB.
+    least_pairs: from which on a block ends rather than be padded by more than 3 %. Smaller ones cost more than they
+    save, for a block takes time of its own: the lists of a few users are padded by more.
+    least_texts: candidates' texts that are read as one rectangle, padded to the longest; 1: no text is padded. A few
+    texts more to a kernel cost a CPU what they weigh; a GPU takes the same time for a hundred as for one.
+    """
+
+    most_pairs: int
+    least_pairs: int
+    least_texts: int
+
+
+READER_ON_CPU = Batching(2_048, 256, 1)
+READER_ON_GPU = Batching(32_768, 2_048, 512)
+WITHOUT_READER = Batching(16_384, 1_024, 1)
+WITHOUT_READER_ON_GPU = Batching(65_536, 8_192, 1)
 
 
 @dataclass(frozen=True)
@@ -66,36 +79,59 @@ def cases_of_visits(history: Ragged, weights: FloatArray, candidates: Ragged) ->
     )
 
 
+def batching_for(network: HistoryNetwork, device: torch.device) -> Batching:
+    """Choose the layout of pairs for a network on a device."""
+    on_cpu = device.type == "cpu"
+    if network.shape.cross_attention:
+        return READER_ON_CPU if on_cpu else READER_ON_GPU
+    return WITHOUT_READER if on_cpu else WITHOUT_READER_ON_GPU
+
+
 @torch.inference_mode()
-def score_lists(network: HistoryNetwork, table: ItemTable, histories: Histories, candidates: Ragged) -> FloatArray:
-    """Score each user's candidates (codes of the table, all known): float32, shape (n_candidates,)."""
+def score_lists(
+    network: HistoryNetwork,
+    table: ItemTable,
+    histories: Histories,
+    candidates: Ragged,
+    batching: Batching | None = None,
+) -> FloatArray:
+    """Score each user's candidates (codes of the table, all known): float32, shape (n_candidates,).
+
+    batching: None: the device's.
+    """
+    batching = batching or batching_for(network, table.key.device)
     scores = np.empty(len(candidates.values), dtype=np.float32)
     lengths = np.diff(table.offsets)
-    crossing = network.shape.cross_attention
     read = np.zeros(len(histories.rows), dtype=np.int64)  # tokens, or items
-    np.add.at(read, histories.rows.row_of_value, lengths[histories.rows.values] if crossing else 1)
-    most = MOST_PAIRS_READING if crossing else MOST_PAIRS
-    least = LEAST_PAIRS_READING if crossing and table.key.device.type == "cpu" else LEAST_PAIRS
-    for block in list_blocks(candidates, read, most_pairs=most, least_pairs=least):
-        values = score_block(network, table, histories, candidates, block).float().cpu().numpy()
+    of_items = lengths[histories.rows.values] if network.shape.cross_attention else 1
+    np.add.at(read, histories.rows.row_of_value, of_items)
+    blocks = list_blocks(candidates, read, most_pairs=batching.most_pairs, least_pairs=batching.least_pairs)
+    # every block is begun before the first is waited for: a GPU computes one while the next is laid out here
+    found = [score_block(network, table, histories, candidates, block, batching) for block in blocks]
+    for block, values in zip(blocks, found, strict=True):
         real = block.candidates >= 0
-        scores[block.candidates[real]] = values[real]
+        scores[block.candidates[real]] = values.float().cpu().numpy()[real]
     return scores
 
 
 def score_block(
-    network: HistoryNetwork, table: ItemTable, histories: Histories, candidates: Ragged, block: ListBlock
+    network: HistoryNetwork,
+    table: ItemTable,
+    histories: Histories,
+    candidates: Ragged,
+    block: ListBlock,
+    batching: Batching,
 ) -> Tensor:
     """Scores of one block: (n_lists, width); what stands where padding is means nothing."""
     device = table.key.device
     codes = np.where(block.candidates >= 0, candidates.values[block.candidates], 0)
-    past, ages, weights = padded_histories(histories, block.rows)
-    item, history = torch.from_numpy(codes).to(device), torch.from_numpy(past).to(device)
-    age, weight = torch.from_numpy(ages).to(device), torch.from_numpy(weights).to(device)
+    item = _moved(codes, device)
+    history, age, weight = (_moved(part, device) for part in padded_histories(histories, block.rows))
     cosines = table.vectors[item] @ table.vectors[history].transpose(1, 2)
     item_part = table.item_part[item]
     if network.shape.cross_attention:
-        readers = _read(network, table, codes, block.candidates >= 0, histories, block.rows)
+        groups = text_groups(table, codes, np.flatnonzero(block.candidates >= 0), batching.least_texts)
+        readers = _read(network, table, codes, groups, histories, block.rows)
         item_part = item_part + network.head_first(readers)
     return network.combine(
         item_part, table.query[item], table.value[item], table.key[history], table.value[history], age, weight, cosines
@@ -117,38 +153,49 @@ def padded_histories(histories: Histories, rows: IntArray) -> tuple[IntArray, In
     return taken.values[cells], ages, weights
 
 
+def text_groups(table: ItemTable, codes: IntArray, cells: IntArray, least: int) -> list[TextGroup]:
+    """Group a block's pairs by the length of the candidate's text, ``least`` pairs or more to a group.
+
+    codes: int64, (n_lists, width), items. cells: int64, (n,), the places in it that are pairs and no padding.
+    """
+    device = table.states.device
+    items = codes.ravel()[cells]
+    first, lengths = table.offsets[items], np.diff(table.offsets)[items]
+    groups = []
+    for chosen in length_groups(lengths, least):
+        shortest, longest = int(lengths[chosen[0]]), int(lengths[chosen[-1]])
+        column = torch.arange(longest, device=device)
+        positions, padding = _moved(first[chosen], device)[:, None] + column, None
+        if shortest < longest:
+            padding = column >= _moved(lengths[chosen], device)[:, None]
+            positions = positions.masked_fill(padding, 0)  # some token that is there
+        groups.append(TextGroup(_moved(cells[chosen], device), positions, padding))
+    return groups
+
+
 def _read(
     network: HistoryNetwork,
     table: ItemTable,
     codes: IntArray,
-    real_pair: BoolArray,
+    groups: list[TextGroup],
     histories: Histories,
     rows: IntArray,
 ) -> Tensor:
     """Run the reader over a block: (n_lists, width, hidden_size)."""
-    device, shape = table.states.device, network.shape
-    lengths = np.diff(table.offsets)
-    flat = codes.ravel()
-    groups = []
-    active = np.flatnonzero(real_pair.ravel())
-    of_active = lengths[flat[active]]
-    for length in np.unique(of_active):
-        cells = active[of_active == length]
-        tokens = table.offsets[flat[cells], None] + np.arange(length)
-        groups.append((torch.from_numpy(cells).to(device), torch.from_numpy(tokens).to(device)))
+    device, size = table.states.device, network.shape.hidden_size
     positions = histories.rows.value_positions(rows)
-    history = history_tokens(
+    tokens = history_tokens(
         table.offsets, histories.rows.take(rows), histories.ages[positions], histories.weights[positions]
     )
-    tensors = HistoryTokens(
-        torch.from_numpy(history[0]).to(device),
-        torch.from_numpy(history[1]).to(device),
-        torch.from_numpy(history[2]).to(device),
-    )
-    size = shape.hidden_size
-    inputs = tuple(table.states[:, number * size : (number + 1) * size] for number in range(shape.n_upper))
-    first = torch.from_numpy(table.offsets[flat]).to(device)
-    return network.read_candidates(inputs, first, groups, tensors, (codes.shape[0], codes.shape[1]))
+    history = HistoryTokens(*(_moved(part, device) for part in tokens))
+    inputs = tuple(table.states[:, start : start + size] for start in range(0, network.shape.n_upper * size, size))
+    first = _moved(table.offsets[codes.ravel()], device)
+    return network.read_candidates(inputs, first, groups, history, (codes.shape[0], codes.shape[1]))
+
+
+def _moved(array: np.ndarray, device: torch.device) -> Tensor:
+    """Bring an array to the device without waiting for what the device is at."""
+    return torch.from_numpy(array).to(device, non_blocking=True)
 
 
 def history_tokens(

@@ -32,7 +32,13 @@ from llm_rerank.models.cross_encoder.list_metrics import judge_lists
 from llm_rerank.models.cross_encoder.lists import TrainingLists, sample_negatives
 from llm_rerank.models.cross_encoder.packing import one_block
 from llm_rerank.models.cross_encoder.scorer import HistoryCrossEncoder
-from llm_rerank.models.cross_encoder.scoring import Histories, readable_histories, score_block, score_lists
+from llm_rerank.models.cross_encoder.scoring import (
+    Histories,
+    batching_for,
+    readable_histories,
+    score_block,
+    score_lists,
+)
 from llm_rerank.models.cross_encoder.training_settings import TrainingSettings, learning_rate_at, rows_of_step
 from llm_rerank.models.cross_encoder.training_texts import TrainingTexts
 from llm_rerank.models.cross_encoder.warm_start import fit_warm_start
@@ -126,10 +132,10 @@ class ListScorer(nn.Module):
         table = self._texts.table(self.network, codes)
         local, past = _renumbered(codes, candidates, histories)
         block = one_block(local, past.rows.lengths)
-        scores = score_block(self.network, table, past, local, block)
+        device = table.key.device
+        scores = score_block(self.network, table, past, local, block, batching_for(self.network, device))
         real = block.candidates >= 0
         cells = np.where(real, block.candidates, 0)
-        device = scores.device
         offsets = torch.from_numpy(lists.offsets[cells]).to(device)
         positive = torch.from_numpy(lists.positive[cells] & real).to(device)
         return list_loss(scores, self.offset_weight * offsets, positive, torch.from_numpy(real).to(device))

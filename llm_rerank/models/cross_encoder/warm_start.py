@@ -10,7 +10,7 @@ from llm_rerank.models.conditional_logit import fit_conditional_logit
 from llm_rerank.models.cross_encoder.history_encoder import HistoryNetwork
 from llm_rerank.models.cross_encoder.lists import TrainingLists
 from llm_rerank.models.cross_encoder.packing import list_blocks
-from llm_rerank.models.cross_encoder.scoring import LEAST_PAIRS, MOST_PAIRS, Histories, padded_histories
+from llm_rerank.models.cross_encoder.scoring import WITHOUT_READER, Histories, padded_histories
 from llm_rerank.types import FloatArray, IntArray
 
 
@@ -44,7 +44,8 @@ def similarities(
     network.temperature.fill_(1.0)
     candidates = lists.cases.candidates
     result = np.empty(len(candidates.values), dtype=np.float32)
-    for block in list_blocks(candidates, histories.rows.lengths, most_pairs=MOST_PAIRS, least_pairs=LEAST_PAIRS):
+    bounds = {"most_pairs": WITHOUT_READER.most_pairs, "least_pairs": WITHOUT_READER.least_pairs}
+    for block in list_blocks(candidates, histories.rows.lengths, **bounds):
         real = block.candidates >= 0
         past, ages, weights = padded_histories(histories, block.rows)
         codes = candidates.values[np.where(real, block.candidates, 0)]

