@@ -106,8 +106,10 @@ def judged_reading(
 def _as_part(verdict: ResidualVerdict | None, seconds: float) -> PartVerdict:
     assert verdict is not None
     ndcg = (verdict.ndcg[STEPS[0]], max(verdict.ndcg[step] for step in STEPS[1:]))
-    pays = verdict.difference.mean > 0
-    reason = "" if not verdict.kept else f"with {verdict.step}" if pays else "cross_encoder='always'"
+    pays, gains = verdict.pays, verdict.difference.mean > 0
+    reason = f"with {verdict.step}" if pays else "cross_encoder='always'" if verdict.kept else ""
+    if gains and not verdict.kept:
+        reason = "gains no more than a standard error"
     return PartVerdict(CROSS_ENCODER, ndcg, verdict.difference, verdict.n_cases, seconds, pays, verdict.kept, reason)
 
 

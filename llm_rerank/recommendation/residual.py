@@ -36,13 +36,14 @@ STEPS = ("none", "one weight", "weights by support")
 class ResidualVerdict:
     """Whether the cross-encoder's score joined. ndcg: out-of-fold NDCG@10 of each of ``STEPS``; step: the chosen one.
 
-    difference: of the chosen step (of the better one with the residual where none was chosen) from "none".
+    difference: of the better step with the residual from "none". pays: whether that gain is above its standard error.
     """
 
     step: str
     ndcg: Mapping[str, float]
     difference: Difference
     n_cases: int
+    pays: bool
 
     @property
     def kept(self) -> bool:
@@ -52,12 +53,14 @@ class ResidualVerdict:
     def to_dict(self) -> dict[str, Any]:
         """Return JSON-ready values."""
         difference = {name: getattr(self.difference, name) for name in self.difference.__dataclass_fields__}
-        return {"step": self.step, "ndcg": dict(self.ndcg), "difference": difference, "n_cases": self.n_cases}
+        values = {"step": self.step, "ndcg": dict(self.ndcg), "difference": difference}
+        return {**values, "n_cases": self.n_cases, "pays": self.pays}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> ResidualVerdict:
         """Rebuild from ``to_dict``'s values."""
-        return cls(**{**values, "difference": Difference(**values["difference"])})
+        pays = values["difference"]["mean"] > 0  # the rule of models that do not say
+        return cls(**{"pays": pays, **values, "difference": Difference(**values["difference"])})
 
 
 def residual_columns(
@@ -90,8 +93,10 @@ def add_residual(
 ) -> tuple[FusionFit, ResidualVerdict]:
     """Add the residual's columns to a fitted blend where that pays on other folds; weights of 0 where it does not.
 
-    columns: of ``residual_columns``. choice: "always" takes the better step with the residual in any case.
-    The blend's weights keep their proportions; together they get one weight, from 1.
+    columns: of ``residual_columns``. choice: "always" takes the better step with the residual in any case; "auto" where
+    it gains more than the standard error of the gain: reading costs minutes of every fit and most of an answer's time,
+    and the better of two steps looks better than it is. The blend's weights keep their proportions; together they get
+    one weight, from 1.
     """
     widths = (0, 1, len(names))
     design = np.column_stack([fusion.out_of_fold, columns])
@@ -106,15 +111,16 @@ def add_residual(
             out_of_fold[step, test] = design[test, : 1 + widths[step]] @ weights
     judged = targets.lengths > 0
     by_step = np.stack([ndcg_of(scores, rows, targets)[judged] for scores in out_of_fold])
-    step = int(by_step.mean(axis=1).argmax())  # of equals the simplest
-    shown = step or 1 + int(by_step[1:].mean(axis=1).argmax())
-    if choice == "always":
-        step = shown
+    better = 1 + int(by_step[1:].mean(axis=1).argmax())  # of equals the simplest
+    gain = by_step[better] - by_step[0]
+    pays = len(gain) > 1 and float(gain.mean()) > float(gain.std(ddof=1)) / len(gain) ** 0.5
+    step = better if pays or choice == "always" else 0
     verdict = ResidualVerdict(
         step=STEPS[step],
         ndcg={name: float(values.mean()) for name, values in zip(STEPS, by_step, strict=True)},
-        difference=paired_difference(by_step[shown], by_step[0], seed=seed),
+        difference=paired_difference(by_step[better], by_step[0], seed=seed),
         n_cases=int(judged.sum()),
+        pays=pays,
     )
     weights = np.zeros(1 + len(names))
     weights[0] = 1.0

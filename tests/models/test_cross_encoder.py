@@ -139,8 +139,9 @@ def test_laid_out_for_a_gpu_the_scores_are_the_same(tiny, float32_states, monkey
 
 @pytest.mark.parametrize(("dtype", "most"), [("float16", 2e-3), ("bfloat16", 2e-2)])
 def test_a_reader_in_sixteen_bits_scores_nearly_as_in_float32(tiny, dtype, most):
-    exact = np.concatenate(predict(model_of(tiny, trained=True, cross_attention=True), weights=WEIGHTS))
-    model = model_of(tiny, trained=True, cross_attention=True, dtype=dtype)
+    exactly = model_of(tiny, trained=True, cross_attention=True)
+    exact = np.concatenate(predict(exactly, weights=WEIGHTS))
+    model = model_of(tiny, trained=True, cross_attention=True, dtype=dtype, encoder=exactly.encoder)
     difference = np.abs(np.concatenate(predict(model, weights=WEIGHTS)) - exact).max()
     assert 1e-6 < difference < most
 
@@ -197,7 +198,7 @@ def test_untrained_states_are_those_of_the_pretrained_network(tmp_path, kind):
 @pytest.mark.parametrize("cross_attention", [False, True])
 def test_untrained_it_ranks_as_the_sentence_encoders_similarity(tiny, cross_attention):
     shop = planted_shop(n_users=60)
-    encoder = SentenceEncoder(tiny, device="cpu", max_tokens=16)
+    encoder = SentenceEncoder(tiny, device="cpu", max_tokens=16, dtype="float32")
     model = model_of(tiny, cross_attention=cross_attention, history_length=20).fit(shop.past, shop.items, seed=0)
     similarity = SemanticScorer(encoder, decay=0.3, whiten=False).fit(shop.past, shop.items, seed=0)
     theirs, ours = similarity.score(shop.cases), model.score(shop.cases)
@@ -209,7 +210,8 @@ def test_untrained_it_ranks_as_the_sentence_encoders_similarity(tiny, cross_atte
 def test_the_similarity_is_the_formula(tiny):
     """Σ w exp(−.3 age) cos / Σ w exp(−.3 age), by hand, with weights."""
     model = model_of(tiny)
-    vectors = SentenceEncoder(tiny, device="cpu", max_tokens=16).encode(["tent", "lamp", "camp stove"])
+    encoder = SentenceEncoder(tiny, device="cpu", max_tokens=16, dtype="float32")
+    vectors = encoder.encode(["tent", "lamp", "camp stove"])
     recency = np.array([2.0 * np.exp(-0.3), 0.5])
     expected = (recency @ (vectors[:2] @ vectors[2])) / recency.sum()
     (scores,) = model.predict([["tent", "lamp"]], [["camp stove"]], weights=[[2.0, 0.5]])
@@ -228,9 +230,11 @@ def test_the_greatest_cosine_is_of_a_real_item_also_where_all_are_below_zero():
 
 def test_in_bfloat16_only_the_reader_of_pairs_is_rounded(tiny):
     histories, candidates = [["tent", "lamp"]], [["camp stove", "tea pot", "lamp"]]
+    encoder = SentenceEncoder(tiny, device="cpu", max_tokens=16, dtype="float32")
     for cross_attention in (False, True):
         models = [
-            model_of(tiny, trained=True, cross_attention=cross_attention, dtype=d) for d in ("float32", "bfloat16")
+            model_of(tiny, trained=True, cross_attention=cross_attention, dtype=d, encoder=encoder)
+            for d in ("float32", "bfloat16")
         ]
         exact, rounded = (model.predict(histories, candidates)[0] for model in models)
         tables = [model._texts.table for model in models]

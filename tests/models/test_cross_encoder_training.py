@@ -32,7 +32,13 @@ OPPOSITE = np.roll(np.arange(10), 5)
 """The planted rule: who had a thing takes its opposite, which no similarity of words can tell."""
 
 QUICK = TrainingSettings(
-    steps=60, lists_per_step=16, n_negatives=4, learning_rate=1e-2, layer_learning_rate=1e-3, evaluate_every=20
+    steps=60,
+    lists_per_step=16,
+    n_negatives=4,
+    learning_rate=1e-2,
+    layer_learning_rate=1e-3,
+    evaluate_every=20,
+    precision="float32",
 )
 
 

@@ -456,7 +456,7 @@ def test_damage_is_found_at_load(tiny_folder, tmp_path):
     [
         ({"history_tokens": 0}, "history_tokens is 0; it must be at least 1"),
         ({"item_tokens": -2}, "item_tokens is -2; it must be at least 1"),
-        ({"dtype": "float16"}, "dtype is 'float16'; it must be"),
+        ({"dtype": "float8"}, "dtype is 'float8'; it must be"),
         ({"device": "abacus"}, "device is 'abacus'"),
         ({"history_tokens": 54}, "54 and item_tokens 8 make pairs of 65 tokens, .* at most 64; lower history_tokens"),
     ],

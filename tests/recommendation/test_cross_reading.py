@@ -437,6 +437,24 @@ def test_a_residual_of_noise_is_left_out_unless_asked_for():
     assert forced.step in STEPS[1:]
 
 
+def test_a_gain_no_greater_than_its_standard_error_is_not_worth_the_reading():
+    within, beyond = 0, 0
+    for seed in range(12):
+        fusion, columns, names, rows, positive, targets, *_ = made(150, 0.2, seed=seed)
+        _, verdict = add_residual(fusion, columns, names, rows, positive, targets, choice="auto", seed=0)
+        gain, error = verdict.difference.mean, (verdict.difference.high - verdict.difference.low) / 3.92
+        if abs(gain / error - 1) < 0.1:  # the interval is a bootstrap's, its error is not the rule's to the last digit
+            continue
+        assert verdict.kept == verdict.pays == (gain > error)
+        within += 0 < gain < error
+        beyond += gain > error
+        _, forced = add_residual(fusion, columns, names, rows, positive, targets, choice="always", seed=0)
+        assert forced.kept
+        assert forced.pays == verdict.pays
+    assert within > 0
+    assert beyond > 0
+
+
 def test_auto_leaves_noise_out_and_judges_out_of_fold():
     """Fifteen columns of noise on sixty cases: in sample they look like a find, on other folds they are none."""
     for seed in range(3):

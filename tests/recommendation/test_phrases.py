@@ -105,6 +105,7 @@ def reader(texts, tiny):
         cross_encoder="always",
         fine_tune_steps=20,
         device="cpu",
+        dtype="float32",
     )
     return Reranker(config, verbose=False).fit(*texts)
 

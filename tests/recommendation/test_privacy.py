@@ -59,7 +59,7 @@ def whole(tables, tiny, tmp_path_factory):
     cache = tmp_path_factory.mktemp("cache")
     config = RerankerConfig(
         encoder=tiny, candidates_per_source=30, sequence="always", semantic="always",
-        cross_encoder="always", fine_tune_steps=10, device="cpu",
+        cross_encoder="always", fine_tune_steps=10, device="cpu", dtype="float32",
         cache_folder=str(cache),
     )  # fmt: skip
     events, items, users = tables
@@ -164,7 +164,7 @@ def test_no_file_holds_the_id_or_a_sentence_of_a_forgotten_user(whole, tables, t
 def test_rewritten_texts_are_those_of_a_catalogue_without_the_review(whole, tables):
     saved, _ = forgotten(whole[0].saved, [ERIKA])
     events, items, _ = tables
-    encoder = SentenceEncoder(whole[0].config.encoder, device="cpu")
+    encoder = SentenceEncoder(whole[0].config.encoder, device="cpu", dtype="float32")
     anew = saved.renderer.render_items(
         saved.fitted.items, saved.events, None, max_tokens=128, count_tokens=encoder.count_tokens
     )

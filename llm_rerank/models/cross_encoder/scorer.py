@@ -22,7 +22,7 @@ from llm_rerank.models.cross_encoder.item_states import ItemReader, fresh_networ
 from llm_rerank.models.cross_encoder.item_table import ItemTable, build_table, read_table, write_table
 from llm_rerank.models.cross_encoder.scoring import cases_of_visits, readable_histories, score_lists
 from llm_rerank.models.cross_encoder.state_cache import StateType
-from llm_rerank.models.cross_encoder.text_table import TextTable, check_texts, pieces
+from llm_rerank.models.cross_encoder.text_table import TextTable, check_texts, pieces, what_was_cut
 from llm_rerank.models.scoring import require_texts
 from llm_rerank.models.semantic.encoder import SentenceEncoder, check_same_encoder, encoder_reference, load_encoder
 from llm_rerank.models.semantic.weights import DEFAULT_MODEL, Dtype, settled, torch_dtype
@@ -55,7 +55,8 @@ class HistoryCrossEncoder:
     item_tokens: tokens of a text that are read. n_upper: layers that are trained. cross_attention: see above.
     cache_folder: where token states are kept between runs; None: nowhere. cache_type: "float16" or "int8" (a scale for
     every 32 values). device: "auto", "cpu", "cuda", … dtype: "auto", "float32", "bfloat16" or "float16", of the reader
-    of ``cross_attention``, which works anew for each pair; items are read in float32. seed: of the new weights.
+    of ``cross_attention``, which works anew for each pair; items are read in float32. "float32" holds for an encoder
+    that is read here as well; else that one chooses. seed: of the new weights.
 
     Raises DataError for impossible settings, StorageError where weights are missing.
     """
@@ -128,7 +129,10 @@ class HistoryCrossEncoder:
         if self._encoder is None:
             reference = self._stored.get("encoder")
             if reference is None:
-                self._encoder = SentenceEncoder(self.model, device=self.device, max_tokens=self.item_tokens)
+                dtype: Dtype = "float32" if self._asked_dtype == "float32" else "auto"
+                self._encoder = SentenceEncoder(
+                    self.model, device=self.device, max_tokens=self.item_tokens, dtype=dtype
+                )
             else:
                 self._encoder = load_encoder(reference, device=self.device)
         return self._encoder
@@ -202,18 +206,9 @@ class HistoryCrossEncoder:
             scores[first:last] = self._score_rows(
                 table, rows[: len(users)], [kept_weights[user] for user in users], rows[len(users) :]
             )
-        cut = []
-        n_long = sum(len(row) > self.history_length for row in histories)
-        if n_long:
-            these = f"{n_long:,} of {len(histories):,} histories"
-            cut.append(f"{these} are longer than {self.history_length} items, of each the newest are read")
-        if n_cut:
-            cut.append(
-                f"{n_cut:,} of {n_read:,} texts are longer than {self.item_tokens} tokens and were cut at the end; "
-                "raise item_tokens to read more"
-            )
+        cut = what_was_cut(histories, self.history_length, n_cut, n_read, self.item_tokens)
         if cut:
-            warnings.warn("; ".join(cut), stacklevel=2)
+            warnings.warn(cut, stacklevel=2)
         return np.split(scores, bounds[1:-1]) if len(candidates) else []
 
     def _score_rows(

@@ -64,3 +64,20 @@ def pieces(histories: Sequence[Sequence[str]], candidates: Sequence[Sequence[str
     edges = np.flatnonzero(np.diff(np.array(n_seen, dtype=np.int64) // TEXTS_AT_ONCE)) + 1
     bounds = [0, *edges.tolist(), len(n_seen)] if n_seen else [0]
     yield from zip(bounds[:-1], bounds[1:], strict=True)
+
+
+def what_was_cut(
+    histories: Sequence[Sequence[str]], history_length: int, n_cut: int, n_read: int, item_tokens: int
+) -> str:
+    """Say how many histories and texts were too long to be read whole; empty where none was."""
+    said = []
+    n_long = sum(len(row) > history_length for row in histories)
+    if n_long:
+        these = f"{n_long:,} of {len(histories):,} histories"
+        said.append(f"{these} are longer than {history_length} items, of each the newest are read")
+    if n_cut:
+        said.append(
+            f"{n_cut:,} of {n_read:,} texts are longer than {item_tokens} tokens and were cut at the end; "
+            "raise item_tokens to read more"
+        )
+    return "; ".join(said)
