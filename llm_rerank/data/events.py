@@ -39,6 +39,9 @@ EVENT_ALIASES = {
     "rate": "rating",
     "review": "rating",
 }
+GREATEST_WEIGHT = 1_000.0
+"""Of a single event, where a purchase counts 1: far beyond it a factorisation's equations cannot be solved."""
+
 WEAK_EVENTS = ("view", "search")
 """Never targets unless ``target_events`` names them."""
 
@@ -71,7 +74,8 @@ def read_events(
     min_rating: a rated event below it is a dislike: its weight is negative, and it is no target.
     require_targets: False where events are only read as histories: then neither setting need fit the data.
     A column ``weight`` replaces the weight of the event's kind; a negative one marks a dislike.
-    Raises DataError where target_events or min_rating do not fit the data, or nothing is left as a target.
+    Raises DataError where target_events or min_rating do not fit the data, a weight is beyond ``GREATEST_WEIGHT``, or
+    nothing is left as a target.
     """
     ratings = _numbers(frame, "rating", report)
     kinds, names = _kinds(frame, ratings, has_item, report)
@@ -119,8 +123,15 @@ def judge_events(
     """Say what events mean. names: kinds of event. kinds: of each event, a position in the names.
 
     has_item: bool; ratings, weights_given, quantities: float32, NaN where unknown; all shape (n_events,). targets:
-    names of the kinds that are targets.
+    names of the kinds that are targets. Raises DataError for a weight beyond ``GREATEST_WEIGHT``.
     """
+    beyond = np.abs(weights_given) > GREATEST_WEIGHT  # False where NaN
+    if beyond.any():
+        raise DataError(
+            f"{beyond.sum():,} of {len(beyond):,} events have a weight beyond {GREATEST_WEIGHT:,.0f} (first: "
+            f"{weights_given[beyond][0]:g}); a weight says how much an event tells of a liking, a purchase counts 1: "
+            "divide the column, or bring amounts as quantity"
+        )
     weights = np.array([EVENT_WEIGHTS.get(name, 1.0) for name in names], dtype=np.float32)[kinds]
     weights = np.where(np.isnan(weights_given), weights, weights_given).astype(np.float32)
     weights[~has_item] = np.minimum(weights[~has_item], EVENT_WEIGHTS["search"])

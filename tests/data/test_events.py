@@ -130,3 +130,11 @@ def test_settings_that_do_not_fit_are_errors_for_a_fit_and_none_for_a_history(co
         read(columns, **settings)
     values, _ = read(columns, require_targets=False, **settings)
     assert not values.positive.any()
+
+
+def test_a_weight_beyond_all_reason_is_refused():
+    """1e8, an amount in cents perhaps: least squares would break down on it, minutes into a fit."""
+    with pytest.raises(DataError, match=r"1 of 3 events have a weight beyond 1,000 \(first: -1e\+08\); .*divide the"):
+        read({"event": ["view", "purchase", "purchase"], "weight": [1_000.0, -1e8, None]})
+    values, _ = read({"event": ["purchase", "purchase"], "weight": [1_000.0, -1_000.0]})
+    assert values.weights.tolist() == [1_000.0, -1_000.0]
