@@ -42,6 +42,11 @@ DTYPES = {"cpu": ("float32", "bfloat16"), "cuda": ("float32", "bfloat16", "float
 LEAST_REPEATS = 3
 
 
+def kind_of(device: str) -> str:
+    """Say whether a device is measured as a GPU or as a CPU."""
+    return "cuda" if device.startswith("cuda") else "cpu"
+
+
 def as_if_trained(model: HistoryCrossEncoder, seed: int) -> None:
     """Give the new parts weights and open the gates."""
     generator = torch.Generator().manual_seed(seed)
@@ -223,7 +228,7 @@ def sentence_transformers_system(
         for history, row in zip(histories, candidates, strict=True)
     ]
     everyone = [pair for user in pairs for pair in user]
-    kind = device.split(":")[0]
+    kind = kind_of(device)
     probe = pairs[0] if kind == "cpu" else everyone
     tried: dict[str, float] = {}
     absent: dict[str, str] = {}
@@ -251,7 +256,7 @@ def sentence_transformers_system(
     assert best is not None
     _, network, batch_size, name = best
     seconds = [min(seconds_of(lambda p=user: network.predict(p, batch_size=batch_size), 1)) for user in pairs]
-    at_once = min(seconds_of(lambda: network.predict(everyone, batch_size=batch_size), 1))
+    at_once = min(seconds_of(lambda: network.predict(everyone, batch_size=batch_size), LEAST_REPEATS))
     found = {
         **entry(seconds, len(pairs[0])),
         "pairs_per_second_many_users": len(everyone) / at_once,
@@ -290,7 +295,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     scores: dict[str, list[FloatArray]] = {}
     differences: dict[str, float] = {}
     n_tokens = 0.0
-    formats = DTYPES[device.split(":")[0]]
+    formats = DTYPES[kind_of(device)]
     for label, crossing in (("cached_cheap", False), ("cached", True)):
         for dtype in formats:
             name = label if dtype == "float32" else f"{label}_{dtype}"

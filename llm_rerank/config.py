@@ -141,8 +141,8 @@ class RerankerConfig:
     candidates_per_source: items that each retriever adds to a user's candidates.
     sequence, semantic, cross_encoder: small nets over text and id; what the encoder's vectors say; a cross-encoder
     fine-tuned on the shop's data. Each "auto": fitted, and kept unless held-out users speak against it (the
-    cross-encoder: where it gains); "always": kept in any case; "off". (Search phrases are read by their words in any
-    case, if the fit saw any.)
+    cross-encoder: where it gains more than a standard error); "always": kept in any case; "off". (Search phrases are
+    read by their words in any case, if the fit saw any.)
     cross_encoder_depth: candidates of a user that the cross-encoder reads, best first; the others keep their order
     below. None: all.
     fine_tune_steps: most steps of the fine-tuning; it stops by itself where they no longer help.
@@ -161,7 +161,7 @@ class RerankerConfig:
     by ``update``; None: all are kept.
     device: "auto", "cpu", "cuda", "cuda:1", "mps".
     dtype: "auto", "float32" or "bfloat16": what the encoder, the fine-tuning and the reader of ``token_attention``
-    compute in; "auto": bfloat16 where the device is the faster for it.
+    compute in; "auto": bfloat16 where the device is the faster for it (the reader on a GPU: float16).
     seed: seed of everything that is drawn at random.
     """
 

@@ -8,6 +8,7 @@ import torch
 
 from benchmarks.scoring_speed import as_if_trained, same_top
 from llm_rerank.config import RerankerConfig
+from llm_rerank.models.cross_encoder import training
 from llm_rerank.models.cross_encoder.list_metrics import judge_lists
 from llm_rerank.models.cross_encoder.scorer import HistoryCrossEncoder
 from llm_rerank.models.cross_encoder.training import fine_tune
@@ -69,7 +70,10 @@ def test_vectors_are_those_of_the_cpu():
 @pytest.mark.parametrize("cross_attention", [False, True])
 def test_fine_tuned_on_the_gpu_it_learns_and_scores_the_same_on_the_cpu(tiny, tmp_path, cross_attention):
     model = HistoryCrossEncoder.from_encoder(tiny, device=GPU, item_tokens=8, cross_attention=cross_attention)
-    result = fine_tune(model, planted_lists(200, 1), planted_lists(60, 2), ITEMS, QUICK, checkpoint=tmp_path / "c")
+    as_by_default = replace(QUICK, precision="auto")
+    result = fine_tune(
+        model, planted_lists(200, 1), planted_lists(60, 2), ITEMS, as_by_default, checkpoint=tmp_path / "c"
+    )
     assert result.best_step > 0
     fresh = planted_lists(100, 3)
     model.fit(None, ITEMS, seed=0)
@@ -80,28 +84,26 @@ def test_fine_tuned_on_the_gpu_it_learns_and_scores_the_same_on_the_cpu(tiny, tm
     assert np.abs(here - scores).max() < 1e-2 * np.abs(scores).max()
 
 
-def test_a_fine_tuning_goes_on_from_its_checkpoint(tiny, tmp_path):
-    """Half of the steps, then all: the weights are those of one go, as far as the GPU's sums are."""
-    weights = []
-    for folder, stops in (("whole", (40,)), ("halves", (20, 40))):
-        for steps in stops:
-            model = HistoryCrossEncoder.from_encoder(tiny, device=GPU, item_tokens=8)
-            settings = replace(QUICK, precision="float32", patience=9, steps=40)
-            lists = planted_lists(200, 1)
-            if steps < 40:  # the end comes as Ctrl-C does
-                said = []
+def test_a_fine_tuning_goes_on_from_its_checkpoint(tiny, tmp_path, monkeypatch):
+    """Stopped after its checkpoint of step 20, and gone on with: the weights of one go, as far as a GPU's sums are."""
+    settings = replace(QUICK, steps=40, patience=9)
+    arguments = (planted_lists(200, 1), planted_lists(60, 2), ITEMS, settings)
+    whole, first, again = (HistoryCrossEncoder.from_encoder(tiny, device=GPU, item_tokens=8) for _ in range(3))
+    fine_tune(whole, *arguments)
 
-                def stop(line, said=said, steps=steps):
-                    said.append(line)
-                    if line.startswith(f"step {steps}:"):
-                        raise KeyboardInterrupt
+    def interrupted(run, number, step=training._Run._step):
+        if number == 25:
+            raise KeyboardInterrupt
+        return step(run, number)
 
-                fine_tune(model, lists, planted_lists(60, 2), ITEMS, settings, checkpoint=tmp_path / folder, say=stop)
-            else:
-                fine_tune(model, lists, planted_lists(60, 2), ITEMS, settings, checkpoint=tmp_path / folder)
-        weights.append({name: tensor.cpu() for name, tensor in model.network.state_dict().items()})
-    for name, tensor in weights[0].items():
-        torch.testing.assert_close(tensor, weights[1][name], atol=1e-3, rtol=1e-3)
+    with monkeypatch.context() as patched:
+        patched.setattr(training._Run, "_step", interrupted)
+        assert fine_tune(first, *arguments, checkpoint=tmp_path).interrupted
+    said = []
+    fine_tune(again, *arguments, checkpoint=tmp_path, say=said.append)
+    assert said[0] == "going on from the checkpoint after step 20"
+    for name, tensor in whole.network.state_dict().items():
+        torch.testing.assert_close(again.network.state_dict()[name], tensor, atol=1e-3, rtol=1e-3)
 
 
 @pytest.mark.parametrize("token_attention", [False, True])

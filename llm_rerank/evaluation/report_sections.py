@@ -206,7 +206,8 @@ def parts_section(parts: Sequence[Mapping[str, Any]]) -> Section:
     verdicts = [PartVerdict.from_dict(values) for values in parts]
     paragraphs = [
         "Each part was fitted on top of what stood before it and measured on fold F, out of fold; it stays unless it "
-        "is worse by more than a standard error (the cross-encoder only where it gains) or a setting says otherwise.",
+        "is worse by more than a standard error (the cross-encoder only where it gains more than one) or a setting "
+        "says otherwise.",
         *(f"{verdict.sentence()}." for verdict in verdicts),
     ]
     rows = [

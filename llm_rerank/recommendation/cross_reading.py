@@ -155,8 +155,9 @@ def lent_cross_encoder(start: Start, tools: FitTools, log: FitLog) -> HistoryCro
 
     if start.cross_encoder is None:
         return None
+    device, dtype = tools.config.device, tools.config.dtype
     try:
-        model = HistoryCrossEncoder.load(start.cross_encoder, encoder=tools.encoder, device=tools.config.device)
+        model = HistoryCrossEncoder.load(start.cross_encoder, encoder=tools.encoder, device=device, dtype=dtype)
     except StorageError as error:
         log.say(f"cross-encoder: the other shop's cannot be used: {error}")
         return None

@@ -7,7 +7,7 @@ import uuid
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from llm_rerank.data.events import EVENT_ALIASES, EVENT_WEIGHTS
+from llm_rerank.data.events import EVENT_ALIASES, EVENT_WEIGHTS, GREATEST_WEIGHT
 from llm_rerank.data.id_index import known_id
 from llm_rerank.data.times import seconds_of_date
 from llm_rerank.data.values import GREATEST_ID
@@ -102,6 +102,9 @@ def _strength(given: Mapping[str, Any], place: str) -> dict[str, Any]:
     for name in ("rating", "quantity", "weight"):
         if name in given:
             checked[name] = _number(given[name], f"{place}.{name}")
+    if abs(checked.get("weight", 0.0)) > GREATEST_WEIGHT:
+        rule = f"give at most {GREATEST_WEIGHT:,.0f} in size: a purchase counts 1"
+        raise EventError(f"{place}.weight", f"is {given['weight']!r}; {rule}")
     if checked.get("quantity", 1.0) <= 0:
         raise EventError(f"{place}.quantity", f"is {given['quantity']}; it must be above 0: returns are not events")
     return checked

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import ChainMap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -9,6 +10,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from llm_rerank.data.events import GREATEST_WEIGHT
 from llm_rerank.data.id_index import codes_by_id
 from llm_rerank.folders import current_name
 from llm_rerank.recommendation.event_log import Entry, EventLog
@@ -82,7 +84,7 @@ def caught_up(state: LiveState, log: EventLog) -> LiveState:
     last = log.last_position()
     if last <= state.position and state.saved.log_name == log.name:
         return state
-    entries = log.after(state.position, last)
+    entries = [_within_reason(entry) for entry in log.after(state.position, last)]
     if state.saved.log_name != log.name:
         # a model fitted from files may have been given what the log has as well: nothing counts twice
         entries = _without_known(entries, state.saved)
@@ -126,6 +128,14 @@ def _with_items(saved: Saved, bodies: list[Any]) -> Saved:
     for body in bodies:
         saved = _with_items(saved, [body])
     return saved
+
+
+def _within_reason(entry: Entry) -> Entry:
+    """Bound the weight of an event that an earlier version let into the log."""
+    weight = entry.body.get("weight") if entry.kind == "event" else None
+    if weight is None or abs(weight) <= GREATEST_WEIGHT:
+        return entry
+    return replace(entry, body={**entry.body, "weight": math.copysign(GREATEST_WEIGHT, weight)})
 
 
 def _without_known(entries: Sequence[Entry], saved: Saved) -> list[Entry]:

@@ -23,7 +23,7 @@ from llm_rerank.models.cross_encoder.training_settings import TrainingSettings, 
 from llm_rerank.models.cross_encoder.training_texts import TrainingTexts
 from llm_rerank.models.cross_encoder.warm_start import similarities
 from llm_rerank.storage import write_json
-from llm_rerank.types import DataError
+from llm_rerank.types import DataError, Ragged
 from tests.planted import cases_of, items_of
 from tests.tiny_encoder import save_tiny_encoder
 
@@ -84,6 +84,23 @@ def test_it_learns_a_rule_that_similarity_cannot_tell(tiny, cross_attention):
     assert "loss" in result.sentence()
     if cross_attention:
         assert model.network.gates.abs().max() > 0  # the gates have opened
+
+
+def test_what_stands_where_padding_is_reaches_no_gradient(tiny, monkeypatch):
+    """Lists of two lengths side by side; memory that nothing has written may hold NaN, and 0 × NaN is NaN."""
+    model = tiny_model(tiny, cross_attention=True)
+    short, long = planted_lists(1, 1), planted_lists(1, 2)
+    fewer = Ragged.from_lists([short.cases.candidates.values[:3], long.cases.candidates.values])
+    positive = np.array([True, False, False, *long.positive])
+    cases = replace(planted_lists(2, 1).cases, candidates=fewer)
+    lists = TrainingLists(cases, positive, np.zeros(len(positive), dtype=np.float32))
+    texts = TrainingTexts.read(model.reader, model.encoder, ITEMS, np.arange(len(WORDS)))
+    scorer = ListScorer(model.network, texts, model.history_length)
+    monkeypatch.setattr(torch, "empty_like", lambda tensor, **_: torch.full_like(tensor, float("nan")))
+    scorer(lists).backward()
+    gradients = [p.grad for p in model.network.parameters() if p.grad is not None]
+    assert len(gradients) > 20
+    assert all(gradient.isfinite().all() for gradient in gradients)
 
 
 def test_what_the_offset_says_already_is_not_learned_again(tiny):

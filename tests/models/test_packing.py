@@ -37,11 +37,13 @@ def test_newest_counts_from_the_end_over_what_is_kept():
 )
 @settings(max_examples=100, deadline=None)
 def test_blocks_hold_every_candidate_once_within_their_bounds(lengths, most_pairs, least_pairs, most_candidates):
+    most_history = 1 + most_pairs % 12
     candidates = Ragged.from_lengths(np.arange(sum(lengths)), np.array(lengths))
     sizes = np.arange(len(lengths)) % 3
     blocks = list_blocks(
-        candidates, sizes, most_pairs=most_pairs, least_pairs=least_pairs, most_candidates=most_candidates
-    )
+        candidates, sizes, most_pairs=most_pairs, most_history=most_history, least_pairs=least_pairs,
+        most_candidates=most_candidates,
+    )  # fmt: skip
     seen = []
     for block in blocks:
         real = block.candidates >= 0
@@ -49,6 +51,7 @@ def test_blocks_hold_every_candidate_once_within_their_bounds(lengths, most_pair
         rows = np.broadcast_to(block.rows[:, None], block.candidates.shape)[real]
         np.testing.assert_array_equal(candidates.row_of_value[block.candidates[real]], rows)
         assert block.candidates.shape[1] <= most_candidates
+        assert len(block.rows) == 1 or len(block.rows) * sizes[block.rows].max() <= most_history
         assert block.candidates.size <= max(most_pairs, block.candidates.shape[1])  # one list always fits
     assert sorted(seen) == list(range(sum(lengths)))
 
@@ -83,15 +86,22 @@ def test_next_to_nothing_is_computed_for_padding(batching):
     items = np.minimum(rng.geometric(0.12, n_users), 20)
     tokens = np.array([rng.integers(18, 33, n).sum() for n in items])
     histories = items if batching is WITHOUT_READER else tokens
-    bounds = {"most_pairs": batching.most_pairs, "least_pairs": batching.least_pairs}
     for low, high in ((100, 101), (200, 320), (80, 120)):
         lengths = rng.integers(low, high, n_users)
-        share, n_blocks = padding(lengths, histories, **bounds)
+        share, n_blocks = padding(lengths, histories, **batching.bounds)
         assert share < (0.1 if batching is READER_ON_GPU else 0.03)  # its blocks may not be small
         # small blocks cost more than they save
         assert lengths.sum() / n_blocks > (400 if batching is READER_ON_CPU else 1_200)
-    few, _ = padding(np.full(32, 100), histories[:32], **bounds)
+    few, _ = padding(np.full(32, 100), histories[:32], **batching.bounds)
     assert few < (0.1 if batching is READER_ON_CPU else 0.6)
+
+
+def test_lists_of_one_candidate_do_not_bring_the_histories_of_all_users_at_once():
+    """40,000 of them with 640 tokens each: as one block of pairs their states would take 30 GB."""
+    one_each = Ragged.from_lengths(np.arange(40_000), np.ones(40_000, dtype=np.int64))
+    for batching in (READER_ON_CPU, READER_ON_GPU):
+        blocks = list_blocks(one_each, np.full(40_000, 640), **batching.bounds)
+        assert max(len(block.rows) for block in blocks) * 640 <= batching.most_history
 
 
 def test_one_block_is_all_lists_short_ones_first():

@@ -87,6 +87,19 @@ def test_an_event_id_counts_once_in_a_call_in_two_and_after_a_restart(live, fold
         assert len(again.reranker().saved.events) == n + 3
 
 
+def test_a_weight_that_an_earlier_version_let_in_does_not_stop_the_shop(live, folder, now, monkeypatch):
+    user, item = live.reranker().saved.events.user_ids[0], live.reranker().saved.fitted.items.ids[3]
+    with pytest.raises(EventError, match="weight"):
+        seen_event(live, user, item, weight=-5_000)
+    with monkeypatch.context() as patched:  # as before there was a bound
+        for module in ("llm_rerank.recommendation.live_events", "llm_rerank.data.events"):
+            patched.setattr(f"{module}.GREATEST_WEIGHT", 1e9)
+        seen_event(live, user, item, weight=-5_000)
+    with LiveShop(folder, clock=lambda: now) as again:
+        events = again.reranker().saved.events
+    assert events.weights.min() == -1_000
+
+
 def test_a_bad_event_takes_none_of_its_neighbours_in(live):
     user, item = live.reranker().saved.events.user_ids[0], live.reranker().saved.fitted.items.ids[3]
     n = len(live.reranker().saved.events)

@@ -58,6 +58,7 @@ def test_a_text_stands_for_a_number_only_where_no_text_is_known():
     [
         ({"user_id": None}, "events[1].user_id", "missing"),
         ({"user_id": 1.5}, "events[1].user_id", "float"),
+        ({"weight": -1_001}, "events[1].weight", "at most 1,000 in size"),
         ({"user_id": True}, "events[1].user_id", "bool"),
         ({"user_id": "  "}, "events[1].user_id", "blanks"),
         ({"user_id": "u" * 513}, "events[1].user_id", "513"),

@@ -261,7 +261,7 @@ class HistoryNetwork(nn.Module):
         has_history = (~masked).any(dim=1)
         for number, layer in enumerate(self.upper_layers):
             states = inputs[number]
-            own = torch.empty_like(readers)
+            own = torch.zeros_like(readers)  # where padding is, too: its gradient is 0, and 0 × NaN would be NaN
             for cells, positions, padding in groups:
                 own[cells] = layer.read_own(readers[cells], states[positions].to(dtype), padding)
             keys, values = layer.keys_and_values(states[history.positions].to(dtype))

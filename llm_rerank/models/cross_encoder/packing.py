@@ -94,14 +94,21 @@ class ListBlock:
 
 
 def list_blocks(
-    candidates: Ragged, history_sizes: IntArray, *, most_pairs: int, least_pairs: int, most_candidates: int = 1024
+    candidates: Ragged,
+    history_sizes: IntArray,
+    *,
+    most_pairs: int,
+    most_history: int,
+    least_pairs: int,
+    most_candidates: int = 1024,
 ) -> list[ListBlock]:
     """Cut users' lists into blocks of at most ``most_pairs`` cells, lists of like length and history together.
 
     A list longer than ``most_candidates`` is cut into pieces, so that 100,000 candidates of one user take no more
     memory than 100 users. history_sizes: int64, shape (n_users,), what of a user's history each pair reads (items or
-    tokens). least_pairs: from so many on a block ends before a list that would bring its padding above
-    ``MOST_PADDING``; smaller ones are filled whatever the padding, because a block costs time of its own.
+    tokens). most_history: of that in a block, padding included; one list always fits. least_pairs: from so many on a
+    block ends before a list that would bring its padding above ``MOST_PADDING``; smaller ones are filled whatever the
+    padding, because a block costs time of its own.
     """
     lengths = candidates.lengths
     pieces = -(-lengths // most_candidates)
@@ -112,7 +119,7 @@ def list_blocks(
     histories = np.maximum(history_sizes[rows], 1)
     order = _like_beside_like(sizes, histories)
     blocks: list[ListBlock] = []
-    for first, last in _runs_of_little_padding(sizes[order], histories[order], most_pairs, least_pairs):
+    for first, last in _runs_of_little_padding(sizes[order], histories[order], most_pairs, most_history, least_pairs):
         taken = order[first:last]
         column = np.arange(sizes[taken].max())
         positions = np.where(column < sizes[taken, None], starts[taken, None] + column, -1)
@@ -137,7 +144,7 @@ def _like_beside_like(sizes: IntArray, histories: IntArray) -> IntArray:
 
 
 def _runs_of_little_padding(
-    sizes: IntArray, histories: IntArray, most_pairs: int, least_pairs: int
+    sizes: IntArray, histories: IntArray, most_pairs: int, most_history: int, least_pairs: int
 ) -> Iterator[tuple[int, int]]:
     """First and last (excluded) of runs of lists that are padded to one block each."""
     first, real, width, longest = 0, 0, 0, 0  # real: cells of the run that are no padding
@@ -146,7 +153,8 @@ def _runs_of_little_padding(
         pairs = (count + 1) * max(width, size)
         cells = pairs * max(longest, history)
         is_padded = count * width >= least_pairs and cells > (1 + MOST_PADDING) * (real + size * history)
-        if count and (pairs > most_pairs or is_padded):
+        is_heavy = pairs > most_pairs or (count + 1) * max(longest, history) > most_history
+        if count and (is_heavy or is_padded):
             yield first, place
             first, real, width, longest = place, 0, 0, 0
         real += size * history

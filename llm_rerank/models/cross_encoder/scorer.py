@@ -310,10 +310,12 @@ class HistoryCrossEncoder:
             write_table(folder / "items.safetensors", self._table, self._has_text)
 
     @classmethod
-    def load(cls, folder: str | Path, *, encoder: Encoder | None = None, device: str = "auto") -> Self:
+    def load(
+        cls, folder: str | Path, *, encoder: Encoder | None = None, device: str = "auto", dtype: Dtype | None = None
+    ) -> Self:
         """Read what ``save`` or ``llm-rerank finetune`` wrote; frozen layers are not loaded before a new text comes.
 
-        encoder: the encoder of then, where it cannot be found by its name.
+        encoder: the encoder of then, where it cannot be found by its name. dtype: None: as was asked for then.
         Raises StorageError where the encoder given is another one.
         """
         folder = Path(folder)
@@ -322,7 +324,7 @@ class HistoryCrossEncoder:
         stored = read_json(folder / "cross_encoder.json")
         if encoder is not None:
             check_same_encoder(encoder, stored["encoder"])
-        model = cls(encoder, device=device, **stored["settings"])
+        model = cls(encoder, device=device, **stored["settings"] | ({} if dtype is None else {"dtype": dtype}))
         model._stored = stored
         model.training_log = stored["training_log"]
         arrays, _ = read_arrays(folder / "network.safetensors")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -21,6 +21,8 @@ class Batching:
 
     most_pairs: scored at once. With the reader a block holds the states of each pair's tokens in its number format:
     2,048 × 32 × 384 × 4 bytes = 100 MB, 32,768 in float16 800 MB.
+    most_history: tokens of all histories of a block (items without the reader), 65,536 × 384 × 4 bytes = 100 MB; lists
+    of few candidates reach it long before they are many pairs.
     least_pairs: from which on a block ends rather than be padded by more than 3 %. Smaller ones cost more than they
     save, for a block takes time of its own: the lists of a few users are padded by more.
     least_texts: candidates' texts that are read as one rectangle, padded to the longest; 1: no text is padded. A few
@@ -28,14 +30,23 @@ class Batching:
     """
 
     most_pairs: int
+    most_history: int
     least_pairs: int
     least_texts: int
 
+    @property
+    def bounds(self) -> dict[str, int]:
+        """The arguments of ``list_blocks``."""
+        return {name: getattr(self, name) for name in ("most_pairs", "most_history", "least_pairs")}
 
-READER_ON_CPU = Batching(2_048, 256, 1)
-READER_ON_GPU = Batching(32_768, 2_048, 512)
-WITHOUT_READER = Batching(16_384, 1_024, 1)
-WITHOUT_READER_ON_GPU = Batching(65_536, 8_192, 1)
+
+MEASURED_SIZE = 384
+"""Hidden size that these were measured with; blocks of a larger network are as much smaller."""
+
+READER_ON_CPU = Batching(2_048, 65_536, 256, 1)
+READER_ON_GPU = Batching(32_768, 262_144, 2_048, 512)
+WITHOUT_READER = Batching(16_384, 65_536, 1_024, 1)
+WITHOUT_READER_ON_GPU = Batching(65_536, 262_144, 8_192, 1)
 
 
 @dataclass(frozen=True)
@@ -81,10 +92,13 @@ def cases_of_visits(history: Ragged, weights: FloatArray, candidates: Ragged) ->
 
 def batching_for(network: HistoryNetwork, device: torch.device) -> Batching:
     """Choose the layout of pairs for a network on a device."""
-    on_cpu = device.type == "cpu"
+    on_gpu = device.type == "cuda"  # of others nothing was measured
     if network.shape.cross_attention:
-        return READER_ON_CPU if on_cpu else READER_ON_GPU
-    return WITHOUT_READER if on_cpu else WITHOUT_READER_ON_GPU
+        chosen = READER_ON_GPU if on_gpu else READER_ON_CPU
+    else:
+        chosen = WITHOUT_READER_ON_GPU if on_gpu else WITHOUT_READER
+    share = min(1.0, MEASURED_SIZE / network.shape.hidden_size)
+    return replace(chosen, most_pairs=int(share * chosen.most_pairs), most_history=int(share * chosen.most_history))
 
 
 @torch.inference_mode()
@@ -105,7 +119,7 @@ def score_lists(
     read = np.zeros(len(histories.rows), dtype=np.int64)  # tokens, or items
     of_items = lengths[histories.rows.values] if network.shape.cross_attention else 1
     np.add.at(read, histories.rows.row_of_value, of_items)
-    blocks = list_blocks(candidates, read, most_pairs=batching.most_pairs, least_pairs=batching.least_pairs)
+    blocks = list_blocks(candidates, read, **batching.bounds)
     # every block is begun before the first is waited for: a GPU computes one while the next is laid out here
     found = [score_block(network, table, histories, candidates, block, batching) for block in blocks]
     for block, values in zip(blocks, found, strict=True):
@@ -154,7 +168,7 @@ def padded_histories(histories: Histories, rows: IntArray) -> tuple[IntArray, In
 
 
 def text_groups(table: ItemTable, codes: IntArray, cells: IntArray, least: int) -> list[TextGroup]:
-    """Group a block's pairs by the length of the candidate's text, ``least`` pairs or more to a group.
+    """Group a block's pairs by the length of the candidate's text, ``least`` pairs or more to all groups but the last.
 
     codes: int64, (n_lists, width), items. cells: int64, (n,), the places in it that are pairs and no padding.
     """
@@ -164,11 +178,11 @@ def text_groups(table: ItemTable, codes: IntArray, cells: IntArray, least: int) 
     groups = []
     for chosen in length_groups(lengths, least):
         shortest, longest = int(lengths[chosen[0]]), int(lengths[chosen[-1]])
-        column = torch.arange(longest, device=device)
-        positions, padding = _moved(first[chosen], device)[:, None] + column, None
-        if shortest < longest:
-            padding = column >= _moved(lengths[chosen], device)[:, None]
-            positions = positions.masked_fill(padding, 0)  # some token that is there
+        column, padding = torch.arange(longest, device=device), None
+        if shortest < longest:  # beyond its end a text's last token stands, masked
+            ends = _moved(lengths[chosen], device)[:, None]
+            column, padding = torch.minimum(column, ends - 1), column >= ends
+        positions = _moved(first[chosen], device)[:, None] + column
         groups.append(TextGroup(_moved(cells[chosen], device), positions, padding))
     return groups
 
@@ -194,8 +208,11 @@ def _read(
 
 
 def _moved(array: np.ndarray, device: torch.device) -> Tensor:
-    """Bring an array to the device without waiting for what the device is at."""
-    return torch.from_numpy(array).to(device, non_blocking=True)
+    """Bring an array to the device, a CUDA one without waiting for what it is at."""
+    tensor = torch.from_numpy(array)
+    if device.type != "cuda":  # others might read the memory after numpy has freed it
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)  # from memory that is not pinned a copy may wait
 
 
 def history_tokens(

@@ -44,8 +44,7 @@ def similarities(
     network.temperature.fill_(1.0)
     candidates = lists.cases.candidates
     result = np.empty(len(candidates.values), dtype=np.float32)
-    bounds = {"most_pairs": WITHOUT_READER.most_pairs, "least_pairs": WITHOUT_READER.least_pairs}
-    for block in list_blocks(candidates, histories.rows.lengths, **bounds):
+    for block in list_blocks(candidates, histories.rows.lengths, **WITHOUT_READER.bounds):
         real = block.candidates >= 0
         past, ages, weights = padded_histories(histories, block.rows)
         codes = candidates.values[np.where(real, block.candidates, 0)]
