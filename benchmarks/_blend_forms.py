@@ -184,8 +184,8 @@ def lambdamart(half: Half) -> Fitted:
             for n_trees in range(0, MOST_TREES + 1, TREES_STEP):
                 added = booster.predict(design[places], num_iteration=n_trees, raw_score=True) if n_trees else 0.0
                 curves[row, n_trees] += judged_ndcg(offset[places] + added, judged).sum()
-    row, n_trees = np.unravel_index(int(curves.argmax()), curves.shape)
-    said = {"leaves": LEAVES[row], "trees": int(n_trees)}
+    row, n_trees = (int(place) for place in np.unravel_index(int(curves.argmax()), curves.shape))
+    said = {"leaves": LEAVES[row], "trees": n_trees}
     blend = half.present.blend
     if not n_trees:
         return Fitted(lambda other: blend.score(half.columns.lay_out(other)[0]), said)

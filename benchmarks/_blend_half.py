@@ -98,7 +98,7 @@ class Columns:
             user_support,
             item_support,
         )
-        times = {
+        times: dict[str, float | FloatArray] = {
             "": 1.0,
             f" × {USER_SUPPORT}": centred_support(user_support),
             f" × {ITEM_SUPPORT}": centred_support(item_support),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -88,7 +88,7 @@ def greedy_quotas(blocks: npt.NDArray[np.integer[Any]], worth: Float64Array, n_p
     n_covered = 0
     while n_covered < n_pairs and (quotas < n_blocks).any():
         best, best_rate = -1, -1.0
-        for source in np.flatnonzero(quotas < n_blocks):
+        for source in np.flatnonzero(quotas < n_blocks).tolist():
             new = members[source][quotas[source]]
             new = new[~covered[new]]
             rate = float(worth[new].sum()) / len(new) if len(new) else np.inf  # what is held already costs nothing
@@ -131,12 +131,12 @@ def nearest(scorer: CatalogueScorer, n_items: int) -> Ragged:
     ones = np.ones(n_items, dtype=np.float32)
     none = Ragged.empty(n_items)
     cases = Cases(zeros - 1, zeros + 1, single, ones, zeros, [""] * n_items, none, none)
-    return retrieve(Positive(scorer), cases, NEAREST, exclude=single)
+    return Positive(scorer).retrieve(cases, NEAREST, exclude=single)
 
 
 @dataclass(frozen=True)
 class Positive:
-    """A scorer that has no opinion of what it scores 0 or less."""
+    """A scorer that has no opinion of what it scores 0 or less; for ``retrieve``, which asks for the catalogue only."""
 
     scorer: CatalogueScorer
 
@@ -144,6 +144,10 @@ class Positive:
         """Scores: float32, shape (n_cases, n_items)."""
         scores = self.scorer.score_catalogue(cases)
         return np.where(scores > 0, scores, np.float32(np.nan))
+
+    def retrieve(self, cases: Cases, k: int, exclude: Ragged) -> Ragged:
+        """Items with the highest scores, best first."""
+        return retrieve(cast("CatalogueScorer", self), cases, k, exclude=exclude)
 
 
 def sources_of(trial: Trial, reranker: Reranker) -> tuple[Sources, Sources]:
@@ -166,7 +170,7 @@ def sources_of(trial: Trial, reranker: Reranker) -> tuple[Sources, Sources]:
         of_item[brands.row_of_value] = by_brand.lengths[brands.values]
         siblings = Ragged.from_lengths(by_brand.take(brands.values).values, of_item)
         more["best sellers of its brands"] = round_robin(cases.history, first(siblings, NEAREST), seen, n_items)
-    more[UNPADDED] = retrieve(Positive(scorers[PADDED]), cases, DEPTH, exclude=seen)
+    more[UNPADDED] = Positive(scorers[PADDED]).retrieve(cases, DEPTH, exclude=seen)
     return base, more
 
 

@@ -75,9 +75,9 @@ def fine_tuned(
     """Fine-tune one way and score the judged lists."""
     began = time.perf_counter()
     training = rest.lists.training if variant.lists is None else variant.lists(rest, seed)
-    parts = [training, rest.lists.validation]
+    validation = rest.lists.validation
     if not variant.with_offset:
-        parts = [replace(part, offsets=np.zeros_like(part.offsets)) for part in parts]
+        training, validation = (replace(part, offsets=np.zeros_like(part.offsets)) for part in (training, validation))
     then, later = rest.lists.items, rest.items
     if variant.texts is not None:
         then, later = variant.texts(then, rest.peeled), variant.texts(later, rest.past)
@@ -87,7 +87,7 @@ def fine_tuned(
         model._reader = WholeReader(model, cache)  # in place of the one that it would make on first use
     if variant.prepare is not None:
         variant.prepare(model, rest, then, settings)
-    tuning = fine_tune(model, *parts, then, settings, say=say)
+    tuning = fine_tune(model, training, validation, then, settings, say=say)
     seconds = time.perf_counter() - began
     return Tuned(model.fit(rest.past, later, seed=seed).score(rest.judged.cases), tuning, seconds)
 
@@ -174,9 +174,7 @@ class WholeReader(ItemReader):
     """The frozen part with all layers in it: none is left above it."""
 
     def __init__(self, model: HistoryCrossEncoder, cache: str | None) -> None:
-        super().__init__(
-            model.model, n_upper=1, item_tokens=model.item_tokens, device=model.device, dtype=torch.float32
-        )
+        super().__init__(model.model, n_upper=1, item_tokens=model.item_tokens, device=model.device)
         last = TransformerLayer(self.shape)
         last.load_state_dict(self.upper_weights.pop())
         self._lower.append(last.eval().requires_grad_(False).to(self.device))

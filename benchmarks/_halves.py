@@ -55,8 +55,9 @@ class Halves:
     def without(self, name: str) -> Halves:
         """Leave out a component's score; the candidates that it brought stay."""
         kept = [column for column, other in enumerate(self.names) if other != name]
-        folds = {label: _with_scores(getattr(self, label), kept) for label in FOLDS}
-        return replace(self, names=tuple(self.names[column] for column in kept), **folds)
+        names = tuple(self.names[column] for column in kept)
+        fold_f, fold_g = (_with_scores(getattr(self, label), kept) for label in FOLDS)
+        return replace(self, names=names, fold_f=fold_f, fold_g=fold_g)
 
 
 def _with_scores(fold: Fold, columns: Sequence[int]) -> Fold:

@@ -76,7 +76,8 @@ def known_features(trial: Trial) -> list[str]:
     opinions = np.where(past.reviews.astype(bool), 0, np.nan).astype(np.float32)
     statistics = ItemStatistics.from_events(past, trial.items, int(past.times.max()) + 1, opinions)
     values = pair_features(trial.cases.with_candidates(trial.cases.targets), statistics, trial.items)
-    return [name for name, known in zip(PAIR_FEATURES, ~np.isnan(values).all(axis=0), strict=True) if known]
+    known = np.asarray(~np.isnan(values).all(axis=0))
+    return [name for name, is_known in zip(PAIR_FEATURES, known, strict=True) if is_known]
 
 
 def plan(trial: Trial, components: Sequence[str]) -> dict[str, Variant]:
@@ -91,7 +92,7 @@ def plan(trial: Trial, components: Sequence[str]) -> dict[str, Variant]:
     for name in components:
         found[f"no {name}"] = Variant("components", WHOLE, without=(name,))
     # where reviews are all the text there is, that is "behaviour"
-    if "review" in trial.interactions and item_texts(trial.item_frame).ne("").any(axis=None):
+    if "review" in trial.interactions and (item_texts(trial.item_frame) != "").any(axis=None):
         found[NO_REVIEWS] = Variant("reviews", WHOLE, change=NO_REVIEWS)
     for name in known:
         found[f"no {name}"] = Variant("features", WHOLE, without=(name,))
@@ -214,11 +215,11 @@ def comparisons(values: Mapping[str, Mapping[str, np.ndarray]], variants: Mappin
     found = [Comparison(f"{a} over {b}", own[a], own[b]) for a, b in pairs if a in own and b in own]
     for a, b in pairs:
         # behaviour reads no text, so it is its own control
-        control = {name: own.get(f"{name}, {SHUFFLED}", own.get("behaviour")) for name in (a, b)}
-        if f"{a}, {SHUFFLED}" in own and b in own and (b == "behaviour" or f"{b}, {SHUFFLED}" in own):
+        of_a, of_b = f"{a}, {SHUFFLED}", b if b == "behaviour" else f"{b}, {SHUFFLED}"
+        if {of_a, of_b, b} <= own.keys():
             label = f"{a} over {b}"
-            found.append(Comparison(f"{label}, {SHUFFLED}", control[a], control[b]))
-            gain, shuffled = own[a] - own[b], control[a] - control[b]
+            found.append(Comparison(f"{label}, {SHUFFLED}", own[of_a], own[of_b]))
+            gain, shuffled = own[a] - own[b], own[of_a] - own[of_b]
             found.append(Comparison(f"gain of {label}: real less {SHUFFLED}", gain, shuffled, second_is_gain=True))
     found += [Comparison(f"{name}: own history over another's", own[name], wrong[name]) for name in wrong]
     for a, b in pairs:

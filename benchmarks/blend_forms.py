@@ -18,7 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks._blend_forms import FORMS, Half
+from benchmarks._blend_forms import FORMS
+from benchmarks._blend_half import Half
 from benchmarks._common import run_information, table, write_report
 from benchmarks._halves import SEQUENCE, Halves, judged_ndcg, load_halves
 from llm_rerank.statistics import holm, paired_difference

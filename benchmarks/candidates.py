@@ -89,7 +89,7 @@ class Comparison:
     def in_base(self) -> BoolArray:
         """Pairs that a source in use lists: bool, shape (n_pairs,)."""
         columns = [self.pool.names.index(name) for name in self.base]
-        return (self.pool.ranks[:, columns] < ABSENT).any(axis=1)
+        return np.asarray((self.pool.ranks[:, columns] < ABSENT).any(axis=1))
 
     def learned(self, names: Sequence[str], n: int) -> tuple[BoolArray, list[dict[str, float]]]:
         """Take by quotas that the other half of the users taught: pairs, and the quotas of both halves."""

@@ -134,11 +134,12 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         if base is None:
             base, start = ndcg, figures
         entries[name] = {**figures, **compare(ndcg, base, figures, start), "seconds": seconds}
+    source: object = vector_source(reranker.components)
     report = {
         "dataset": options.dataset,
         "trial": trial.describe(),
         "n_users": len(trial.user_ids),
-        "vectors": next(c.name for c in reranker.components if c.scorer is vector_source(reranker.components)),
+        "vectors": next(c.name for c in reranker.components if c.scorer is source),
         "settings": entries,
         "reached": [name for name, entry in entries.items() if entry["reached"]],
         "reached_by_interval": [name for name, entry in entries.items() if entry["reached_by_interval"]],

@@ -275,8 +275,8 @@ class Map:
                 label = fit if regime in ("all", NEW_ITEMS) else f"{fit}, {regime}"
                 by_label.setdefault(label, {})[name] = values
         regimes = {}
-        for label, values in by_label.items():
-            ordered = {name: values[name] for name in STEPS if name in values}
+        for label, of_steps in by_label.items():
+            ordered = {name: of_steps[name] for name in STEPS if name in of_steps}
             metric = "hr@10" if label == NEW_ITEMS else "ndcg@10"
             fit = label.split(",")[0]
             auto = chosen_step(list(ordered), {name: self.fits[f"{fit}: {name}"]["pays"] for name in ordered})

@@ -175,7 +175,9 @@ def gains_on_test(dataset: str, report: Report) -> list[Gain]:
     for below, step in pairwise(steps_of(report)):
         found = difference_of(report, STEPS[step], STEPS[below])
         if found is not None:
-            gains.append(Gain(dataset, WHOLE_TEST, step, below, report["systems"][STEPS[below]][METRIC], **found))
+            mean, low, high, p = (found[name] for name in ("mean", "low", "high", "p"))
+            reached = report["systems"][STEPS[below]][METRIC]
+            gains.append(Gain(dataset, WHOLE_TEST, step, below, reached, mean, low, high, p))
     return gains
 
 

@@ -17,6 +17,7 @@ import argparse
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,12 +34,12 @@ from llm_rerank.models.cross_encoder.reference import reference_score
 from llm_rerank.models.cross_encoder.scorer import HistoryCrossEncoder
 from llm_rerank.models.cross_encoder.scoring import Histories, score_lists
 from llm_rerank.models.semantic.encoder import SentenceEncoder
-from llm_rerank.models.semantic.weights import best_device, default_folder
+from llm_rerank.models.semantic.weights import DTypeName, best_device, default_folder
 from llm_rerank.types import FloatArray, IntArray, Ragged
 
 ITEM_TOKENS = 28  # about 26 are used: most texts are longer, some shorter
 BATCH_SIZES = {"cpu": (16, 32, 100), "cuda": (100, 512, 2048)}
-DTYPES = {"cpu": ("float32", "bfloat16"), "cuda": ("float32", "bfloat16", "float16")}
+DTYPES: dict[str, tuple[DTypeName, ...]] = {"cpu": ("float32", "bfloat16"), "cuda": ("float32", "bfloat16", "float16")}
 LEAST_REPEATS = 3
 
 
@@ -98,10 +99,7 @@ def cached_system(
     items = build_table(model.network, model.reader, texts, vectors)
     seconds_build = time.perf_counter() - began
     lists = [one_user(history, row) for history, row in zip(histories, candidates, strict=True)]
-    seconds = [
-        float(np.median(seconds_of(lambda user=user: score_lists(network, items, *user), LEAST_REPEATS)))
-        for user in lists
-    ]
+    seconds = [float(np.median(seconds_of(partial(score_lists, network, items, *u), LEAST_REPEATS))) for u in lists]
     together = many_users(histories, candidates)
     at_once = float(np.median(seconds_of(lambda: score_lists(network, items, *together), LEAST_REPEATS)))
     scores = score_lists(network, items, *together)
@@ -215,7 +213,7 @@ def cut_texts(texts: Sequence[str], n_tokens: int) -> list[str]:
 
 def sentence_transformers_system(
     histories: list[list[str]], candidates: list[list[str]], device: str
-) -> tuple[dict[str, Any], int, str]:
+) -> tuple[dict[str, Any], int, DTypeName]:
     """Time ``CrossEncoder.predict``: every format and batch size, then the best of them one user at a time and at once.
 
     Returns the figures, the batch size and the number format.
@@ -248,15 +246,15 @@ def sentence_transformers_system(
             absent[backend] = f"{type(error).__name__}: {str(error).strip().splitlines()[0][:200]}"
             continue
         for batch_size in BATCH_SIZES[kind]:
-            seconds = min(seconds_of(lambda b=batch_size, n=network: n.predict(probe, batch_size=b), 1))
             name = f"{dtype or backend}, batch {batch_size}"
-            tried[name] = len(probe) / seconds
+            tried[name] = len(probe) / min(seconds_of(partial(network.predict, probe, batch_size=batch_size), 1))
             if best is None or tried[name] > best[0]:
                 best = (tried[name], network, batch_size, name)
     assert best is not None
     _, network, batch_size, name = best
-    seconds = [min(seconds_of(lambda p=user: network.predict(p, batch_size=batch_size), 1)) for user in pairs]
-    at_once = min(seconds_of(lambda: network.predict(everyone, batch_size=batch_size), LEAST_REPEATS))
+    predict = partial(network.predict, batch_size=batch_size)
+    seconds = [min(seconds_of(partial(predict, user), 1)) for user in pairs]
+    at_once = min(seconds_of(partial(predict, everyone), LEAST_REPEATS))
     found = {
         **entry(seconds, len(pairs[0])),
         "pairs_per_second_many_users": len(everyone) / at_once,
@@ -266,7 +264,8 @@ def sentence_transformers_system(
         "n_users": len(pairs),
     }
     format_name = name.split(",")[0]
-    return found, batch_size, format_name if format_name in DTYPES["cuda"] else "float32"
+    dtypes: dict[str, DTypeName] = {other: other for other in DTYPES["cuda"]}
+    return found, batch_size, dtypes.get(format_name, "float32")
 
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
@@ -330,13 +329,14 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         seconds.append(time.perf_counter() - began)
     systems["shared"] = entry(seconds[1:], options.candidates)
 
-    few_texts = [rows[: options.pairwise_users] for rows in as_texts]
-    systems["sentence_transformers"], batch_size, dtype = sentence_transformers_system(*few_texts, device=device)
+    few_histories, few_candidates = (rows[: options.pairwise_users] for rows in as_texts)
+    system, batch_size, dtype_name = sentence_transformers_system(few_histories, few_candidates, device)
+    systems["sentence_transformers"] = system
     forget_peak()
-    pairwise = PairwiseCrossEncoder.from_encoder(item_tokens=ITEM_TOKENS, dtype=dtype, device=device)
+    pairwise = PairwiseCrossEncoder.from_encoder(item_tokens=ITEM_TOKENS, dtype=dtype_name, device=device)
     seconds = [
-        min(seconds_of(lambda h=history, r=row: pairwise.predict([h], [r], batch_size=batch_size), 1))
-        for history, row in zip(*few_texts, strict=True)
+        min(seconds_of(partial(pairwise.predict, [history], [row], batch_size=batch_size), 1))
+        for history, row in zip(few_histories, few_candidates, strict=True)
     ]
     systems["pairwise"] = entry(seconds, options.candidates)
 

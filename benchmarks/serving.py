@@ -182,7 +182,8 @@ async def measure(service: RunningService, bodies: list[dict[str, Any]], options
     report["steady"] = await offered(port, asked, options.rate, options.seconds, seed + 1)
     report["steady"]["cpu_share_of_one_core"] = (service.cpu_s() - cpu) / options.seconds
     say("steady", report["steady"])
-    rate, steps = options.rate * 2, []
+    rate = options.rate * 2
+    steps: list[dict[str, Any]] = []
     while True:
         step = await offered(port, asked, rate, STEP_S, seed + len(steps))
         steps.append(step)
