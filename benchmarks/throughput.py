@@ -14,6 +14,7 @@ import argparse
 import cProfile
 import io
 import pstats
+import sysconfig
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -113,10 +114,9 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
             profiler.runcall(reranker.rerank, drawn_candidates(n_items, 100, options.seed))
             stream = io.StringIO()
             pstats.Stats(profiler, stream=stream).sort_stats("tottime").print_stats(12)
-            profile = "\n".join(
-                line.replace(str(Path(__file__).resolve().parents[1]), "")
-                for line in stream.getvalue().splitlines()[4:]
-            )
+            profile = "\n".join(stream.getvalue().splitlines()[4:])
+            for folder in (sysconfig.get_path("purelib"), str(Path(__file__).resolve().parents[1])):
+                profile = profile.replace(folder, "")
     seconds_a_user = {(r["n_items"], r["n_candidates"]): 1 / r["users_per_second"] for r in results}
     slopes = {
         "over_candidates": {
