@@ -285,3 +285,19 @@ def test_what_was_written_is_up_to_date_and_what_was_changed_is_not(results, tmp
     ]
     results_page.write(tmp_path, results)
     assert results_page.complaints(tmp_path, results) == []
+
+
+def test_the_readmes_table_of_a_gpu_is_the_reports():
+    """Ratios against the best run of sentence-transformers' nine settings, which is more than the report's own base."""
+    report = json.loads((results_page.RESULTS / "scoring_speed" / "gpu.json").read_text(encoding="utf-8"))
+    systems = report["systems"]
+    best = max(systems["sentence_transformers"]["tried_pairs_per_second"].values())
+    text = (results_page.PROJECT / "README.md").read_text(encoding="utf-8")
+    table = text[text.index("On one NVIDIA H100") :].split("\n\n")[1]
+    rows = [[cell.strip(" *") for cell in line.split("|")[2:5]] for line in table.splitlines()[2:]]
+    names = ("cached", "cached_bfloat16", "cached_float16", "cached_cheap")
+    expected = [[best, 1.0, systems["sentence_transformers"]["p50_ms"]]]
+    for name in names:
+        pairs = systems[name]["pairs_per_second_many_users"]
+        expected.append([pairs, pairs / best, systems[name]["p50_ms"]])
+    assert rows == [[f"{pairs:,.0f}", f"{ratio:,.0f}", f"{p50:.1f}"] for pairs, ratio, p50 in expected]

@@ -210,3 +210,10 @@ def test_reference_builds_the_same_encoder_again(encoder):
     with pytest.raises(StorageError, match="'encoder'"):
         load_encoder(encoder_reference(NamelessEncoder()))
     check_same_encoder(NamelessEncoder(), {"fingerprint": "a" * 64})
+
+
+def test_auto_on_a_gpu_is_what_the_network_bears_and_a_wish_is_a_wish(monkeypatch):
+    monkeypatch.setattr(weights, "check_device", lambda device: None)  # this machine need not have one
+    assert weights.settled("cuda:1", "auto", on_gpu="float16") == ("cuda:1", "float16")
+    assert weights.settled("cuda", "bfloat16", on_gpu="float16") == ("cuda", "bfloat16")
+    assert weights.settled("cpu", "auto", on_gpu="float16") == weights.settled("cpu", "auto")

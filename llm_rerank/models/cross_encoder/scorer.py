@@ -81,10 +81,9 @@ class HistoryCrossEncoder:
     ) -> None:
         if history_length < 1:
             raise DataError(f"history_length is {history_length}; it must be at least 1, for example 20")
-        self.device, self.dtype = settled(device, dtype)
+        # on a GPU as fast as bfloat16, with three more bits; the token states are kept in it anyway
+        self.device, self.dtype = settled(device, dtype, on_gpu="float16")
         self._asked_dtype = dtype  # what is saved: another machine's "auto" may be another format
-        if dtype == "auto" and self.device.startswith("cuda"):
-            self.dtype = "float16"  # as fast there as bfloat16, with three more bits; the states are kept in it
         self.model = model or str(getattr(encoder, "model", DEFAULT_MODEL))
         self.history_length, self.item_tokens, self.n_upper = history_length, item_tokens, n_upper
         self.cross_attention = cross_attention

@@ -115,9 +115,10 @@ def _hub_silence(name: str) -> Exception | None:
     return None
 
 
-def settled(device: str, dtype: Dtype) -> tuple[str, DTypeName]:
+def settled(device: str, dtype: Dtype, *, on_gpu: DTypeName | None = None) -> tuple[str, DTypeName]:
     """Check a device and a number format, and choose where they say "auto".
 
+    on_gpu: what "auto" is on a CUDA device; None: ``best_dtype``'s choice, which holds for any network.
     Raises DataError for a device that is not there, or a format that is none of the four.
     """
     if dtype not in get_args(Dtype):
@@ -126,7 +127,9 @@ def settled(device: str, dtype: Dtype) -> tuple[str, DTypeName]:
         device = best_device()
     else:
         check_device(device)
-    return device, best_dtype(device) if dtype == "auto" else dtype
+    if dtype != "auto":
+        return device, dtype
+    return device, on_gpu if on_gpu and device.startswith("cuda") else best_dtype(device)
 
 
 def torch_dtype(name: DTypeName) -> Any:
