@@ -66,7 +66,7 @@ def fit_rest(trial: Trial, config: RerankerConfig) -> Rest:
     tools = FitTools(config, encoder, specs_for(config, trial.past, encoder), PAIR_FEATURES, Renderer())
     holdout = plan_holdout(data.events, config.seed, log)
     components, items, fold_f, _ = fit_and_score_holdout(data, tools, holdout, log)
-    stage, _ = fit_fusion_stage(fold_f, components, tools, len(trial.items), None)
+    stage = fit_fusion_stage(fold_f, components, tools, len(trial.items), None).stage
     log.step("lists")
     lists = build_training_lists(data, tools, holdout, components, stage, log)
     peeled, kept = _peeled(holdout)

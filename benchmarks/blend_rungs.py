@@ -47,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     for name, sharpness in RULES.items():
         chosen, values = [], []
         for train, judge in halves.turns():
-            stage, _ = fit_stage(
+            stage = fit_stage(
                 train,
                 halves.names,
                 features=PAIR_FEATURES,
@@ -55,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
                 start=None,
                 seed=options.seed,
                 sharpness=sharpness,
-            )
+            ).stage
             chosen.append(stage.verdict.to_dict())
             values.append(judged_ndcg(stage.score(judge), judge))
         rows.append({"rule": name, "sharpness": str(sharpness), "verdicts": chosen, "ndcg": np.concatenate(values)})

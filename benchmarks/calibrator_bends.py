@@ -75,7 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     components, items, fold_f, fold_g = fit_and_score_holdout(
         data, tools, plan_holdout(trial.past, options.seed, log), log
     )
-    stage, _ = fit_fusion_stage(fold_f, components, tools, n_items, None)
+    stage = fit_fusion_stage(fold_f, components, tools, n_items, None).stage
     later = fold_of_trial(trial, items, components, config, data.sentiment)
     everybody = np.ones(len(trial.cases), dtype=np.bool_)
     judged = {name: judge(fold_g, stage, bends, later, everybody, n_items) for name, bends in VARIANTS.items()}

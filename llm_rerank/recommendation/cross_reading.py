@@ -12,7 +12,7 @@ import numpy as np
 
 from llm_rerank.recommendation.components import Component
 from llm_rerank.recommendation.holdout import Holdout
-from llm_rerank.recommendation.inputs import FitData, FitTools, Fold
+from llm_rerank.recommendation.inputs import FitData, FitTools, Fold, Folds
 from llm_rerank.recommendation.log import FitLog
 from llm_rerank.recommendation.parts import PartVerdict, Standing, fit_fusion_stage
 from llm_rerank.recommendation.residual import CROSS_ENCODER, STEPS, ResidualVerdict
@@ -36,8 +36,7 @@ class CrossReading:
 
     component: Component
     spec: ComponentSpec
-    fold_f: Fold
-    fold_g: Fold
+    folds: Folds
     tuning: FineTuning | None
     seconds: float
 
@@ -84,8 +83,8 @@ def read_with_cross_encoder(
     component = Component(model, "cross_encoder", retrieves=False, blends=True, settings={})
     # a refit reads new texts with the same weights, and must not touch the table of the model that was judged
     spec = ComponentSpec(CROSS_ENCODER, "cross_encoder", lambda: copy(model), retrieves=False)
-    fold_f, fold_g = with_scores(standing.fold_f, model), with_scores(standing.fold_g, model)
-    return CrossReading(component, spec, fold_f, fold_g, tuning, perf_counter() - began)
+    folds = replace(standing.folds, whole=with_scores(standing.folds.whole, model))
+    return CrossReading(component, spec, folds, tuning, perf_counter() - began)
 
 
 def judged_reading(
@@ -94,13 +93,13 @@ def judged_reading(
     """Let the cross-encoder join what stands where that pays, and say so."""
     components = [*standing.components, reading.component]
     log.step("fusion")
-    stage, ndcg = fit_fusion_stage(reading.fold_f, components, tools, n_items, start)
-    verdict = _as_part(stage.residual_verdict, reading.seconds)
+    fitted = fit_fusion_stage(reading.folds.f, components, tools, n_items, start)
+    verdict = _as_part(fitted.stage.residual_verdict, reading.seconds)
     log.say(verdict.sentence())
     verdicts = [*standing.verdicts, verdict]
     if not verdict.kept:
         return replace(standing, verdicts=verdicts)
-    return Standing([*standing.specs, reading.spec], components, reading.fold_f, reading.fold_g, stage, ndcg, verdicts)
+    return Standing([*standing.specs, reading.spec], components, reading.folds, fitted.stage, fitted.ndcg, verdicts)
 
 
 def _as_part(verdict: ResidualVerdict | None, seconds: float) -> PartVerdict:

@@ -2,7 +2,8 @@
 
 Hold out the newest targets; fit the components on what came before; let half of the held-out users choose their
 settings, fit the blend, the guard and the calibrator, and decide which parts join: nets, an encoder, a cross-encoder
-fine-tuned on the past; report and choose the cut on the other half; then fit the components again on everything.
+fine-tuned on the past; report and choose the cut on the other half. Then fit all of it again: the components on every
+event; blend, guard, calibrator and cut on both halves.
 """
 
 from __future__ import annotations
@@ -18,9 +19,9 @@ from llm_rerank.recommendation.cross_reading import judged_reading, read_with_cr
 from llm_rerank.recommendation.held_out import HeldOutCases
 from llm_rerank.recommendation.holdout import plan_holdout
 from llm_rerank.recommendation.inputs import FitData, FitTools
-from llm_rerank.recommendation.judging import report_and_cut
+from llm_rerank.recommendation.judging import report_and_cut, settled_on_all
 from llm_rerank.recommendation.log import FitLog
-from llm_rerank.recommendation.parts import stand_on_parts
+from llm_rerank.recommendation.parts import fit_fusion_stage, stand_on_parts
 from llm_rerank.recommendation.refit import refit_components
 from llm_rerank.recommendation.stage import Stage, Start
 from llm_rerank.recommendation.upstream import fit_upstream_stage
@@ -29,7 +30,7 @@ from llm_rerank.types import BoolArray, IntArray, Items
 BY_POSITION = (
     "too few users came after a cut in time, so single last events were held out, which later ones may not be like"
 )
-REFITTED = "the components were fitted again after the cut was chosen; refit=False keeps the guarantee"
+REFITTED = "components and blend were fitted again after the cut was chosen; refit=False keeps the guarantee"
 
 
 @dataclass(frozen=True)
@@ -61,31 +62,44 @@ def fit_reranker(data: FitData, tools: FitTools, log: FitLog, start: Start | Non
     if reading is not None:
         standing = judged_reading(standing, reading, tools, n_items, start, log)
     components, stage = list(standing.components), standing.stage
-    stage, report = report_and_cut(stage, standing.fold_g, config, n_items, log)
-    upstream_stage, upstream_report = fit_upstream_stage(
-        data, tools, holdout, held_out.items, components, reference, log, start
-    )
+    stage, report = report_and_cut(stage, standing.folds.g, config, n_items, log)
 
     in_fit = np.zeros(len(data.events), dtype=np.bool_)
     in_fit[holdout.past_rows] = True
     broken = BY_POSITION if holdout.protocol != "time" and data.events.time_kind == "time" else ""
-    items = held_out.items
+    items, refitted = held_out.items, False
     if config.refit:
         log.step("refit on all rows")
         items = tools.render(data.items, data.events, None)
-        judged = components
         components = refit_components(
-            components, standing.specs, data.events, items, standing.fold_g, stage, reference, config.seed, log
+            standing.components,
+            standing.specs,
+            data.events,
+            items,
+            standing.folds.g,
+            stage,
+            reference,
+            config.seed,
+            log,
         )
-        if any(after.scorer is not before.scorer for after, before in zip(components, judged, strict=True)):
-            broken = REFITTED
-            in_fit[:] = True
-    else:
-        log.say("refit=False: the components keep what they learned before the hold-out")
+        pairs = zip(components, standing.components, strict=True)
+        refitted = any(after.scorer is not before.scorer for after, before in pairs)
+    if refitted:
+        broken = REFITTED
+        in_fit[:] = True
+        whole = standing.folds.whole
+        again = fit_fusion_stage(whole, standing.components, tools, n_items, start, all_joined=True)
+        stage = settled_on_all(again, whole, config, n_items, log)
+    if not config.refit:
+        log.say("refit=False: components and blend keep what they learned before the hold-out")
+    upstream_stage, upstream_report = fit_upstream_stage(
+        data, tools, holdout, held_out.items, standing.components, reference, log, start, refit=refitted
+    )
     stage = _settle_guarantee(stage, broken, log)
     upstream_stage = None if upstream_stage is None else _settle_guarantee(upstream_stage, broken, log)
     settings = {component.name: dict(component.settings) for component in components}
     summary = {"protocol": holdout.protocol, "holdout": holdout.description, "settings": settings, **report}
+    summary["guard"] = stage.verdict.to_dict()
     summary["cut"] = None if stage.cut is None else stage.cut.to_dict()
     if upstream_report is not None and upstream_stage is not None:
         cut = upstream_stage.cut

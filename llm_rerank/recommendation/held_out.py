@@ -16,10 +16,10 @@ from llm_rerank.metrics import hit_matrix, ndcg_at_k
 from llm_rerank.models.scoring import retrieve
 from llm_rerank.recommendation.components import Component, reference_items, retrieve_and_score
 from llm_rerank.recommendation.holdout import Holdout
-from llm_rerank.recommendation.inputs import FitData, FitTools, Fold
+from llm_rerank.recommendation.inputs import FitData, FitTools, Fold, Folds
 from llm_rerank.recommendation.log import FitLog
 from llm_rerank.recommendation.specs import PARTS, ComponentSpec, in_use
-from llm_rerank.types import Cases, CatalogueScorer, IntArray, Interactions, Items, Ragged, Scorer
+from llm_rerank.types import BoolArray, Cases, CatalogueScorer, Interactions, Items, Ragged, Scorer
 
 MOST_CASES_FOR_TUNING = 1_000
 
@@ -28,8 +28,8 @@ MOST_CASES_FOR_TUNING = 1_000
 class HeldOutCases:
     """Cases of the held-out users as of the cut, and what may be known then: nothing outside ``past``.
 
-    items: with the texts of then. seen: items that each user had before. rows_f, rows_g: cases of the two folds, F for
-    fitting the fusion, G for the report and the cut.
+    items: with the texts of then. seen: items that each user had before. in_f: cases of fold F, bool, shape (n_cases,);
+    the others are fold G.
     """
 
     past: Interactions
@@ -37,8 +37,7 @@ class HeldOutCases:
     cases: Cases
     seen: Ragged
     statistics: ItemStatistics
-    rows_f: IntArray
-    rows_g: IntArray
+    in_f: BoolArray
 
     @classmethod
     def of(cls, data: FitData, tools: FitTools, holdout: Holdout) -> Self:
@@ -50,7 +49,7 @@ class HeldOutCases:
         sentiment = data.sentiment[holdout.past_rows]
         statistics = ItemStatistics.from_events(past, items, holdout.as_of, sentiment=sentiment)
         in_f = hash_users(data.events.user_ids[targets.users], 2, salt=f"fold-{tools.config.seed}") == 0
-        return cls(past, items, cases, seen, statistics, np.flatnonzero(in_f), np.flatnonzero(~in_f))
+        return cls(past, items, cases, seen, statistics, in_f)
 
     def fit_components(
         self,
@@ -63,7 +62,7 @@ class HeldOutCases:
 
         settings: chosen already, by component's name.
         """
-        rows = self.rows_f[:MOST_CASES_FOR_TUNING]
+        rows = np.flatnonzero(self.in_f)[:MOST_CASES_FOR_TUNING]
         tuning, tuning_seen = self.cases.take(rows), self.seen.take(rows)
         components = []
         with log.progress(len(specs), "components") as bar:
@@ -80,8 +79,8 @@ class HeldOutCases:
                 bar.update(1)
         return components
 
-    def score(self, components: Sequence[Component], tools: FitTools, log: FitLog) -> tuple[Fold, Fold]:
-        """Retrieve candidates with these components and score them: folds F and G."""
+    def score(self, components: Sequence[Component], tools: FitTools, log: FitLog) -> Folds:
+        """Retrieve candidates with these components and score them."""
         n_items = len(self.items)
         log.step("score held-out cases")
         with log.progress(len(self.cases), "scoring") as bar:
@@ -95,7 +94,7 @@ class HeldOutCases:
                 progress=bar.update,
             )
         fold = Fold(scored, self.seen, pair_features(scored.cases, self.statistics, self.items))
-        return fold.take(self.rows_f), fold.take(self.rows_g)
+        return Folds(fold, self.in_f)
 
 
 def fit_and_score_holdout(
@@ -107,7 +106,8 @@ def fit_and_score_holdout(
     """
     held_out = HeldOutCases.of(data, tools, holdout)
     components = held_out.fit_components(in_use(tools.specs, PARTS), tools, log, {})
-    return components, held_out.items, *held_out.score(components, tools, log)
+    folds = held_out.score(components, tools, log)
+    return components, held_out.items, folds.f, folds.g
 
 
 def tune(

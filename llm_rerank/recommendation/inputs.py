@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from llm_rerank.config import RerankerConfig
 from llm_rerank.data.rendering import Renderer
 from llm_rerank.recommendation.components import ScoredCases
 from llm_rerank.recommendation.specs import ComponentSpec
-from llm_rerank.types import Encoder, FloatArray, IntArray, Interactions, Items, Ragged, Users
+from llm_rerank.types import BoolArray, Encoder, FloatArray, IntArray, Interactions, Items, Ragged, Users
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -75,3 +78,24 @@ class Fold:
         positions = self.candidates.value_positions(rows)
         upstream = None if self.upstream is None else self.upstream[positions]
         return Fold(self.scored.take(rows), self.seen.take(rows), self.pair_values[positions], upstream)
+
+
+@dataclass(frozen=True)
+class Folds:
+    """Held-out cases in two folds by user: F fits the blend, G is for the report and the cut.
+
+    whole: the cases of both. in_f: bool, shape (n_cases,).
+    """
+
+    whole: Fold
+    in_f: BoolArray
+
+    @cached_property
+    def f(self) -> Fold:
+        """Cases of fold F."""
+        return self.whole.take(np.flatnonzero(self.in_f))
+
+    @cached_property
+    def g(self) -> Fold:
+        """Cases of fold G."""
+        return self.whole.take(np.flatnonzero(~self.in_f))

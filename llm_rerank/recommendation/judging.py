@@ -1,4 +1,7 @@
-"""The second half of a hold-out: what the fitted stage is worth on cases that nothing was fitted on, and its cut."""
+"""What the fitted stage is worth on fold G, cases that nothing was fitted on, and its cut there.
+
+Once that is known, and the components are fitted again too, G's cases are free to teach: ``settled_on_all``.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,7 @@ from llm_rerank.recommendation.fusion import ndcg_of
 from llm_rerank.recommendation.inputs import Fold
 from llm_rerank.recommendation.log import FitLog
 from llm_rerank.recommendation.risk_control import LEAST_CASES_FOR_GUARANTEE
-from llm_rerank.recommendation.stage import UPSTREAM, Stage, supports
+from llm_rerank.recommendation.stage import UPSTREAM, Stage, StageFit, supports
 from llm_rerank.recommendation.thresholds import choose_cut, cut_curve
 from llm_rerank.types import BoolArray, DataError, FloatArray, IntArray
 
@@ -58,6 +61,18 @@ def report_and_cut(
         "cut": None if stage.cut is None else stage.cut.to_dict(),
         "cut_curve": cut_curve(probabilities, positive, rows),
     }
+
+
+def settled_on_all(fitted: StageFit, fold: Fold, config: RerankerConfig, n_items: int, log: FitLog) -> Stage:
+    """Give a stage fitted on both folds its profile and cut, from what its blend says of their cases out of fold."""
+    stage, scores, rows = fitted.stage, fitted.out_of_fold, fold.candidates
+    if not len(rows):
+        return stage
+    log.say(f"refit: blend, guard and calibrator on all {len(rows):,} held-out cases: {stage.verdict.sentence()}")
+    positive = is_member(rows, fold.targets, n_items)
+    n_hit = int((np.bincount(rows.row_of_value, weights=positive, minlength=len(rows)) > 0).sum())
+    stage = replace(stage, profile=profile_of(scores, rows, fold.scored.cases.history.lengths))
+    return _with_cut(stage, config, stage.probability(scores, fold.pair_values), positive, fold, n_hit, log)
 
 
 def _mean(values: Float64Array) -> float:

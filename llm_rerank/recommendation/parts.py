@@ -16,10 +16,10 @@ from typing import Any, Self
 
 from llm_rerank.recommendation.components import Component
 from llm_rerank.recommendation.held_out import HeldOutCases
-from llm_rerank.recommendation.inputs import FitTools, Fold
+from llm_rerank.recommendation.inputs import FitTools, Fold, Folds
 from llm_rerank.recommendation.log import FitLog, duration
 from llm_rerank.recommendation.specs import PARTS, ComponentSpec, in_use
-from llm_rerank.recommendation.stage import Float64Array, Stage, Start, fit_stage
+from llm_rerank.recommendation.stage import Float64Array, Stage, StageFit, Start, fit_stage
 from llm_rerank.statistics import Difference, paired_difference
 from llm_rerank.types import DataError
 
@@ -68,15 +68,14 @@ class PartVerdict:
 
 @dataclass(frozen=True)
 class Standing:
-    """What stands so far: the specs in use, their fitted components, both folds, and the stage fitted on fold F.
+    """What stands so far: the specs in use, their fitted components, the folds, and the stage fitted on fold F.
 
     ndcg: held-out NDCG@10 of each of fold F's cases with a target, float64; None where they were too few for a blend.
     """
 
     specs: Sequence[ComponentSpec]
     components: Sequence[Component]
-    fold_f: Fold
-    fold_g: Fold
+    folds: Folds
     stage: Stage
     ndcg: Float64Array | None
     verdicts: Sequence[PartVerdict] = field(default_factory=tuple)
@@ -92,16 +91,26 @@ class Standing:
         log: FitLog,
     ) -> Self:
         """Score the held-out cases with these components and fit the stage."""
-        fold_f, fold_g = held_out.score(components, tools, log)
+        folds = held_out.score(components, tools, log)
         log.step("fusion")
-        stage, ndcg = fit_fusion_stage(fold_f, components, tools, len(held_out.items), start)
-        return cls(specs, components, fold_f, fold_g, stage, ndcg)
+        fitted = fit_fusion_stage(folds.f, components, tools, len(held_out.items), start)
+        return cls(specs, components, folds, fitted.stage, fitted.ndcg)
 
 
 def fit_fusion_stage(
-    fold: Fold, components: Sequence[Component], tools: FitTools, n_items: int, start: Start | None
-) -> tuple[Stage, Float64Array | None]:
-    """Fit blend, guard and calibrator on a fold with the scores of these components; also its held-out NDCG@10."""
+    fold: Fold,
+    components: Sequence[Component],
+    tools: FitTools,
+    n_items: int,
+    start: Start | None,
+    *,
+    all_joined: bool = False,
+) -> StageFit:
+    """Fit blend, guard and calibrator on a fold with the scores of these components.
+
+    all_joined: the cross-encoder, if there is one, has been found to pay.
+    """
+    always = all_joined or tools.config.cross_encoder == "always"
     return fit_stage(
         fold,
         [component.name for component in components if component.blends],
@@ -109,7 +118,7 @@ def fit_fusion_stage(
         n_items=n_items,
         start=None if start is None else start.stage,
         seed=tools.config.seed,
-        cross_encoder="always" if tools.config.cross_encoder == "always" else "auto",
+        cross_encoder="always" if always else "auto",
     )
 
 

@@ -164,6 +164,19 @@ class Stage:
 
 
 @dataclass(frozen=True)
+class StageFit:
+    """A stage and what its blend says of the cases that it was fitted on, each by a blend fitted without it.
+
+    out_of_fold: fused scores, float64, shape (n_candidates,). ndcg: NDCG@10 of each case with a target, float64, shape
+    (n_cases,); None where the cases were too few to fit a blend.
+    """
+
+    stage: Stage
+    out_of_fold: Float64Array
+    ndcg: Float64Array | None
+
+
+@dataclass(frozen=True)
 class Start:
     """What another shop's saved reranker lends to a new one: chosen settings, the blends, and its cross-encoder.
 
@@ -208,11 +221,9 @@ def fit_stage(
     seed: int,
     cross_encoder: Literal["auto", "always"] = "auto",
     sharpness: float = SHARPNESS,
-) -> tuple[Stage, Float64Array | None]:
-    """Fit blend, guard and calibrator on the cases of fold F; also NDCG@10 of each case with a target, held out.
+) -> StageFit:
+    """Fit blend, guard and calibrator on held-out cases.
 
-    The NDCG is that of a blend fitted without the case: float64, shape (n_cases,); None where the cases were too few
-    to fit one.
     component_names: of the columns of the fold's scores; a "cross_encoder", if there is one, comes last.
     features: the pair features allowed. start: the stage of another shop, whose blend becomes the prior.
     cross_encoder: "always" lets its score count even where that does not pay. sharpness: see ``shares_of_rungs``.
@@ -283,7 +294,7 @@ def fit_stage(
         None,
         residual_verdict,
     )
-    return stage, ndcg
+    return StageFit(stage, fusion.out_of_fold, ndcg)
 
 
 def split_residual(component_scores: FloatArray, has_residual: bool) -> tuple[FloatArray, FloatArray | None]:

@@ -15,10 +15,11 @@ from llm_rerank.data.splits import hash_users
 from llm_rerank.recommendation.candidates import is_member
 from llm_rerank.recommendation.components import Component, retrieve_and_score
 from llm_rerank.recommendation.holdout import Holdout
-from llm_rerank.recommendation.inputs import FitData, FitTools, Fold
-from llm_rerank.recommendation.judging import report_and_cut
+from llm_rerank.recommendation.inputs import FitData, FitTools, Fold, Folds
+from llm_rerank.recommendation.judging import report_and_cut, settled_on_all
 from llm_rerank.recommendation.log import FitLog
-from llm_rerank.recommendation.stage import Stage, Start, fit_stage
+from llm_rerank.recommendation.parts import fit_fusion_stage
+from llm_rerank.recommendation.stage import Stage, Start
 from llm_rerank.types import Cases, DataError, FloatArray, IntArray, Interactions, Items, Ragged
 
 if TYPE_CHECKING:
@@ -34,10 +35,13 @@ def fit_upstream_stage(
     reference: IntArray,
     log: FitLog,
     start: Start | None,
+    *,
+    refit: bool = False,
 ) -> tuple[Stage | None, dict[str, Any] | None]:
     """Fit a stage on each user's first shown list at or after the cut, and report it on the users of fold G.
 
-    Both are None without impressions or real time.
+    components: of the past. refit: fit it again on the users of both folds, once it is reported. Both results are None
+    without impressions or real time.
     """
     if data.impressions is None:
         return None, None
@@ -57,19 +61,15 @@ def fit_upstream_stage(
     statistics = ItemStatistics.from_events(holdout.past, items, holdout.as_of, sentiment=sentiment)
     fold = Fold(scored, seen, pair_features(scored.cases, statistics, items), upstream)
     users = _users_of(data.impressions, data.events, holdout)
-    in_f = hash_users(data.events.user_ids[users], 2, salt=f"fold-{tools.config.seed}") == 0
-    fold_f, fold_g = fold.take(np.flatnonzero(in_f)), fold.take(np.flatnonzero(~in_f))
-    stage, _ = fit_stage(
-        fold_f,
-        [component.name for component in components if component.blends],
-        features=tools.features,
-        n_items=len(items),
-        start=None if start is None else start.upstream_stage,
-        seed=tools.config.seed,
-        cross_encoder="always" if tools.config.cross_encoder == "always" else "auto",
-    )
+    folds = Folds(fold, hash_users(data.events.user_ids[users], 2, salt=f"fold-{tools.config.seed}") == 0)
+    lent = None if start is None else replace(start, stage=start.upstream_stage)
+    stage = fit_fusion_stage(folds.f, components, tools, len(items), lent).stage
     log.say(f"upstream lists: {stage.verdict.sentence()}")
-    stage, report = report_and_cut(stage, fold_g, tools.config, len(items), log)
+    stage, report = report_and_cut(stage, folds.g, tools.config, len(items), log)
+    if refit:
+        again = fit_fusion_stage(folds.whole, components, tools, len(items), lent)
+        stage = settled_on_all(again, folds.whole, tools.config, len(items), log)
+        report["guard"] = stage.verdict.to_dict()
     if stage.profile is not None:
         # unknown items were dropped from the impressions, so how many are usual is not known
         stage = replace(stage, profile=replace(stage.profile, unknown_items=None))

@@ -171,7 +171,7 @@ def parts_of(events, items, sentiment, config):
     holdout = plan_holdout(events, 0, log)
     components, _, fold_f, _ = fit_and_score_holdout(data, tools, holdout, log)
     names = [component.name for component in components if component.blends]
-    stage, _ = fit_stage(fold_f, names, features=PAIR_FEATURES, n_items=len(items), start=None, seed=0)
+    stage = fit_stage(fold_f, names, features=PAIR_FEATURES, n_items=len(items), start=None, seed=0).stage
     return data, tools, holdout, components, stage, log
 
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from llm_rerank.config import RerankerConfig
+from llm_rerank.config import RerankerConfig, ThresholdConfig
 from llm_rerank.data.cases import build_cases, seen_items
 from llm_rerank.data.features import PAIR_FEATURES
 from llm_rerank.data.rendering import Renderer
@@ -14,13 +14,14 @@ from llm_rerank.models.collaborative.popularity import Popularity
 from llm_rerank.recommendation.candidates import is_member
 from llm_rerank.recommendation.fitting import fit_reranker
 from llm_rerank.recommendation.fusion import LINEAR, ndcg_of
-from llm_rerank.recommendation.held_out import fit_and_score_holdout, tune
+from llm_rerank.recommendation.held_out import HeldOutCases, fit_and_score_holdout, tune
 from llm_rerank.recommendation.holdout import LEAST_WINDOW_USERS, plan_holdout
 from llm_rerank.recommendation.inputs import FitData, FitTools
 from llm_rerank.recommendation.log import FitLog
 from llm_rerank.recommendation.planning import read_shop
 from llm_rerank.recommendation.specs import ComponentSpec, default_specs
 from llm_rerank.recommendation.stage import fit_stage
+from llm_rerank.recommendation.thresholds import choose_cut
 from llm_rerank.types import DataReport, Ragged
 from tests.planted import cases_of
 
@@ -132,7 +133,7 @@ def names_of(components):
 
 
 def fitted_stage(fold, components, n_items):
-    return fit_stage(fold, names_of(components), features=PAIR_FEATURES, n_items=n_items, start=None, seed=0)[0]
+    return fit_stage(fold, names_of(components), features=PAIR_FEATURES, n_items=n_items, start=None, seed=0).stage
 
 
 def test_a_leak_planted_in_the_imputer_earns_nothing(data, honest):
@@ -189,7 +190,7 @@ def test_thin_data_takes_the_last_events_and_says_so(shop):
 def test_the_sales_feature_is_worth_something_in_a_shop_with_fashions(honest):
     components, items, fold_f, fold_g = honest
     with_sales = fitted_stage(fold_f, components, len(items))
-    plain, _ = fit_stage(fold_f, names_of(components), features=(), n_items=len(items), start=None, seed=0)
+    plain = fit_stage(fold_f, names_of(components), features=(), n_items=len(items), start=None, seed=0).stage
     gain = [ndcg_of(stage.score(fold_g), fold_g.candidates, fold_g.targets).mean() for stage in (plain, with_sales)]
     assert gain[1] > 1.05 * gain[0]
     blended = ("text_ease", "als", "item_knn", "lexical", "sequence")
@@ -327,13 +328,40 @@ def test_the_refit_reads_every_event_and_every_review(data, holdout):
         )
 
 
+def test_the_refit_lets_both_folds_teach_what_fold_g_has_judged(data, holdout):
+    n_items, fits, logs = len(data.items), {}, {}
+    for refit in (False, True):
+        config = replace(CONFIG, refit=refit, threshold=ThresholdConfig("recall", 0.9))
+        one = replace(tools(n_items), specs=[knn(decays=())], config=config)
+        logs[refit] = FitLog(verbose=False)
+        fits[refit] = fit_reranker(data, one, logs[refit])[0]
+    folds = HeldOutCases.of(data, one, holdout).score(fits[False].components, one, FitLog(verbose=False))
+    both = fit_stage(folds.whole, ["item_knn"], features=PAIR_FEATURES, n_items=n_items, start=None, seed=0)
+    for name in ("blend", "verdict", "calibrator", "standardizer", "linear"):
+        assert getattr(fits[True].stage, name).to_dict() == getattr(both.stage, name).to_dict()
+    assert both.stage.verdict.n_cases == len(folds.f.targets) + len(folds.g.targets)
+    # its cut is chosen on what the blend says of all cases out of fold
+    probabilities = both.stage.probability(both.out_of_fold, folds.whole.pair_values)
+    positive = is_member(folds.whole.candidates, folds.whole.targets, n_items)
+    expected = choose_cut(ThresholdConfig("recall", 0.9), probabilities, positive, folds.whole.candidates)
+    assert fits[True].stage.cut == expected != fits[False].stage.cut
+    # what is reported of fold G is what a blend that has not seen it makes of it
+    for name in ("ranking", "calibration", "cut_curve"):
+        assert repr(fits[True].report[name]) == repr(fits[False].report[name])  # NaN is not equal to itself
+    assert fits[True].report["guard"] == both.stage.verdict.to_dict() != fits[False].report["guard"]
+    said = f"refit: blend, guard and calibrator on all {len(folds.whole.targets):,} held-out cases"
+    assert [sum(line.startswith(said) for line in logs[refit].lines) for refit in (False, True)] == [0, 1]
+
+
 def test_a_refused_refit_leaves_the_rows_that_were_learned_from(data, holdout, monkeypatch):
     monkeypatch.setattr("llm_rerank.recommendation.refit.LEAST_SPEARMAN", 1.01)
     one = replace(tools(len(data.items)), specs=[knn(decays=())], config=replace(CONFIG, refit=True))
     log = FitLog(verbose=False)
-    _, in_fit = fit_reranker(data, one, log)
+    fitted, in_fit = fit_reranker(data, one, log)
     assert any("the components that were judged stay in use" in line for line in log.lines)
     np.testing.assert_array_equal(np.flatnonzero(in_fit), holdout.past_rows)
+    judged = fit_reranker(data, replace(one, config=CONFIG), FitLog(verbose=False))[0]
+    assert fitted.stage.to_dict() == judged.stage.to_dict()  # the blend too
 
 
 def test_the_seed_of_the_settings_draws_the_folds_of_the_blend(data):
@@ -342,7 +370,7 @@ def test_the_seed_of_the_settings_draws_the_folds_of_the_blend(data):
     holdout = plan_holdout(data.events, 5, FitLog(verbose=False))
     fold_f = fit_and_score_holdout(data, seeded, holdout, FitLog(verbose=False))[2]
     stages = [
-        fit_stage(fold_f, ["item_knn"], features=PAIR_FEATURES, n_items=len(data.items), start=None, seed=seed)[0]
+        fit_stage(fold_f, ["item_knn"], features=PAIR_FEATURES, n_items=len(data.items), start=None, seed=seed).stage
         for seed in (5, 0)
     ]
     judged = replace(fitted.stage, profile=None)  # the profile is taken afterwards, on fold G

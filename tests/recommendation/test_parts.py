@@ -96,7 +96,7 @@ def test_a_part_that_knows_something_joins_and_is_said_with_interval_and_cost(da
     assert verdict.kept
     assert verdict.difference.low > 0.01
     assert verdict.ndcg[1] - verdict.ndcg[0] == pytest.approx(verdict.difference.mean)
-    assert verdict.n_cases == len(standing.fold_f.targets.lengths)
+    assert verdict.n_cases == len(standing.folds.f.targets.lengths)
     assert standing.ndcg.mean() == verdict.ndcg[1]
     assert verdict.sentence() in log.lines
     assert "on; leave it out with sequence='off'" in verdict.sentence()
@@ -109,7 +109,7 @@ def test_a_part_with_nothing_to_say_stays_out_and_leaves_no_trace(data):
     assert names(standing) == names(alone) == ["popularity"]
     assert [spec.name for spec in standing.specs] == ["popularity"]
     assert standing.stage.to_dict() == alone.stage.to_dict()
-    np.testing.assert_array_equal(standing.fold_g.scored.scores, alone.fold_g.scored.scores)
+    np.testing.assert_array_equal(standing.folds.g.scored.scores, alone.folds.g.scored.scores)
     assert not standing.verdicts[0].kept
     assert "off; keep it with sequence='always'" in log.lines[-1]
 

@@ -36,7 +36,7 @@ def judged(shop):
     components, past_items, fold_f, fold_g = fit_and_score_holdout(data, tools, holdout, FitLog(verbose=False))
     names = [component.name for component in components if component.blends]
     # no pair features: brand and sales alone could hold the order where the components fail
-    stage, _ = fit_stage(fold_f, names, features=(), n_items=len(items), start=None, seed=0)
+    stage = fit_stage(fold_f, names, features=(), n_items=len(items), start=None, seed=0).stage
     stage, _ = report_and_cut(stage, fold_g, CONFIG, len(items), FitLog(verbose=False))
     return specs, components, past_items, fold_g, stage, holdout
 

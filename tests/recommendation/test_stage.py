@@ -38,7 +38,7 @@ def made_fold(n_cases, *, opinion=0.0, seed=0, upstream=False):
 
 
 def fitted(fold, features=("sentiment", "item_support", "user_support")):
-    return fit_stage(fold, ["one", "two"], features=features, n_items=N_CANDIDATES, start=None, seed=0)[0]
+    return fit_stage(fold, ["one", "two"], features=features, n_items=N_CANDIDATES, start=None, seed=0).stage
 
 
 @pytest.fixture(scope="module")

@@ -184,11 +184,13 @@ def parts(shop, fitted_with_lists):
     return data, tools, holdout, fitted
 
 
-def fit_stage_of(parts, data=None, start=None):
+def fit_stage_of(parts, data=None, start=None, refit=False):
     given, tools, holdout, fitted = parts
     log = FitLog(verbose=False)
     data = given if data is None else data
-    stage, _ = fit_upstream_stage(data, tools, holdout, fitted.items, fitted.components, fitted.reference, log, start)
+    stage, _ = fit_upstream_stage(
+        data, tools, holdout, fitted.items, fitted.components, fitted.reference, log, start, refit=refit
+    )
     return stage, log.lines
 
 
@@ -200,6 +202,16 @@ def test_half_of_the_users_fit_the_stage_and_the_others_judge_it(parts):
     assert 0.4 * len(cases) < n_judging < 0.6 * len(cases)
     _, lines = fit_stage_of(parts)
     assert any(line.startswith(f"fold G ({n_judging:,} cases") for line in lines)
+
+
+def test_with_a_refit_all_users_teach_the_stage_that_half_of_them_have_judged(parts):
+    data, _, holdout, _ = parts
+    n_cases = len(shown_lists(data.impressions, data.events, holdout)[0])
+    (judged, judging), (stage, lines) = fit_stage_of(parts), fit_stage_of(parts, refit=True)
+    assert lines[: len(judging)] == judging
+    assert lines[-1].startswith(f"refit: blend, guard and calibrator on all {n_cases:,} held-out cases")
+    assert judged.verdict.n_cases < stage.verdict.n_cases <= n_cases
+    assert stage.profile.unknown_items is None
 
 
 def test_the_stage_of_another_shop_is_where_the_fit_starts(parts):
