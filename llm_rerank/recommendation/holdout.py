@@ -16,6 +16,8 @@ QUANTILES = (0.9, 0.8)
 LEAST_EVENTS_OF_HOLDOUT_USER = 3
 MOST_HOLDOUT_USERS = 3_000
 HOLDOUT_SHARE = 0.3
+ENOUGH_HOLDOUT_USERS, MOST_HOLDOUT_SHARE = 1_500, 0.6
+"""A young shop holds out more than ``HOLDOUT_SHARE``: its blend lacks cases more than its components lack events."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,8 @@ def plan_holdout(events: Interactions, seed: int, log: FitLog) -> Holdout:
     """Choose the protocol and the held-out targets, and say which and why.
 
     Time: T = the 90 % quantile of event times, or 80 % where fewer than 400 users with a past have an unseen target
-    at or after T. Fewer still, or no real time: the last event of up to min(30 %, 3,000) users with three or more.
+    at or after T. Fewer still, or no real time: the last event of single users (``n_holdout_users``) with three or
+    more.
     """
     if events.time_kind == "time" and len(events):
         for quantile in QUANTILES:
@@ -63,7 +66,7 @@ def _last_events(events: Interactions, seed: int, log: FitLog) -> Holdout:
     last = last_targets(events)
     n_positive = np.bincount(events.users[events.positive], minlength=events.n_users)
     eligible = np.flatnonzero(n_positive[last.users] >= LEAST_EVENTS_OF_HOLDOUT_USER)
-    n_chosen = min(int(HOLDOUT_SHARE * len(np.unique(events.users))), MOST_HOLDOUT_USERS, len(eligible))
+    n_chosen = min(n_holdout_users(len(np.unique(events.users))), len(eligible))
     targets = last.take(np.sort(np.random.default_rng(seed).permutation(eligible)[:n_chosen]))
     never = np.iinfo(np.int64).max
     decided = np.full(events.n_users, never, dtype=np.int64)
@@ -76,6 +79,12 @@ def _last_events(events: Interactions, seed: int, log: FitLog) -> Holdout:
     )
     log.say(description)
     return Holdout("positions", events.take(past_rows), past_rows, as_of, targets, description)
+
+
+def n_holdout_users(n_users: int) -> int:
+    """How many of a shop's users lose their last event: 30 %, at most 3,000, and up to 60 % to have at least 1,500."""
+    young = min(int(MOST_HOLDOUT_SHARE * n_users), ENOUGH_HOLDOUT_USERS)
+    return min(max(int(HOLDOUT_SHARE * n_users), young), MOST_HOLDOUT_USERS)
 
 
 def _date(seconds: int) -> str:

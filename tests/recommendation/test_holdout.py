@@ -3,9 +3,10 @@
 from dataclasses import replace
 
 import numpy as np
+import pytest
 
 from llm_rerank.data.cases import build_cases
-from llm_rerank.recommendation.holdout import MOST_HOLDOUT_USERS, plan_holdout
+from llm_rerank.recommendation.holdout import MOST_HOLDOUT_USERS, n_holdout_users, plan_holdout
 from llm_rerank.recommendation.log import FitLog
 from llm_rerank.recommendation.training_lists import list_targets, peel
 from tests.planted import DAY, events_of
@@ -40,11 +41,19 @@ def mixed_users():
     return replace(events, positive=~((events.users >= 5) & (events.items >= 2)))
 
 
+@pytest.mark.parametrize(
+    ("n_users", "n_held_out"), [(0, 0), (3, 1), (1_000, 600), (2_500, 1_500), (4_000, 1_500), (8_000, 2_400)]
+)
+def test_a_young_shop_holds_out_more_of_its_users(n_users, n_held_out):
+    assert n_holdout_users(n_users) == n_held_out
+
+
 def test_users_with_three_positives_are_held_out_and_a_seed_says_which():
     events = mixed_users()
+    events = events.take(events.users < 8)
     drawn = [tuple(planned(events, seed).targets.users) for seed in range(12)]
     for users in drawn:
-        assert len(users) == 3  # 30 % of the ten users with events
+        assert len(users) == 4  # 60 % of the eight users with events
         assert set(users) <= set(range(5))  # two positives are too few, whatever was viewed
     assert set().union(*drawn) == set(range(5))
     assert planned(events, 3).targets.users.tolist() == list(drawn[3])
