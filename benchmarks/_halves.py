@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -46,6 +47,17 @@ class Halves:
     fold_g: Fold
     later: Fold
     said: tuple[str, ...]
+
+    @cached_property
+    def whole(self) -> Fold:
+        """The cases of both halves, F's first; histories are not kept."""
+        f, g = self.fold_f, self.fold_g
+        return as_fold(
+            np.concatenate([f.scored.scores, g.scored.scores]),
+            np.concatenate([f.pair_values, g.pair_values]),
+            _joined(f.candidates, g.candidates),
+            _joined(f.targets, g.targets),
+        )
 
     def turns(self) -> Iterator[tuple[Fold, Fold]]:
         """Give the half to train on and the half to judge on, both ways round."""
@@ -142,13 +154,20 @@ def _read(path: Path) -> Halves:
 
 
 def _fold(arrays: dict[str, np.ndarray], label: str) -> Fold:
-    """Build a fold whose cases know candidates and targets only: a blend reads nothing else of them."""
     candidates, targets = (
         Ragged(arrays[f"{label}.{part}"], arrays[f"{label}.{part}.offsets"]) for part in ("candidates", "targets")
     )
+    return as_fold(arrays[f"{label}.scores"], arrays[f"{label}.pair_values"], candidates, targets)
+
+
+def _joined(one: Ragged, other: Ragged) -> Ragged:
+    return Ragged.from_lengths(np.concatenate([one.values, other.values]), np.concatenate([one.lengths, other.lengths]))
+
+
+def as_fold(scores: FloatArray, pair_values: FloatArray, candidates: Ragged, targets: Ragged) -> Fold:
+    """Build a fold whose cases know candidates and targets only: a blend reads nothing else of them."""
     n, nothing = len(targets), np.empty(0, dtype=np.int64)
     weights: FloatArray = np.empty(0, dtype=np.float32)
     never = np.zeros(n, dtype=np.int64)
     cases = Cases(never - 1, never, Ragged.empty(n), weights, nothing, [""] * n, candidates, targets)
-    scores = arrays[f"{label}.scores"]
-    return Fold(ScoredCases(cases, scores, scores), Ragged.empty(n), arrays[f"{label}.pair_values"])
+    return Fold(ScoredCases(cases, scores, scores), Ragged.empty(n), pair_values)

@@ -3,11 +3,14 @@
 import numpy as np
 import pytest
 
-from benchmarks import blend_forms
+from benchmarks import blend_cases, blend_forms
 from benchmarks._blend_fits import fit_above, fit_by_pairs, minimise, ramps
 from benchmarks._blend_half import log_rank, reciprocal_rank
+from benchmarks._halves import judged_ndcg, load_halves
 from benchmarks.blend_forms import Measured, choose, compare, overall
+from llm_rerank.data.features import PAIR_FEATURES
 from llm_rerank.models.conditional_logit import fit_conditional_logit
+from llm_rerank.recommendation.stage import fit_stage
 from llm_rerank.types import Ragged
 
 
@@ -87,7 +90,13 @@ def test_a_gain_on_average_with_a_loss_somewhere_changes_nothing():
     assert overall({"a": up, "b": up})["roots only"]["would_change"]
 
 
-def test_forms_on_the_bundled_shop(tmp_path):
+@pytest.fixture(scope="module")
+def keep(tmp_path_factory):
+    """The folder that keeps the bundled shop's scored candidates."""
+    return tmp_path_factory.mktemp("keep")
+
+
+def test_forms_on_the_bundled_shop(keep, tmp_path):
     arguments = [
         "--dataset",
         "sample",
@@ -96,7 +105,7 @@ def test_forms_on_the_bundled_shop(tmp_path):
         "default alone",
         "roots only",
         "--keep",
-        str(tmp_path),
+        str(keep),
     ]
     report = blend_forms.main([*arguments, "--out", str(tmp_path / "report.json")])
     found = report["sets"]["sample"]
@@ -111,3 +120,23 @@ def test_forms_on_the_bundled_shop(tmp_path):
     assert (325 * first + 350 * second) / 675 == pytest.approx(ndcg["root sum"])
     again = blend_forms.main(arguments)  # what was kept is read, and says the same
     assert again["sets"]["sample"]["halves"] == found["halves"] and again["overall"] == report["overall"]
+
+
+def test_more_held_out_users_teach_the_blend_more(keep):
+    shares = ["--shares", "0.05", "0.5", "1"]
+    report = blend_cases.main(
+        ["--dataset", "sample", "--without-sequence", "--draws", "1", *shares, "--keep", str(keep)]
+    )
+    by_share = {row["share"]: row for row in report["shares"]}
+    halves = load_halves("sample", None, keep=keep)
+    assert by_share[1.0]["n_users"] == len(halves.fold_f.targets) + len(halves.fold_g.targets)
+    assert by_share[1.0]["ndcg"] > by_share[0.05]["ndcg"]
+    assert by_share[0.5]["over_half"] == [0.0, 0.0, 0.0]
+    gain = by_share[1.0]["ndcg"] - by_share[0.5]["ndcg"]
+    assert by_share[1.0]["over_half"][0] == pytest.approx(gain, abs=1e-6)
+    # all users once, by hand: the blend that the library fits on them
+    whole = halves.whole
+    assert whole.candidates.values.tolist() == [*halves.fold_f.candidates.values, *halves.fold_g.candidates.values]
+    stage = fit_stage(whole, halves.names, features=PAIR_FEATURES, n_items=halves.n_items, start=None, seed=0).stage
+    expected = judged_ndcg(stage.score(halves.later), halves.later).mean()
+    assert by_share[1.0]["ndcg_of_draws"][0] == pytest.approx(expected)

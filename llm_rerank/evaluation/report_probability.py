@@ -207,7 +207,7 @@ def _cut_in_words(cut: Cut) -> str:
         return f"The rule '{cut.rule}' ({cut.value:g}) keeps nothing."
     return (
         f"The rule '{cut.rule}' ({cut.value:g}) keeps a candidate whose probability is at least "
-        f"{number_words(cut.least_probability)}. On {cut.n_cases:,} held-out lists of fold G that kept "
+        f"{number_words(cut.least_probability)}. On {cut.n_cases:,} held-out lists that kept "
         f"{number_words(cut.mean_kept)} items a list with precision {number_words(cut.precision)} and recall of the "
         f"retrieved targets {number_words(cut.recall)}: estimates on the cases it was chosen on."
     )
@@ -231,7 +231,7 @@ def _cut_figures(curve: Mapping[str, Sequence[float]], cut: Cut | None) -> list[
         ("recall", "recall", Axis("share of retrieved targets kept", percent=True, low=0.0, high=1.02)),
     ):
         x_axis = Axis("items kept a list, on average (log)", log=True)
-        described = f"{name.capitalize()} of every cut against the mean number of items kept a list, on fold G."
+        described = f"{name.capitalize()} of every cut against the mean number of items kept a list, on held-out users."
         series = [Series("", curve["mean_kept"], curve[key], marked=False)]
         if cut is not None and at is not None:
             series.append(Series("", [cut.mean_kept], [getattr(cut, key)], joined=False))

@@ -169,7 +169,7 @@ def guard_section(verdict: Mapping[str, Any] | None) -> Section:
     paragraphs = [
         f"{said[:1].upper()}{said[1:]}.",
         "The guard lets the fitted blend rank only where its loss against the best single component, out of fold on "
-        "fold F, is harmless (at most 2 %).",
+        "held-out users, is harmless (at most 2 %).",
     ]
     if guard.difference is None:
         paragraphs.append("Without a fitted blend there is no difference to draw.")

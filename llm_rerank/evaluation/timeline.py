@@ -116,9 +116,8 @@ def time_line(trial: Trial, report: Mapping[str, Any], *, seed: int, refit: bool
         Span("3 Fold G", f"{n_judged:,} users judge them and set the cut", when, *held, fold, dash),
     ]
     if refit:
-        spans.append(
-            Span("4 Refit", f"components learn from all {len(trial.past):,} events", "the whole past", *past, "#7ba3cc")
-        )
+        again = f"components learn from all {len(trial.past):,} events, the rest from both folds"
+        spans.append(Span("4 Refit", again, "the whole past", *past, "#7ba3cc"))
     n_targets = len(trial.cases.targets.values)
     tested_words = f"{len(trial.cases):,} users with {n_targets:,} targets"
     spans.append(Span(f"{len(spans) + 1} Test", tested_words, test_when, *tested, INK))

@@ -89,7 +89,8 @@ def fit_reranker(data: FitData, tools: FitTools, log: FitLog, start: Start | Non
         in_fit[:] = True
         whole = standing.folds.whole
         again = fit_fusion_stage(whole, standing.components, tools, n_items, start, all_joined=True)
-        stage = settled_on_all(again, whole, config, n_items, log)
+        stage, of_both = settled_on_all(again, whole, config, n_items, log)
+        report |= of_both
     if not config.refit:
         log.say("refit=False: components and blend keep what they learned before the hold-out")
     upstream_stage, upstream_report = fit_upstream_stage(
@@ -99,7 +100,6 @@ def fit_reranker(data: FitData, tools: FitTools, log: FitLog, start: Start | Non
     upstream_stage = None if upstream_stage is None else _settle_guarantee(upstream_stage, broken, log)
     settings = {component.name: dict(component.settings) for component in components}
     summary = {"protocol": holdout.protocol, "holdout": holdout.description, "settings": settings, **report}
-    summary["guard"] = stage.verdict.to_dict()
     summary["cut"] = None if stage.cut is None else stage.cut.to_dict()
     if upstream_report is not None and upstream_stage is not None:
         cut = upstream_stage.cut

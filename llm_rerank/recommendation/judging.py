@@ -56,23 +56,33 @@ def report_and_cut(
         "n_retrieved": n_hit,
         "candidate_recall": recall,
         "ranking": ranking,
-        "guard": stage.verdict.to_dict(),
+        **_decided(stage),
         "calibration": _calibration(stage, probabilities, positive, fold, ranks_in_row(scores, rows), log),
-        "cut": None if stage.cut is None else stage.cut.to_dict(),
         "cut_curve": cut_curve(probabilities, positive, rows),
     }
 
 
-def settled_on_all(fitted: StageFit, fold: Fold, config: RerankerConfig, n_items: int, log: FitLog) -> Stage:
-    """Give a stage fitted on both folds its profile and cut, from what its blend says of their cases out of fold."""
+def settled_on_all(
+    fitted: StageFit, fold: Fold, config: RerankerConfig, n_items: int, log: FitLog
+) -> tuple[Stage, dict[str, Any]]:
+    """Give a stage fitted on both folds its profile and cut, from what its blend says of their cases out of fold.
+
+    Returns the stage, and what of the report is no longer fold G's: guard, cut and its curve.
+    """
     stage, scores, rows = fitted.stage, fitted.out_of_fold, fold.candidates
     if not len(rows):
-        return stage
+        return stage, {}
     log.say(f"refit: blend, guard and calibrator on all {len(rows):,} held-out cases: {stage.verdict.sentence()}")
     positive = is_member(rows, fold.targets, n_items)
     n_hit = int((np.bincount(rows.row_of_value, weights=positive, minlength=len(rows)) > 0).sum())
     stage = replace(stage, profile=profile_of(scores, rows, fold.scored.cases.history.lengths))
-    return _with_cut(stage, config, stage.probability(scores, fold.pair_values), positive, fold, n_hit, log)
+    probabilities = stage.probability(scores, fold.pair_values)
+    stage = _with_cut(stage, config, probabilities, positive, fold, n_hit, log)
+    return stage, {**_decided(stage), "cut_curve": cut_curve(probabilities, positive, rows)}
+
+
+def _decided(stage: Stage) -> dict[str, Any]:
+    return {"guard": stage.verdict.to_dict(), "cut": None if stage.cut is None else stage.cut.to_dict()}
 
 
 def _mean(values: Float64Array) -> float:

@@ -68,8 +68,8 @@ def fit_upstream_stage(
     stage, report = report_and_cut(stage, folds.g, tools.config, len(items), log)
     if refit:
         again = fit_fusion_stage(folds.whole, components, tools, len(items), lent)
-        stage = settled_on_all(again, folds.whole, tools.config, len(items), log)
-        report["guard"] = stage.verdict.to_dict()
+        stage, of_both = settled_on_all(again, folds.whole, tools.config, len(items), log)
+        report |= of_both
     if stage.profile is not None:
         # unknown items were dropped from the impressions, so how many are usual is not known
         stage = replace(stage, profile=replace(stage.profile, unknown_items=None))

@@ -14,9 +14,11 @@ DAY = 86_400
 
 @pytest.fixture(scope="module")
 def thin():
-    """A shop of 90 users, and the reranker fitted on it."""
+    """A shop of 90 users, and the reranker fitted on it where a blend wants more cases than they are."""
     events, items = make_shop(90)
-    reranker = Reranker(RerankerConfig(encoder=None, sequence="off"), verbose=False).fit(events, items)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("llm_rerank.recommendation.fusion.LEAST_CASES_FOR_BLEND", 200)
+        reranker = Reranker(RerankerConfig(encoder=None, sequence="off"), verbose=False).fit(events, items)
     assert "too few to fit a blend" in str(reranker.report())
     return events, items, reranker
 

@@ -33,7 +33,7 @@ def tiny_models(tables, tmp_path_factory):
     folder = tmp_path_factory.mktemp("tiny")
     encoder = save_tiny_encoder(folder)
     events, items = tables
-    events = events[events["user_id"].isin([f"u{number}" for number in range(120)])]
+    events = events[events["user_id"].isin([f"u{number}" for number in range(210)])]
     for name, choice in (("plain", "off"), ("cross", "always")):
         config = RerankerConfig(encoder=encoder, candidates_per_source=30, cross_encoder=choice, fine_tune_steps=20)
         Reranker(config, verbose=False).fit(events, items).save(folder / name)
