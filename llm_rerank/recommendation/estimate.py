@@ -83,6 +83,8 @@ class FitWork:
         tuned = [*always, *(spec for spec in added if spec.name not in {one.name for one in always})]
         known = [spec for spec in added if spec not in tuned]  # in the place of another, with its settings
         tuning = min(self.n_held_out / 2, MOST_CASES_FOR_TUNING) * self.n_items * SECONDS_PER_SCORE
+        n_blends = 1 + n_parts + fine_tuned
+        last_blend = n_blends**FUSION_GROWTH - (n_blends - 1) ** FUSION_GROWTH
         steps = {
             "read": START_S + SECONDS_PER_EVENT * self.n_events,
             "encode": self.encode_s,
@@ -90,8 +92,9 @@ class FitWork:
             + sum(map(self._fit_once, known))
             + sum(spec.n_settings for spec in tuned if spec.n_settings > 1) * tuning,
             "score held-out cases": scores * sum(len(always) + part for part in range(n_parts + 1)),
-            "fusion": self._first_blend() * (1 + n_parts + fine_tuned) ** FUSION_GROWTH,
-            "refit on all rows": again * self.refit,
+            "fusion": self._first_blend() * n_blends**FUSION_GROWTH,
+            # the last blend once more, on both halves of the held-out users
+            "refit on all rows": (again + 2 * self._first_blend() * last_blend) * self.refit,
         }
         if fine_tuned:
             read_all = KEPT_SHARE * self.read_s * self.n_items
