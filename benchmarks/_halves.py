@@ -27,6 +27,7 @@ from llm_rerank.recommendation.inputs import FitData, FitTools, Fold
 from llm_rerank.recommendation.log import FitLog
 from llm_rerank.recommendation.planning import make_encoder, sentiment_of
 from llm_rerank.recommendation.specs import specs_for
+from llm_rerank.recommendation.stage import Stage, fit_stage
 from llm_rerank.storage import read_arrays, write_arrays
 from llm_rerank.types import Cases, FloatArray, Items, Ragged
 
@@ -63,6 +64,18 @@ class Halves:
         """Give the half to train on and the half to judge on, both ways round."""
         yield self.fold_f, self.fold_g
         yield self.fold_g, self.fold_f
+
+    def fitted(self, fold: Fold, *, seed: int, sharpness: float) -> Stage:
+        """Fit the library's own stage on some of the cases. sharpness: see ``fusion.shares_of_rungs``."""
+        return fit_stage(
+            fold,
+            self.names,
+            features=PAIR_FEATURES,
+            n_items=self.n_items,
+            start=None,
+            seed=seed,
+            sharpness=sharpness,
+        ).stage
 
     def without(self, name: str) -> Halves:
         """Leave out a component's score; the candidates that it brought stay."""

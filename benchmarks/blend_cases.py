@@ -21,9 +21,7 @@ import numpy.typing as npt
 
 from benchmarks._common import run_information, table, write_report
 from benchmarks._halves import Halves, judged_ndcg, load_halves
-from llm_rerank.data.features import PAIR_FEATURES
 from llm_rerank.recommendation.fusion import SHARPNESS
-from llm_rerank.recommendation.stage import fit_stage
 from llm_rerank.statistics import paired_difference
 
 SHARES = (0.05, 0.1, 0.25, 0.5, 1.0)
@@ -35,16 +33,7 @@ def later_ndcg(halves: Halves, share: float, draw: int, sharpness: float) -> npt
     n_cases = len(halves.whole.targets)
     order = np.random.default_rng([draw, n_cases]).permutation(n_cases)
     drawn = halves.whole.take(np.sort(order[: round(share * n_cases)]))
-    stage = fit_stage(
-        drawn,
-        halves.names,
-        features=PAIR_FEATURES,
-        n_items=halves.n_items,
-        start=None,
-        seed=draw,
-        sharpness=sharpness,
-    ).stage
-    return judged_ndcg(stage.score(halves.later), halves.later)
+    return judged_ndcg(halves.fitted(drawn, seed=draw, sharpness=sharpness).score(halves.later), halves.later)
 
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
@@ -63,6 +52,10 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path)
     options = parser.parse_args(arguments)
+    if HALF not in options.shares or not all(0 < share <= 1 for share in options.shares):
+        parser.error(
+            f"--shares is {options.shares}; give shares above 0 up to 1, {HALF} among them, which others are over"
+        )
     information = run_information(options.seed)
     halves = load_halves(
         options.dataset,

@@ -18,8 +18,6 @@ import numpy as np
 
 from benchmarks._common import run_information, table, write_report
 from benchmarks._halves import judged_ndcg, load_halves
-from llm_rerank.data.features import PAIR_FEATURES
-from llm_rerank.recommendation.stage import fit_stage
 from llm_rerank.statistics import paired_difference
 
 RULES = {
@@ -47,15 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     for name, sharpness in RULES.items():
         chosen, values = [], []
         for train, judge in halves.turns():
-            stage = fit_stage(
-                train,
-                halves.names,
-                features=PAIR_FEATURES,
-                n_items=halves.n_items,
-                start=None,
-                seed=options.seed,
-                sharpness=sharpness,
-            ).stage
+            stage = halves.fitted(train, seed=options.seed, sharpness=sharpness)
             chosen.append(stage.verdict.to_dict())
             values.append(judged_ndcg(stage.score(judge), judge))
         rows.append({"rule": name, "sharpness": str(sharpness), "verdicts": chosen, "ndcg": np.concatenate(values)})

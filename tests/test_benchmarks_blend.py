@@ -140,3 +140,10 @@ def test_more_held_out_users_teach_the_blend_more(keep):
     stage = fit_stage(whole, halves.names, features=PAIR_FEATURES, n_items=halves.n_items, start=None, seed=0).stage
     expected = judged_ndcg(stage.score(halves.later), halves.later).mean()
     assert by_share[1.0]["ndcg_of_draws"][0] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("shares", [["0.1", "1"], ["0.5", "1.5"], ["0", "0.5"]])
+def test_shares_without_the_half_or_out_of_range_are_refused(shares, capsys):
+    with pytest.raises(SystemExit):
+        blend_cases.main(["--dataset", "sample", "--shares", *shares])
+    assert "give shares above 0 up to 1, 0.5 among them" in capsys.readouterr().err
