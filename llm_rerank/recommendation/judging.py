@@ -72,7 +72,7 @@ def settled_on_all(
     stage, scores, rows = fitted.stage, fitted.out_of_fold, fold.candidates
     if not len(rows):
         return stage, {}
-    log.say(f"refit: blend, guard and calibrator on all {len(rows):,} held-out cases: {stage.verdict.sentence()}")
+    log.say(f"refit: blend, guard and calibrator on all {len(rows):,} held-out cases; {stage.verdict.sentence()}")
     positive = is_member(rows, fold.targets, n_items)
     n_hit = int((np.bincount(rows.row_of_value, weights=positive, minlength=len(rows)) > 0).sum())
     stage = replace(stage, profile=profile_of(scores, rows, fold.scored.cases.history.lengths))
