@@ -4,6 +4,8 @@
 
 The reranker is fitted on the past as a shop would (refit included) and retrieves each held-out user's candidates; a
 target is an item that the user took at the first visit from the decision on, which is what the probability speaks of.
+Where there is real time it speaks of visits as soon after as the fit could see: "retrieved" are the users who come in
+that time, "retrieved, whenever they come" are all of the split, some of them long after.
 With ``--upstream``, where there is real time, lists of another recommender (co-occurrence, fitted on what it could
 know) are shown to the fit as impressions, and its lists of the future are judged with the calibrator of such lists.
 There everybody with a past is shown a list, as in the fit, and a target is whatever they take from it as long after as
@@ -95,11 +97,11 @@ def upstream_lists(past: Interactions, trial: Trial, users: IntArray, as_of: int
 
 
 def as_long_after(dataset: Dataset, trial: Trial, protocol: TimeCut, seconds: int) -> Trial:
-    """Hold out again, with all as target that users take within so many seconds of the trial's decision."""
+    """Hold out again, with only what users take within so many seconds of the trial's decision as targets."""
     assert trial.at is not None
     times, known, _ = parse_times(dataset.interactions["timestamp"], report=DataReport())
     soon = replace(dataset, interactions=dataset.interactions[known & (times < trial.at + seconds)])
-    return hold_out(soon, replace(protocol, cut=str(np.datetime64(trial.at, "s")), first_visit=False), "test")
+    return hold_out(soon, replace(protocol, cut=str(np.datetime64(trial.at, "s"))), "test")
 
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
@@ -121,24 +123,33 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         refit=not options.no_refit,
         seed=options.seed,
     )
-    impressions = None
+    holdout, impressions = plan_holdout(trial.past, options.seed, FitLog(verbose=False)), None
     if options.upstream:
-        holdout = plan_holdout(trial.past, options.seed, FitLog(verbose=False))
         shown = before(trial.past, holdout.as_of)
         impressions = upstream_lists(shown, trial, np.unique(shown.users), holdout.as_of, options.seed)
     reranker = fitted_on(trial, config, options.model, impressions=impressions)
     retrieved = reranker.recommend(list(trial.user_ids), k=None, at=trial.at)
     judged = {"retrieved": JudgedLists.from_result(retrieved, trial).describe(trial)}
+    days = None
+    if isinstance(protocol, TimeCut) and holdout.protocol == "time":
+        seconds = int(trial.past.times.max()) - holdout.as_of
+        days = seconds / 86_400
+        judged["retrieved, whenever they come"] = judged["retrieved"]
+        soon = as_long_after(dataset, trial, protocol, seconds)
+        of_soon = retrieved[retrieved["user_id"].isin(soon.user_ids)]
+        judged["retrieved"] = JudgedLists.from_result(of_soon, soon).describe(soon)
     if options.upstream:
         assert trial.at is not None
         assert isinstance(protocol, TimeCut)
         everybody = np.unique(trial.past.users)
         candidates = upstream_lists(trial.past, trial, everybody, trial.at, options.seed).drop(columns="timestamp")
-        later = as_long_after(dataset, trial, protocol, int(trial.past.times.max()) - holdout.as_of)
+        seconds = int(trial.past.times.max()) - holdout.as_of
+        later = as_long_after(dataset, trial, replace(protocol, first_visit=False), seconds)
         judged["upstream"] = JudgedLists.from_result(reranker.rerank(candidates, at=trial.at), later).describe(trial)
     report = {
         "dataset": options.dataset,
         "trial": trial.describe(),
+        "days_that_the_fit_could_see": days,
         "calibration": judged,
         "calibration_on_fold_g": reranker.report().values["calibration"],
         **information,

@@ -160,6 +160,21 @@ def non_inferior(difference_per_case: Values, *, margin: float, confidence: floa
     return lower_bound(difference_per_case, confidence=confidence) > -margin
 
 
+def first_unless_beaten(values: Float64Array) -> int:
+    """Choose the first of several, unless another beats it by more than a standard error: then the best of those.
+
+    values: a metric, shape (n_choices, n_cases). The first is what does best elsewhere; among several on a few dozen
+    cases the best mean is a matter of luck.
+    """
+    gains = values - values[0]
+    n_cases = values.shape[1]
+    if n_cases < 2:
+        return 0
+    errors = gains.std(axis=1, ddof=1) / np.sqrt(n_cases)
+    means = gains.mean(axis=1)
+    return int(np.where(means > errors, means, 0.0).argmax())
+
+
 def _finite(values: Values, name: str, least: int = 1) -> Float64Array:
     numbers = np.asarray(values, dtype=np.float64)
     if numbers.ndim != 1 or len(numbers) < least:

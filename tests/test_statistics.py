@@ -182,3 +182,17 @@ def test_non_inferiority_errs_rarely_at_the_margin_and_sees_equality() -> None:
 def test_errors_name_value_rule_and_remedy(call, message: str) -> None:  # noqa: ANN001
     with pytest.raises(DataError, match=message):
         call()
+
+
+def test_another_than_the_first_is_chosen_only_where_it_is_better_by_more_than_an_error():
+    rng = np.random.default_rng(0)
+    first = rng.uniform(size=400)
+    noise = rng.normal(0, 0.1, 400) - rng.normal(0, 0.1, 400)
+    level = noise - noise.mean()
+    error = level.std(ddof=1) / 20
+    assert statistics.first_unless_beaten(np.stack([first, first + level + 0.9 * error])) == 0
+    assert statistics.first_unless_beaten(np.stack([first, first + level + 1.1 * error])) == 1
+    # of several the best mean, not the surest
+    assert statistics.first_unless_beaten(np.stack([first, first + 0.001, first + level + 2 * error])) == 2
+    assert statistics.first_unless_beaten(np.stack([first, first - 1, first - 2])) == 0
+    assert statistics.first_unless_beaten(np.zeros((3, 0))) == 0

@@ -31,6 +31,7 @@ from llm_rerank.models.conditional_logit import (
 from llm_rerank.recommendation.candidates import ranked
 from llm_rerank.recommendation.guard import LEAST_CASES_FOR_BLEND, RUNGS, GuardVerdict, judge
 from llm_rerank.recommendation.newcomers import with_popularity
+from llm_rerank.statistics import first_unless_beaten
 from llm_rerank.types import FloatArray, IntArray, Ragged
 
 if TYPE_CHECKING:
@@ -177,15 +178,16 @@ def fit_fusion(
 ) -> FusionFit:
     """Fit the blend on all cases, and judge it by cross-validation over cases.
 
-    default: the component that the root's rungs shrink toward, and to fall back to; None: ``best_component``, chosen
-    for each fold on the other folds. start: a blend from another shop; its weights are the prior where the names agree.
+    default: the component that the root's rungs shrink toward, and to fall back to; None: ``first_unless_beaten`` by
+    NDCG@10, for each fold on the other folds: the first component ranks best on most shops. start: a blend from another
+    shop; its weights are the prior where the names agree.
     Cases whose target was not retrieved count in the guard (as 0 for both) but cannot train. Where fewer than
     ``LEAST_CASES_FOR_BLEND`` can, nothing is fitted but a scale: both priors rank, the default alone where there are
     none, and the sum for up to one half as they come near that number. There popularity parts what is equal.
     """
     by_component = np.stack([ndcg_of(design[:, names.index(name)], rows, targets) for name in component_names])
     judged = targets.lengths > 0  # a shown list from which nothing was taken has no NDCG
-    overall = default or component_names[best_component(by_component[:, judged])]
+    overall = default or component_names[first_unless_beaten(by_component[:, judged])]
     default_row = by_component[component_names.index(overall)]
     priors = _priors(design, names, component_names, rows, positive, overall, start)
     n_informative = int((np.bincount(rows.row_of_value, weights=positive, minlength=len(rows)) > 0).sum())
@@ -216,7 +218,7 @@ def fit_fusion(
     for fold in range(n_folds):
         inside, outside = np.flatnonzero(folds != fold), np.flatnonzero(folds == fold)
         inside_judged = inside[judged[inside]]
-        chosen = default or component_names[best_component(by_component[:, inside_judged])]
+        chosen = default or component_names[first_unless_beaten(by_component[:, inside_judged])]
         default_ndcg[outside] = by_component[component_names.index(chosen), outside]
         train, test = rows.value_positions(inside), rows.value_positions(outside)
         train_rows, test_rows = rows.take(inside), rows.take(outside)
@@ -246,21 +248,6 @@ def fit_fusion(
     ]
     penalty = float(np.exp(shares @ np.log(np.array(PENALTIES)[penalties])))
     return FusionFit(Blend(names, shares @ np.stack(of_rungs), overall, penalty), verdict, blended)
-
-
-def best_component(by_component: Float64Array) -> int:
-    """Choose the first component, unless another beats it by more than a standard error: then the best of those.
-
-    by_component: NDCG@10, shape (n_components, n_cases). The first is the one that ranks best on most shops
-    (``specs.default_specs``); among several components on a few dozen cases the best mean is a matter of luck.
-    """
-    gains = by_component - by_component[0]
-    n_cases = by_component.shape[1]
-    if n_cases < 2:
-        return 0
-    errors = gains.std(axis=1, ddof=1) / np.sqrt(n_cases)
-    means = gains.mean(axis=1)
-    return int(np.where(means > errors, means, 0.0).argmax())
 
 
 def shares_of_rungs(by_rung: Float64Array, sharpness: float) -> Float64Array:

@@ -19,6 +19,7 @@ from llm_rerank.recommendation.holdout import Holdout
 from llm_rerank.recommendation.inputs import FitData, FitTools, Fold, Folds
 from llm_rerank.recommendation.log import FitLog
 from llm_rerank.recommendation.specs import PARTS, ComponentSpec, in_use
+from llm_rerank.statistics import Float64Array, first_unless_beaten
 from llm_rerank.types import BoolArray, Cases, CatalogueScorer, Interactions, Items, Ragged, Scorer
 
 MOST_CASES_FOR_TUNING = 1_000
@@ -113,11 +114,12 @@ def fit_and_score_holdout(
 def tune(
     spec: ComponentSpec, past: Interactions, items: Items, cases: Cases, seen: Ragged, seed: int
 ) -> tuple[Scorer, dict[str, Any], float]:
-    """Fit a spec with each of its settings; returns the best scorer, its settings and its NDCG@10.
+    """Fit a spec with each of its settings; returns the chosen scorer, its settings and its NDCG@10.
 
-    NDCG is over the whole catalogue without the seen items. With a single setting nothing is scored and it is NaN.
+    Chosen is the first, the default, unless another beats it by more than a standard error. NDCG is over the whole
+    catalogue without the seen items. With a single setting nothing is scored and it is NaN.
     """
-    best: tuple[float, dict[str, Any], Scorer] | None = None
+    values: list[Float64Array] = []
     for settings in spec.grid:
         scorer = spec.make(**settings).fit(past, items, seed=seed)
         if spec.n_settings == 1:
@@ -128,8 +130,7 @@ def tune(
                 scorer.decay = decay  # type: ignore[attr-defined]  # read when scoring only
                 settings = {**settings, "decay": decay}
             top = retrieve(scorer, cases, 10, exclude=seen)
-            value = float(ndcg_at_k(hit_matrix(top, cases.targets, 10), cases.targets.lengths, 10).mean())
-            if best is None or value > best[0]:
-                best = (value, dict(settings), copy(scorer))  # shallow: the arrays are shared, the decay is not
-    assert best is not None
-    return best[2], best[1], best[0]
+            values.append(ndcg_at_k(hit_matrix(top, cases.targets, 10), cases.targets.lengths, 10))
+            if first_unless_beaten(np.stack(values)) == len(values) - 1:  # only the chosen one is kept in memory
+                chosen = copy(scorer), dict(settings), float(values[-1].mean())  # the arrays are shared, not the decay
+    return chosen

@@ -60,7 +60,7 @@ def default_specs(n_items: int, *, encoder: Encoder | None, text: bool = True) -
     from llm_rerank.models.semantic.lexical import LexicalScorer
     from llm_rerank.models.semantic.similarity import SemanticScorer
 
-    decays = (0.05, 0.2)  # a visit: for histories of a hundred visits, and of a few
+    decays = (0.2, 0.05)  # a visit: for histories of a few visits, and of a hundred
     specs: list[ComponentSpec] = []
     if n_items <= MOST_ITEMS_FOR_EASE:
         specs.append(_text_ease(None, decays) if text else _ease(decays))

@@ -10,7 +10,9 @@ from llm_rerank.data.cases import build_cases, seen_items
 from llm_rerank.data.features import PAIR_FEATURES
 from llm_rerank.data.rendering import Renderer
 from llm_rerank.data.splits import hash_users
+from llm_rerank.metrics import hit_matrix, ndcg_at_k
 from llm_rerank.models.collaborative.popularity import Popularity
+from llm_rerank.models.scoring import retrieve
 from llm_rerank.recommendation.candidates import is_member
 from llm_rerank.recommendation.fitting import fit_reranker
 from llm_rerank.recommendation.fusion import LINEAR, ndcg_of
@@ -211,6 +213,35 @@ def test_tuning_takes_the_better_decay_and_leaves_the_scorer_with_it(data, holdo
     scorer, settings, best = tune(spec, holdout.past, honest[1], cases, seen, 0)
     assert best == pytest.approx(max(values.values()))
     assert settings["decay"] == scorer.decay == max(values, key=values.get)
+
+
+def test_tuning_leaves_the_first_setting_only_for_one_that_is_better_by_more_than_an_error(data, holdout, honest):
+    spec = knn(grid=3, decays=(0.2, 0.05))
+    cases, seen = cases_and_seen(holdout)
+
+    def values_of(settings, rows):
+        decay = settings.pop("decay")
+        scorer = spec.make(**settings, decay=decay).fit(holdout.past, honest[1], seed=0)
+        top = retrieve(scorer, cases.take(rows), 10, exclude=seen.take(rows))
+        targets = cases.targets.take(rows)
+        return ndcg_at_k(hit_matrix(top, targets, 10), targets.lengths, 10)
+
+    choices = [{**settings, "decay": decay} for settings in spec.grid for decay in spec.decays]
+    n_by_luck = 0
+    for n_cases in (3, 6, 12, 25, 50, len(cases)):
+        rows = np.arange(n_cases, dtype=np.int64)
+        values = np.stack([values_of(dict(choice), rows) for choice in choices])
+        chosen, best_mean = 0, 0.0
+        for other in range(1, len(choices)):
+            gain = values[other] - values[0]
+            if gain.mean() > max(gain.std(ddof=1) / np.sqrt(n_cases), best_mean):
+                chosen, best_mean = other, gain.mean()
+        n_by_luck += chosen != values.mean(axis=1).argmax()
+        scorer, settings, ndcg = tune(spec, holdout.past, honest[1], cases.take(rows), seen.take(rows), 0)
+        assert settings == choices[chosen]
+        assert scorer.decay == settings["decay"]
+        assert ndcg == pytest.approx(values[chosen].mean())
+    assert n_by_luck  # else the plain best would do as well
 
 
 def test_a_shop_too_small_to_judge_still_fits(shop):

@@ -13,7 +13,6 @@ from llm_rerank.recommendation.fusion import (
     CLIP,
     LINEAR,
     Blend,
-    best_component,
     column_label,
     columns_of_rungs,
     design_columns,
@@ -263,17 +262,3 @@ def test_no_cases_at_all():
     fit = run(np.empty((0, 2), np.float32), Ragged.empty(0), Ragged.empty(0))
     assert fit.blend.default == "good"
     assert fit.blend.weights[0] > 0
-
-
-def test_another_component_is_the_default_only_where_it_is_better_by_more_than_an_error():
-    rng = np.random.default_rng(0)
-    first = rng.uniform(size=400)
-    noise = rng.normal(0, 0.1, 400) - rng.normal(0, 0.1, 400)
-    level = noise - noise.mean()
-    error = level.std(ddof=1) / 20
-    assert best_component(np.stack([first, first + level + 0.9 * error])) == 0
-    assert best_component(np.stack([first, first + level + 1.1 * error])) == 1
-    # of several the best mean, not the surest
-    assert best_component(np.stack([first, first + 0.001, first + level + 2 * error])) == 2
-    assert best_component(np.stack([first, first - 1, first - 2])) == 0
-    assert best_component(np.zeros((3, 0))) == 0
