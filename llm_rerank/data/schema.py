@@ -184,6 +184,10 @@ def validate_interactions(
     return events.take(~values.returned) if values.returned.any() else events
 
 
+UNKNOWN_ITEMS = "unknown_items"
+ABSENT = "impressions: item is absent from items"
+
+
 def validate_impressions(
     table: Any,
     items: Items,
@@ -197,11 +201,13 @@ def validate_impressions(
     table: user_id, item_id, timestamp, optional upstream_score.
     Raises DataError where no row names a user and a known item.
     Returns user_id (as given), item (int64 code), time (int64), upstream_score (float32, NaN where none), sorted by
-    time with ties in input order; rows without user, time or known item are dropped and counted.
+    time with ties in input order; rows without user, time or known item are dropped and counted. Its
+    ``attrs["unknown_items"]`` is the share of rows whose item the catalogue does not have.
     """
     report = DataReport() if report is None else report
     frame = named_columns(table, "impressions", ("user_id", "item_id", "timestamp"), columns, report)
     _require_rows(frame, "impressions")
+    n_before = report.dropped.get(ABSENT, 0)
     shown = validate_candidates(frame, items, on_unknown="drop", name="impressions", report=report)
     if not len(shown):
         raise DataError(
@@ -212,7 +218,7 @@ def validate_impressions(
     report.drop("impressions: timestamp is missing, unreadable or out of range", int((~known).sum()))
     rows = np.flatnonzero(known)
     rows = rows[np.argsort(times[rows], kind="stable")]
-    return pd.DataFrame(
+    result = pd.DataFrame(
         {
             "user_id": shown.user_ids[rows],
             "item": shown.item_codes[rows],
@@ -220,6 +226,9 @@ def validate_impressions(
             "upstream_score": shown.upstream_scores[rows],
         }
     )
+    n_unknown = report.dropped.get(ABSENT, 0) - n_before
+    result.attrs[UNKNOWN_ITEMS] = n_unknown / (n_unknown + len(shown))
+    return result
 
 
 def _require_rows(frame: pd.DataFrame, name: str) -> None:

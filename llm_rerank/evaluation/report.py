@@ -40,7 +40,13 @@ def write_report(path: Path, evaluation: ShopEvaluation) -> None:
     """Draw everything that is known of an evaluation, and write it atomically to one HTML file."""
     reranker, trial, table = evaluation.reranker, evaluation.trial, evaluation.table
     report, config = reranker.report().values, reranker.config
-    line = time_line(trial, report, seed=config.seed, refit=config.refit, last_time=evaluation.last_time)
+    line = time_line(
+        trial,
+        report,
+        seed=config.seed,
+        refit=bool(report.get("refitted", config.refit)),
+        last_time=evaluation.last_time,
+    )
     page = report_page(
         report,
         table,
@@ -67,7 +73,7 @@ def report_page(
     data: Sequence[str],
 ) -> Page:
     """Lay out the page. report: ``Reranker.report().values``, of which any key may be absent. data: sentences."""
-    calibration, cut = report.get("calibration"), report.get("cut")
+    calibration, cut, refitted = report.get("calibration"), report.get("cut"), bool(report.get("refitted"))
     fused = table.results[FUSED].intervals[METRIC]
     sections = [
         fitted_section(report, data, changed_settings(config)),
@@ -75,15 +81,18 @@ def report_page(
         systems_section(table),
         guard_section(report.get("guard")),
         parts_section(report.get("parts") or ()),
-        probability_section(calibration, tested=table.probabilities, by_position=by_position(report)),
-        cut_section(cut, report.get("cut_curve"), int(report.get("n_cases") or 0)),
+        probability_section(
+            calibration, tested=table.probabilities, by_position=by_position(report), refitted=refitted
+        ),
+        cut_section(cut, report.get("cut_curve"), _lists_of_curve(report)),
     ]
     upstream = report.get("upstream")
     if upstream:
         of = ", for lists of the upstream recommender"
         sections += [
-            probability_section(upstream.get("calibration"), of),
-            cut_section(upstream.get("cut"), upstream.get("cut_curve"), int(upstream.get("n_cases") or 0), of),
+            guard_section(upstream.get("guard"), of),
+            probability_section(upstream.get("calibration"), of, refitted=refitted),
+            cut_section(upstream.get("cut"), upstream.get("cut_curve"), _lists_of_curve(upstream), of),
         ]
     sections += [
         diversity_section(diversity, config.diversity_settings.strength),
@@ -102,6 +111,11 @@ def report_page(
     )
 
 
+def _lists_of_curve(report: Mapping[str, Any]) -> int:
+    """Count the lists that the cut-off curve is of: all held-out ones after a refit, else those of fold G."""
+    return int((report.get("cut") or {}).get("n_cases") or report.get("n_cases") or 0)
+
+
 def tiles(report: Mapping[str, Any], table: SystemTable) -> list[Tile]:
     """Pick the few figures to see first."""
     fused, best = table.results[FUSED].intervals[METRIC], best_other(table)
@@ -113,6 +127,8 @@ def tiles(report: Mapping[str, Any], table: SystemTable) -> list[Tile]:
     guard = report.get("guard")
     if guard:
         sure = "non-inferior at 95 %" if guard.get("non_inferior") else "too few cases to be sure"
+        if guard.get("difference") is not None and not guard.get("kept_blend"):
+            sure = "the blend loses more than is harmless"
         found.append(Tile("guard", "blend ranks" if guard.get("kept_blend") else "default ranks", sure))
     calibration = report.get("calibration") or {}
     if calibration.get("slope") is not None:

@@ -28,11 +28,13 @@ def probability_section(
     *,
     tested: Mapping[str, Any] | None = None,
     by_position: bool = False,
+    refitted: bool = False,
 ) -> Section:
     """Show what probabilities are worth: reliability, slope, calibration error, skill, and all by strata.
 
     calibration: of the fit's report; empty or None: absent. of: words for the lists meant, where not our own. tested:
     ``systems.tested_probabilities``. by_position: the fit held out by its fallback protocol, "positions".
+    refitted: the calibrator was fitted again on both folds after it had been judged.
     """
     title = f"What a probability is worth{of}"
     anchor = "probability" + ("-upstream" if of else "")
@@ -44,6 +46,11 @@ def probability_section(
         paragraphs.append(
             "These figures are of the fallback protocol 'positions': the last event of single users was held out, so "
             "they speak of users who were about to take something, and not of all who might come."
+        )
+    if refitted:
+        paragraphs.append(
+            "They are of the calibrator that fold F had taught. The one in use was fitted again on both folds, and no "
+            "held-out user of the fit is left to judge it."
         )
     if tested:
         paragraphs.append(tested_in_words(tested))
@@ -72,10 +79,13 @@ def _in_words(values: Mapping[str, Any]) -> list[str]:
         low, high = values.get("slope_ci95", (math.nan, math.nan))
         verdict = "which contains 1" if low <= 1 <= high else "which does not contain 1"
         known = math.isfinite(values["slope"]) and math.isfinite(low)
+        at = values.get("intercept", math.nan)
+        intercept = f" The intercept is {at:+.2f}; 0 is perfect." if math.isfinite(at) else ""
         said.append(
             f"Calibration slope {interval_words(values['slope'], low, high, 2)}"
             + (f" (95 %), {verdict}." if known else ": too little to tell.")
             + " A slope of 1 is perfect, below 1 is overconfident, above 1 too timid."
+            + intercept
         )
     if "ece_top_10" in values:
         mean = values.get("mean_probability_top_10", math.nan)
@@ -156,7 +166,7 @@ def stratum_words(name: str) -> str:
 def _strata_table(strata: Mapping[str, Any]) -> list[Table]:
     if not strata:
         return []
-    heads = ["stratum", "candidates", "mean probability, top 10", "ECE, top 10", "slope"]
+    heads = ["stratum", "candidates", "mean probability, top 10", "ECE, top 10", "slope", "Brier skill"]
     rows = [
         [
             stratum_words(name),
@@ -164,6 +174,7 @@ def _strata_table(strata: Mapping[str, Any]) -> list[Table]:
             _decimals(values.get("mean_probability_top_10"), 4),
             _decimals(values.get("ece_top_10"), 4),
             _decimals(values.get("slope"), 2),
+            _decimals(values.get("brier_skill"), 4),
         ]
         for name, values in strata.items()
     ]
@@ -192,7 +203,7 @@ def cut_section(
     else:
         paragraphs.append(_cut_in_words(chosen))
         paragraphs.append(
-            f"Guaranteed: {chosen.guarantee.sentence()}."
+            f"Guaranteed: {chosen.guarantee.sentence()}{chosen.vacuous}."
             if chosen.guarantee is not None
             else f"No guarantee: {chosen.no_guarantee}."
         )

@@ -160,10 +160,11 @@ def best_other(table: SystemTable) -> str | None:
     return max(others, key=lambda name: table.results[name].intervals[METRIC].mean, default=None)
 
 
-def guard_section(verdict: Mapping[str, Any] | None) -> Section:
-    """Say whether the blend may rank, and what can be said of it."""
+def guard_section(verdict: Mapping[str, Any] | None, of: str = "") -> Section:
+    """Say whether the blend may rank, and what can be said of it. of: words for the lists meant, where not our own."""
+    anchor, title = "guard" + ("-upstream" if of else ""), f"The guard{of}"
     if not verdict:
-        return Section("guard", "The guard", ["The fit kept no verdict of the guard: fold G had no cases."])
+        return Section(anchor, title, ["The fit kept no verdict of the guard: fold G had no cases."])
     guard = GuardVerdict.from_dict(verdict)
     said = guard.sentence().removeprefix("guard: ").split("; out of fold: ")[0]
     paragraphs = [
@@ -173,7 +174,7 @@ def guard_section(verdict: Mapping[str, Any] | None) -> Section:
     ]
     if guard.difference is None:
         paragraphs.append("Without a fitted blend there is no difference to draw.")
-        return Section("guard", "The guard", paragraphs)
+        return Section(anchor, title, paragraphs)
     difference = guard.difference
     note = f"{difference.mean:+.4f}"
     svg = dot_plot(
@@ -196,7 +197,7 @@ def guard_section(verdict: Mapping[str, Any] | None) -> Section:
             "component's score, shrunk toward the default, then with the score itself, shrunk toward the plain sum.",
         )
     )
-    return Section("guard", "The guard", paragraphs, figures)
+    return Section(anchor, title, paragraphs, figures)
 
 
 def parts_section(parts: Sequence[Mapping[str, Any]]) -> Section:

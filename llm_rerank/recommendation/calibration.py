@@ -103,7 +103,8 @@ def fit_calibrator(
     knots = tuple(np.unique(np.quantile(scores[positive], quantiles)).tolist()) if quantiles else ()
     inputs = _inputs(scores, user_support, item_support, knots)
     mean, deviation = inputs.mean(axis=0), inputs.std(axis=0)
-    deviation = np.where(deviation > 1e-12, deviation, 1.0)
+    varies = deviation > 1e-12
+    deviation = np.where(varies, deviation, 1.0)
     design = np.column_stack([np.ones(len(inputs)), (inputs - mean) / deviation])
     labels = positive.astype(np.float64)
     n_segments = len(knots) + 1
@@ -116,7 +117,9 @@ def fit_calibrator(
 
     rate = labels.mean()
     first = np.zeros(n_segments + 3)
-    first[:2] = np.log(rate / (1.0 - rate)), 0.5
+    first[0] = np.log(rate / (1.0 - rate))
+    # a column that never varies has no gradient, so whatever it starts from would stay as its slope
+    first[1 : n_segments + 1] = np.where(varies[:n_segments] & (np.cumsum(varies[:n_segments]) == 1), 0.5, 0.0)
     bounds = [(None, None), *[(0.0, None)] * n_segments, (None, None), (None, None)]
     found = minimize(objective, first, jac=True, method="L-BFGS-B", bounds=bounds, options={"maxiter": 500})
     coefficients = found.x[1:] / deviation

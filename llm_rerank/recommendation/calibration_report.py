@@ -19,6 +19,9 @@ from llm_rerank.types import BoolArray, FloatArray, IntArray
 SHOWN = 10
 """The first ranks, which a shopper sees: their probabilities are judged apart."""
 
+RESAMPLES_OF_STRATA = 500
+"""Fewer than for all lists: there are a dozen strata, and each takes as long as the whole."""
+
 
 def describe_calibration(
     probabilities: FloatArray,
@@ -34,7 +37,7 @@ def describe_calibration(
 
     user_support, item_support: log1p counts. Candidates without a probability (NaN) are left out. Of the first ten:
     ECE, what perfect probabilities would show on so many (its floor), mean probability and rate. Of all: Brier skill
-    and calibration slope with 95 % intervals that take lists as the unit, and both again by strata.
+    and calibration slope with 95 % intervals that take lists as the unit, and intercept; all of it again by strata.
     Returns {} where nothing is known or no candidate is a target.
     """
     known = ~np.isnan(probabilities)
@@ -51,7 +54,7 @@ def describe_calibration(
         for bounds in all_bounds:
             inside = within(counts, bounds)
             if inside.any():
-                strata[f"{kind} {label(bounds)}"] = _stratum(probabilities, positive, cases, top, inside)
+                strata[f"{kind} {label(bounds)}"] = _stratum(probabilities, positive, cases, top, inside, seed)
     return {
         **_of_the_top(probabilities[top], positive[top]),
         "brier_skill": skill.mean,
@@ -76,15 +79,21 @@ def _of_the_top(probabilities: FloatArray, positive: BoolArray) -> dict[str, flo
 
 
 def _stratum(
-    probabilities: FloatArray, positive: BoolArray, cases: IntArray, top: BoolArray, inside: BoolArray
+    probabilities: FloatArray, positive: BoolArray, cases: IntArray, top: BoolArray, inside: BoolArray, seed: int
 ) -> dict[str, Any]:
     line = calibration_line(probabilities[inside], positive[inside], cases[inside])
+    skill = brier_skill_interval(
+        probabilities[inside], positive[inside], cases[inside], n_resamples=RESAMPLES_OF_STRATA, seed=seed
+    )
     shown = inside & top
     return {
         "n": int(inside.sum()),
         "n_targets": int(positive[inside].sum()),
         "slope": line.slope,
         "slope_ci95": list(line.slope_interval),
+        "intercept": line.intercept,
+        "brier_skill": skill.mean,
+        "brier_skill_ci95": [skill.low, skill.high],
         **(_of_the_top(probabilities[shown], positive[shown]) if shown.any() else {}),
     }
 

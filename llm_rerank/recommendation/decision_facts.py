@@ -6,8 +6,6 @@ import warnings
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-
 from llm_rerank.config import RerankerConfig
 from llm_rerank.recommendation.deciding import Decided
 from llm_rerank.recommendation.drift import Drift, drift_from
@@ -44,7 +42,7 @@ def decision_facts(
     drift = Drift({}, {}, len(cases))
     if profile is not None:
         drift = drift_from(profile, decided.scores, decided.candidates, cases.history.lengths)
-    reason = _why_no_guarantee(decided, shown, drift, config, k) or other_lists
+    reason = _why_no_guarantee(decided, drift, config, k) or other_lists
     if warn and drift.shifted and (cut is not None or decided.stage.calibrator is not None):
         warnings.warn(
             f"{drift.sentence()}: probabilities and cut may not hold for them; fit again on recent events, or fit "
@@ -87,7 +85,7 @@ def decision_sentence(facts: Mapping[str, Any]) -> str:
     return f"{kept}{changed}; no guarantee: {facts['no_guarantee']}{warned}"
 
 
-def _why_no_guarantee(decided: Decided, shown: np.ndarray, drift: Drift, config: RerankerConfig, k: int | None) -> str:
+def _why_no_guarantee(decided: Decided, drift: Drift, config: RerankerConfig, k: int | None) -> str:
     """Say why the cut's guarantee does not hold for a batch; "" where it does."""
     cut = decided.stage.cut
     if cut is None:
@@ -100,8 +98,28 @@ def _why_no_guarantee(decided: Decided, shown: np.ndarray, drift: Drift, config:
         return drift.sentence()
     if config.cross_encoder_depth is not None and decided.stage.residual_verdict is not None:
         return f"cross_encoder_depth ({config.cross_encoder_depth}) leaves candidates unread that were read for the cut"
-    if not np.array_equal(decided.kept, decided.kept_by_cut):
-        return f"min_items ({config.min_items}) or max_items ({config.max_items}) changed what the cut had kept"
-    if not np.array_equal(shown, decided.kept):
-        return f"only the first {k} of a list are returned, and the cut had kept more"
+    promised, asked = cut.guarantee, config.threshold
+    if asked is None or (asked.rule, asked.risk, asked.alpha, asked.delta) != (
+        "risk",
+        promised.risk,
+        promised.alpha,
+        promised.delta,
+    ):
+        return "threshold was changed after the fit, whose cut is still in use; fit again to have another"
+    return _otherwise_shown(promised.risk, int(decided.candidates.lengths.max(initial=0)), config, k)
+
+
+def _otherwise_shown(risk: str, longest: int, config: RerankerConfig, k: int | None) -> str:
+    """Say why lists are not shown as the cut left them, where the risk could grow by it; "" where it cannot.
+
+    longest: candidates of the batch's longest list. Decided by what was asked for and not by what it changed here: a
+    list of which one knows that ``k`` cut nothing off is not one drawn at random.
+    """
+    if risk != "false_positives":  # fewer items shown are never more false ones
+        if config.max_items is not None and config.max_items < longest:
+            return f"max_items ({config.max_items}) may leave out what the cut keeps"
+        if k is not None and k < longest:
+            return f"only the first {k} of a list are returned, and the cut may keep more; ask with k=None (--all)"
+    if risk != "missed_target" and config.min_items:
+        return f"min_items ({config.min_items}) may add what the cut leaves out"
     return ""

@@ -7,7 +7,7 @@ without a history, the share of items that the catalogue does not have.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -46,6 +46,11 @@ class DriftProfile:
     no_history: float
     unknown_items: float | None
     n_cases: int
+
+    def with_histories(self, history_lengths: IntArray) -> DriftProfile:
+        """Take the shares of history lengths from these: int64, shape (n_cases,)."""
+        shares, none = _history_shares(history_lengths).tolist(), float((history_lengths == 0).mean())
+        return replace(self, history_shares=shares, no_history=none)
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON-ready values."""

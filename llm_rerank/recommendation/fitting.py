@@ -19,7 +19,7 @@ from llm_rerank.recommendation.cross_reading import judged_reading, read_with_cr
 from llm_rerank.recommendation.held_out import HeldOutCases
 from llm_rerank.recommendation.holdout import plan_holdout
 from llm_rerank.recommendation.inputs import FitData, FitTools
-from llm_rerank.recommendation.judging import report_and_cut, settled_on_all
+from llm_rerank.recommendation.judging import report_and_cut, settled_on_all, with_histories_by_now
 from llm_rerank.recommendation.log import FitLog
 from llm_rerank.recommendation.parts import fit_fusion_stage, stand_on_parts
 from llm_rerank.recommendation.refit import refit_components
@@ -91,6 +91,8 @@ def fit_reranker(data: FitData, tools: FitTools, log: FitLog, start: Start | Non
         again = fit_fusion_stage(whole, standing.components, tools, n_items, start, all_joined=True)
         stage, of_both = settled_on_all(again, whole, config, n_items, log)
         report |= of_both
+    asked = holdout.targets.users if refitted else holdout.targets.users[~held_out.in_f]
+    stage = with_histories_by_now(stage, data.events, asked)
     if not config.refit:
         log.say("refit=False: components and blend keep what they learned before the hold-out")
     upstream_stage, upstream_report = fit_upstream_stage(
@@ -100,6 +102,7 @@ def fit_reranker(data: FitData, tools: FitTools, log: FitLog, start: Start | Non
     upstream_stage = None if upstream_stage is None else _settle_guarantee(upstream_stage, broken, log)
     settings = {component.name: dict(component.settings) for component in components}
     summary = {"protocol": holdout.protocol, "holdout": holdout.description, "settings": settings, **report}
+    summary["refitted"] = refitted
     summary["cut"] = None if stage.cut is None else stage.cut.to_dict()
     if upstream_report is not None and upstream_stage is not None:
         cut = upstream_stage.cut
@@ -116,5 +119,5 @@ def _settle_guarantee(stage: Stage, broken: str, log: FitLog) -> Stage:
         return stage
     stage = stage.without_guarantee(broken) if broken else stage
     assert stage.cut is not None
-    log.say(stage.cut.sentence())
+    log.say(f"{'warning: ' if stage.cut.vacuous else ''}{stage.cut.sentence()}")
     return stage

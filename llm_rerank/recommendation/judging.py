@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from llm_rerank.config import RerankerConfig
+from llm_rerank.data.cases import build_cases
 from llm_rerank.models.conditional_logit import Float64Array
 from llm_rerank.recommendation.calibration_report import calibration_sentence, describe_calibration
 from llm_rerank.recommendation.candidates import is_member, ranks_in_row
@@ -21,7 +22,7 @@ from llm_rerank.recommendation.log import FitLog
 from llm_rerank.recommendation.risk_control import LEAST_CASES_FOR_GUARANTEE
 from llm_rerank.recommendation.stage import UPSTREAM, Stage, StageFit, supports
 from llm_rerank.recommendation.thresholds import choose_cut, cut_curve
-from llm_rerank.types import BoolArray, DataError, FloatArray, IntArray
+from llm_rerank.types import BoolArray, DataError, FloatArray, IntArray, Interactions
 
 
 def report_and_cut(
@@ -79,6 +80,17 @@ def settled_on_all(
     probabilities = stage.probability(scores, fold.pair_values)
     stage = _with_cut(stage, config, probabilities, positive, fold, n_hit, log)
     return stage, {**_decided(stage), "cut_curve": cut_curve(probabilities, positive, rows)}
+
+
+def with_histories_by_now(stage: Stage, events: Interactions, users: IntArray) -> Stage:
+    """Let the profile know these users' histories as long as they have become, which is what batches will have.
+
+    users: of the profile's cases, whose histories ended at the hold-out: codes of ``events``, shape (n_cases,).
+    """
+    if stage.profile is None or not len(users):
+        return stage
+    never = np.full(len(users), np.iinfo(np.int64).max, dtype=np.int64)
+    return replace(stage, profile=stage.profile.with_histories(build_cases(events, users, never).history.lengths))
 
 
 def _decided(stage: Stage) -> dict[str, Any]:

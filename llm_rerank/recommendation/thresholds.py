@@ -1,4 +1,4 @@
-"""Cut-off rules: which probability a candidate needs to be kept. Chosen on cases that nothing else was fitted on."""
+"""Cut-off rules: which probability a candidate needs to be kept, chosen on held-out cases (``judging``)."""
 
 from __future__ import annotations
 
@@ -62,9 +62,16 @@ class Cut:
             f"{self.recall:.3f}, {self.mean_kept:.1f} kept a case"
         )
         if self.guarantee is not None:
-            return f"{said}; guaranteed: {self.guarantee.sentence()}"
+            return f"{said}; guaranteed: {self.guarantee.sentence()}{self.vacuous}"
         reason = "" if self.no_guarantee == NEVER_PROMISED else f": {self.no_guarantee}"
         return f"{said} (an estimate, not a guarantee{reason})"
+
+    @property
+    def vacuous(self) -> str:
+        """Say where a guarantee holds only because nothing is kept; "" elsewhere."""
+        if self.guarantee is None or self.mean_kept > 0:
+            return ""
+        return " (but only because nothing is kept: raise alpha to keep something)"
 
     @property
     def misses_its_target(self) -> bool:

@@ -4,8 +4,8 @@ At once: histories, what was seen, sales and opinions by item, scorers that coun
 a refit: what other scorers learned, the fusion, the calibrator, and the sentiment of new reviews (ratings count at
 once; a review enters an item's text when that is rendered next).
 
-A cut's guarantee stays after new events: it was given for the stream that they belong to, and the drift watch says
-when they are no longer like it. It goes where texts change that the components had read.
+A cut's guarantee goes with the first event that a component counts, and where texts change that components had read:
+it was proved for components that score as they did then. It stays where only histories grow, or new items come.
 """
 
 from __future__ import annotations
@@ -25,9 +25,11 @@ from llm_rerank.data.merging import match_users, with_events
 from llm_rerank.data.schema import validate_interactions
 from llm_rerank.data.times import TimeUnit
 from llm_rerank.recommendation.components import Component
-from llm_rerank.recommendation.item_changes import with_item_table
+from llm_rerank.recommendation.item_changes import with_item_table, without_guarantees
 from llm_rerank.recommendation.state import MARKS, Saved, target_kinds
 from llm_rerank.types import DataError, DataReport, IntArray, Interactions, RevisableScorer
+
+COUNTED = "components counted new events after the cut was chosen, so they score otherwise than they did then"
 
 
 @dataclass(frozen=True)
@@ -94,6 +96,8 @@ def updated(
         n_events, n_new_users = len(new), len(new.user_ids)
         if n_events:
             saved, counting = _with_events(saved, new)
+            if counting:
+                saved = without_guarantees(saved, COUNTED)
             refreshed |= dict.fromkeys(counting)
     names = [component.name for component in saved.fitted.components]
     stale = tuple(name for name in names if name not in counting) if n_events else ()

@@ -11,12 +11,13 @@ import numpy as np
 from llm_rerank.data.cases import build_cases, seen_items
 from llm_rerank.data.features import ItemStatistics, pair_features
 from llm_rerank.data.frames import id_codes
+from llm_rerank.data.schema import UNKNOWN_ITEMS
 from llm_rerank.data.splits import hash_users
 from llm_rerank.recommendation.candidates import is_member
 from llm_rerank.recommendation.components import Component, retrieve_and_score
 from llm_rerank.recommendation.holdout import Holdout
 from llm_rerank.recommendation.inputs import FitData, FitTools, Fold, Folds
-from llm_rerank.recommendation.judging import report_and_cut, settled_on_all
+from llm_rerank.recommendation.judging import report_and_cut, settled_on_all, with_histories_by_now
 from llm_rerank.recommendation.log import FitLog
 from llm_rerank.recommendation.parts import fit_fusion_stage
 from llm_rerank.recommendation.stage import Stage, Start
@@ -71,8 +72,11 @@ def fit_upstream_stage(
         stage, of_both = settled_on_all(again, folds.whole, tools.config, len(items), log)
         report |= of_both
     if stage.profile is not None:
-        # unknown items were dropped from the impressions, so how many are usual is not known
-        stage = replace(stage, profile=replace(stage.profile, unknown_items=None))
+        # unknown items were dropped from the impressions; how many is known where the table was read for this fit
+        unknown = data.impressions.attrs.get(UNKNOWN_ITEMS)
+        profile = replace(stage.profile, unknown_items=unknown)
+        asked = users if refit else users[~folds.in_f]
+        stage = with_histories_by_now(replace(stage, profile=profile), data.events, asked)
     return stage, report
 
 

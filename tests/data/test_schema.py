@@ -270,6 +270,7 @@ class TestImpressions:
         assert shown.columns.tolist() == ["user_id", "item", "time", "upstream_score"]
         assert shown["user_id"].tolist() == [1, 2] and shown["item"].tolist() == [0, 1]
         assert shown["time"].tolist() == [START, START + 1]
+        assert shown.attrs["unknown_items"] == 0.25
         assert shown["time"].dtype == shown["item"].dtype == np.int64 and shown["upstream_score"].dtype == np.float32
         assert report.dropped == {
             "impressions: item is absent from items": 1,

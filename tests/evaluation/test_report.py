@@ -13,7 +13,7 @@ from llm_rerank.config import DiversityConfig, RerankerConfig, ThresholdConfig
 from llm_rerank.evaluation.demonstration import second_selection
 from llm_rerank.evaluation.diversity_curve import diversity_curve
 from llm_rerank.evaluation.page import Page, Section, Table, Tile, render_page, write_page
-from llm_rerank.evaluation.report import changed_settings, report_page, write_report
+from llm_rerank.evaluation.report import changed_settings, report_page, tiles, write_report
 from llm_rerank.evaluation.report_examples import chosen_users
 from llm_rerank.evaluation.report_probability import (
     cut_section,
@@ -184,7 +184,7 @@ def test_lists_of_an_upstream_recommender_get_sections_of_their_own(evaluation, 
     upstream = {key: values[key] for key in ("calibration", "cut", "cut_curve", "n_cases")}
     page = report_page({**values, "upstream": upstream}, evaluation.table, CONFIG, **parts)
     anchors = [section.anchor for section in page.sections]
-    assert anchors[anchors.index("cut") + 1 :][:2] == ["probability-upstream", "cut-upstream"]
+    assert anchors[anchors.index("cut") + 1 :][:3] == ["guard-upstream", "probability-upstream", "cut-upstream"]
     assert section_of(page, "probability-upstream").figures
     assert len(set(anchors)) == len(anchors)
 
@@ -253,6 +253,16 @@ def test_the_time_line_has_a_refit_and_no_dates_where_there_are_none(evaluation)
     assert time_line(trial, {}, seed=1, refit=True, last_time=0) is None
 
 
+def test_the_guards_tile_says_a_loss_and_not_too_few_cases(evaluation):
+    report = evaluation.reranker.report().values
+    losing = {**report["guard"], "kept_blend": False, "non_inferior": False}
+    few = {**losing, "difference": None}
+    for guard, words in ((losing, "loses more than is harmless"), (few, "too few cases")):
+        [tile] = [tile for tile in tiles({**report, "guard": guard}, evaluation.table) if tile.name == "guard"]
+        assert tile.figure == "default ranks"
+        assert words in tile.note
+
+
 @pytest.mark.parametrize(
     ("interval", "verdict"),
     [([0.01, 0.03], "better than"), ([-0.03, -0.01], "worse than"), ([-0.01, 0.03], "not told apart from")],
@@ -275,6 +285,9 @@ def test_the_guard_is_drawn_beside_its_margin(evaluation):
     assert read_off(across, marks(svg)[0][0]) == pytest.approx(verdict["difference"]["mean"], abs=0.001)
     margin = next(e for e in ElementTree.fromstring(svg).iter(f"{SVG}line") if e.get("stroke-dasharray") == "4 3")
     assert read_off(across, float(margin.get("x1"))) == pytest.approx(-verdict["margin"], abs=0.001)
+    other = guard_section(verdict, ", for lists of the upstream recommender")
+    assert (other.anchor, section.anchor) == ("guard-upstream", "guard")
+    assert "upstream" in other.title
     few = guard_section({**verdict, "difference": None})
     assert not few.figures
     assert "too few to fit a blend" in said(few)

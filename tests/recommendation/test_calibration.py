@@ -49,6 +49,14 @@ def test_a_higher_score_never_has_a_lower_probability():
         assert (np.diff(line) >= 0).all()
 
 
+def test_scores_that_do_not_vary_say_nothing_of_other_scores():
+    _, user, item, positive = drawn(2_000)
+    constant = fit_calibrator(np.full(2_000, 7.3), user, item, positive)
+    assert constant.coefficients[:-2].tolist() == [0.0] * (len(constant.knots) + 1)
+    at = constant.probability(np.array([2.3, 7.3, 12.3]), np.ones(3), np.ones(3))
+    assert np.ptp(at) == 0
+
+
 @pytest.mark.parametrize(("n_positives", "n_knots"), [(39, 0), (40, 1), (99, 1), (100, 3)])
 def test_bends_need_positives(n_positives, n_knots):
     scores, user, item, _ = drawn(2_000)

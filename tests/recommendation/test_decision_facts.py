@@ -67,19 +67,61 @@ def test_bounds_that_change_the_kept_set_are_counted_and_end_the_guarantee(reran
     least = int(kept.min()) + 1
     facts = facts_of(reranker, users, min_items=least)
     assert facts["n_added_by_min_items"] == (least - kept).clip(lower=0).sum() > 0
-    assert facts["guarantee"] is None
+    assert facts["guarantee"] is not None  # more items never miss more targets
     loose = facts_of(reranker, users, max_items=10_000)  # a bound that changes nothing takes nothing back
     assert loose["guarantee"] is not None
 
 
-def test_a_shorter_list_ends_the_guarantee_only_where_it_drops_kept_items(reranker, users):
+def test_a_shorter_list_ends_the_guarantee_whether_or_not_it_drops_kept_items_of_this_batch(reranker, users):
     kept = reranker.recommend(users, k=None).groupby("user_id")["kept"].sum()
-    short = reranker.recommend(users, k=int(kept.max()) - 1)
-    assert short.attrs["decision"]["guarantee"] is None
-    assert "only the first" in short.attrs["decision"]["no_guarantee"]
-    assert short.attrs["decision"]["n_kept"] == short["kept"].sum()
-    enough = reranker.recommend(users, k=int(kept.max()))
-    assert enough.attrs["decision"]["guarantee"] is not None
+    for k in (int(kept.max()) - 1, int(kept.max())):
+        short = reranker.recommend(users, k=k)
+        assert short.attrs["decision"]["guarantee"] is None
+        assert "only the first" in short.attrs["decision"]["no_guarantee"]
+        assert short.attrs["decision"]["n_kept"] == short["kept"].sum()
+    few = kept.index[kept <= 2][:40].tolist()
+    assert few  # else nothing is seen of lists that the bound leaves alone
+    facts = facts_of(reranker, few, max_items=2)
+    assert (facts["n_removed_by_max_items"], facts["guarantee"]) == (0, None)
+
+
+def test_what_bounds_do_to_a_guarantee_depends_on_its_risk(reranker, users):
+    data = reranker._data()
+    stage = data.fitted.stage
+    for risk, shorter, longer in (
+        ("missed_target", False, True),
+        ("false_positives", True, False),
+        ("false_discovery", False, False),
+    ):
+        cut = replace(stage.cut, guarantee=replace(stage.cut.guarantee, risk=risk))
+        other = Reranker(replace(reranker.config, threshold=replace(RISK, risk=risk)), verbose=False)
+        other._adopt(replace(data, fitted=replace(data.fitted, stage=replace(stage, cut=cut))))
+        holds = [
+            facts_of(other, users, **bound)["guarantee"] is not None for bound in ({"max_items": 1}, {"min_items": 1})
+        ]
+        assert holds == [shorter, longer], risk
+        assert (other.recommend(users, k=5).attrs["decision"]["guarantee"] is not None) == shorter, risk
+
+
+@pytest.mark.parametrize("threshold", [replace(RISK, alpha=0.1), ThresholdConfig("probability", 0.9), None])
+def test_a_threshold_changed_after_the_fit_has_no_guarantee(reranker, users, threshold):
+    facts = facts_of(reranker, users, threshold=threshold)
+    assert facts["guarantee"] is None
+    assert "changed after the fit" in facts["no_guarantee"]
+    assert facts["least_probability"] == reranker.report().values["cut"]["least_probability"]
+
+
+def test_histories_that_grew_since_the_hold_out_are_no_drift(shop):
+    events, items = shop
+    fitted = Reranker(CONFIG, verbose=False).fit(events[events["user_id"] < "u4"], items)
+    profile = fitted._data().fitted.stage.profile
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DriftWarning)
+        now = fitted.recommend(k=10).attrs["decision"]["drift"]["indices"]["history lengths"]
+    lengths = events[events["user_id"] < "u4"].groupby("user_id").size().clip(upper=20)
+    assert now < 0.1
+    assert profile.no_history == 0
+    assert (lengths > 10).mean() == pytest.approx(profile.history_shares[-1], abs=0.1)
 
 
 def test_lists_that_the_cut_was_not_chosen_on_have_no_guarantee(reranker, users):
@@ -179,7 +221,7 @@ def test_the_command_line_says_how_a_batch_was_cut(reranker, users, tmp_path):
     table = reranker.recommend(users, k=None)
     table.query("rank <= 5")[["user_id", "item_id"]].to_csv(tmp_path / "best.csv", index=False)
     said = {}
-    calls = {"all": ["recommend", str(tmp_path / "shop"), *users, "--k", "100"]}
+    calls = {"all": ["recommend", str(tmp_path / "shop"), *users, "--all"]}
     calls["best"] = ["rerank", str(tmp_path / "shop"), str(tmp_path / "best.csv")]
     for name, call in calls.items():
         asked = [*call, "--out", str(tmp_path / "out.csv")]

@@ -420,3 +420,17 @@ def test_a_cut_saved_before_there_were_guarantees_has_none():
     assert Cut.from_dict(old) == cut
     assert cut.guarantee is None
     assert "an estimate" in cut.no_guarantee
+
+
+def test_a_guarantee_that_holds_because_nothing_is_kept_says_so():
+    rng = np.random.default_rng(0)
+    rows = Ragged.from_lengths(np.zeros(8_000, dtype=np.int64), np.full(800, 10))
+    positive = np.zeros(8_000, dtype=np.bool_)
+    positive[np.arange(800) * 10 + rng.integers(0, 10, 800)] = True
+    useless = rng.uniform(0.001, 0.02, 8_000).astype(np.float32)  # no cut has a tenth of its items wrong
+    cut = choose_cut(ThresholdConfig("risk", risk="false_discovery", alpha=0.1, delta=0.1), useless, positive, rows)
+    assert (cut.mean_kept, cut.guarantee is not None) == (0, True)
+    assert "only because nothing is kept" in cut.sentence()
+    some = choose_cut(ThresholdConfig("risk", alpha=0.4, delta=0.1), useless, positive, rows)
+    assert some.mean_kept > 0
+    assert some.vacuous == ""

@@ -253,11 +253,18 @@ def test_the_report_says_what_was_dropped_and_what_is_stale(model, shop):
     assert set(report.refreshed) | set(report.stale) == {c.name for c in model.components}
 
 
-def test_guarantees_outlive_events_and_new_items_and_not_changed_texts(fitted, shop):
+def test_guarantees_outlive_new_items_and_not_counted_events_or_changed_texts(fitted, shop):
     saved = with_guarantee(fitted.saved)
     item = shop[1]["item_id"][0]
-    after, _ = updated(saved, [event("u0", item)], [{"item_id": "new", "title": "premium easel"}])
+    after, _ = updated(saved, items=[{"item_id": "new", "title": "premium easel"}])
     assert after.fitted.stage.cut.guarantee is not None
+    counted, report = updated(after, [event("u0", item)])
+    assert report.refreshed
+    assert counted.fitted.stage.cut.guarantee is None
+    assert "counted new events" in counted.fitted.stage.cut.no_guarantee
+    learned_only = tuple(c for c in after.fitted.components if c.name in report.stale)
+    not_counting = replace(after, fitted=replace(after.fitted, components=learned_only))
+    assert updated(not_counting, [event("u0", item)])[0].fitted.stage.cut.guarantee is not None
     changed, _ = updated(after, items=[{"item_id": item, "title": "something else"}])
     cut = changed.fitted.stage.cut
     assert cut.guarantee is None

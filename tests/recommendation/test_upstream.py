@@ -211,7 +211,7 @@ def test_with_a_refit_all_users_teach_the_stage_that_half_of_them_have_judged(pa
     assert lines[: len(judging)] == judging
     assert lines[-1].startswith(f"refit: blend, guard and calibrator on all {n_cases:,} held-out cases")
     assert judged.verdict.n_cases < stage.verdict.n_cases <= n_cases
-    assert stage.profile.unknown_items is None
+    assert stage.profile.unknown_items == 0.0
 
 
 def test_the_stage_of_another_shop_is_where_the_fit_starts(parts):
@@ -254,7 +254,7 @@ def test_some_unknown_scores_are_filled_and_every_candidate_is_decided(parts):
     stage, _ = fit_stage_of(parts, data=replace(data, impressions=data.impressions.assign(upstream_score=scores)))
     assert np.isfinite(stage.upstream_scale).all()
     assert np.isfinite(stage.blend.weights).all()
-    assert stage.profile.unknown_items is None  # they were dropped from the impressions
+    assert stage.profile.unknown_items == 0.0  # the table named no other items
     values = np.zeros((3, len(PAIR_FEATURES)), dtype=np.float32)
     upstream = np.array([0.5, np.nan, -0.5], dtype=np.float32)
     n = len([name for name in stage.component_names if name != "upstream"])
