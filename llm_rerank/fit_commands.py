@@ -38,7 +38,7 @@ from llm_rerank.options import (
 TokenAttention = Annotated[
     bool,
     typer.Option(
-        "--token-attention", help="The cross-encoder reads the history's tokens too, ten to twenty times as slow."
+        "--token-attention", help="The cross-encoder reads the history's tokens too, twenty to sixty times as slow."
     ),
 ]
 NumberFormat = Annotated[

@@ -128,6 +128,8 @@ def tune_on_lists(
     tuning = fine_tune(
         model, lists.training, lists.validation, lists.items, settings, checkpoint=checkpoint, say=log.detail
     )
+    for note in model.reader.notes():
+        log.say(f"cross-encoder: {note}")
     log.say(tuning.sentence())
     return model, tuning
 

@@ -237,7 +237,7 @@ def test_in_bfloat16_only_the_reader_of_pairs_is_rounded(tiny):
             for d in ("float32", "bfloat16")
         ]
         exact, rounded = (model.predict(histories, candidates)[0] for model in models)
-        tables = [model._texts.table for model in models]
+        tables = [model._texts._parts[0] for model in models]
         assert all(torch.equal(getattr(tables[0], name), getattr(tables[1], name)) for name in COLUMNS)
         assert models[1]._for_scoring().head_mean.weight.dtype == torch.float32
         difference = np.abs(exact - rounded).max()
@@ -334,7 +334,7 @@ def test_token_states_are_kept_in_two_bytes_a_value(tiny, tmp_path):
     grown = loaded.grown(items, np.array([160, 161])).grown(items.with_texts(texts), np.array([3]))
     predict(model, [["tent"]], [["a lamp", ""]])
     predict(model, [["tent"]], [["a chair"]])
-    for table in (model._table, loaded._table, grown._table, model._texts.table):
+    for table in (model._table, loaded._table, grown._table, *model._texts._parts):
         n_tokens, size = table.states.shape
         assert (n_tokens, size) == (table.offsets[-1], 2 * 32)  # the inputs of two upper layers
         assert table.states.dtype == torch.float16
@@ -342,7 +342,7 @@ def test_token_states_are_kept_in_two_bytes_a_value(tiny, tmp_path):
         assert table.n_bytes == 2 * n_tokens * size + 4 * others
     # what is kept in more than that is not rounded when the two are joined
     wide = build_table(model.network, model.reader, ["a lamp"], np.ones((1, 32), np.float32), state_dtype=torch.float32)
-    both = ItemTable.joined([model._texts.table, wide])
+    both = ItemTable.joined([model._texts._parts[0], wide])
     torch.testing.assert_close(both.states[-len(wide.states) :], wide.states, atol=0, rtol=0)
 
 
@@ -393,7 +393,7 @@ def test_lists_that_do_not_match(tiny):
     with pytest.raises(DataError, match="row 0 of candidates is the text 'b'"):
         model.predict([["a"]], ["b"])
     for weight in (float("inf"), float("nan")):
-        with pytest.raises(DataError, match="weights hold NaN or infinity"):
+        with pytest.raises(DataError, match="row 0 of weights holds"):
             model.predict([["a"]], [["b"]], weights=[[weight]])
     assert model.predict([], []) == []
 
@@ -441,7 +441,7 @@ def test_many_distinct_texts_are_read_and_scored_in_pieces(tiny, monkeypatch, cr
     candidates = [[f"thing {n} of {n % 7}" for n in range(1_000)], ["thing 3 of 3", "probe"], ["pipe " * 40]]
     weights = [[2.0, 0.5], [], [1.5]]
     whole = predict(model, histories, candidates, weights)
-    per_text = model._texts.table.n_bytes / len(model._texts.table)
+    per_text = model._texts.n_bytes / len(model._texts)
     monkeypatch.setattr(text_table, "TEXTS_AT_ONCE", 50)
     monkeypatch.setattr(text_table, "MOST_BYTES_KEPT", 100 * per_text)
     kept = []
@@ -462,11 +462,22 @@ def test_many_distinct_texts_are_read_and_scored_in_pieces(tiny, monkeypatch, cr
     assert max(kept) < 250
 
 
-def test_a_hundred_thousand_candidates_are_read_in_pieces(tiny):
+@pytest.mark.parametrize("cross_attention", [False, True])
+def test_a_hundred_thousand_candidates_are_read_in_pieces(tiny, monkeypatch, cross_attention):
     shop = planted_shop(n_users=4)
-    model = model_of(tiny, trained=True).fit(shop.past, shop.items, seed=0)
+    model = model_of(tiny, trained=True, cross_attention=cross_attention).fit(shop.past, shop.items, seed=0)
+    widths = []
+    score_block = scoring.score_block
+
+    def watched(network, table, histories, candidates, block, *more):
+        widths.append(block.candidates.size)
+        return score_block(network, table, histories, candidates, block, *more)
+
+    monkeypatch.setattr(scoring, "score_block", watched)
     many = np.random.default_rng(0).integers(0, len(shop.items), 100_000)
     scores = model.score(shop.cases.take(np.array([0])).with_candidates(Ragged.from_lists([many])))
+    assert len(widths) > 5
+    assert max(widths) <= max(scoring.READER_ON_CPU.most_pairs, scoring.WITHOUT_READER.most_pairs)
     once = model.score(shop.cases.take(np.array([0])).with_candidates(Ragged.from_lists([np.arange(len(shop.items))])))
     np.testing.assert_allclose(scores, once[many], atol=1e-5)
 
@@ -548,8 +559,11 @@ def test_states_come_from_the_cache_and_nothing_is_read_again(tiny, tmp_path):
     np.testing.assert_array_equal(predict(again, [texts[:2]], [texts])[0], with_cache[0])
     without = predict(model_of(tiny, trained=True), [texts[:2]], [texts])
     np.testing.assert_allclose(with_cache[0], without[0], atol=2e-3)  # float16
-    said = first.reader.cost_in_words(texts)
-    assert "3 texts of about" in said and "MiB in float16" in said and said.endswith("s to read")
+    said = first.reader.cost_in_words([*texts, "a kite", "a bell"])
+    assert "2 texts of about" in said
+    assert "MiB in float16" in said
+    assert said.endswith("s to read; those of 3 more are kept")
+    assert first.reader.cost_in_words(texts) == "states of 0 texts; those of 3 more are kept"
 
 
 def test_a_cache_of_other_weights_is_not_used(tiny, tmp_path):
@@ -584,3 +598,55 @@ def test_a_cache_of_another_tokenizer_or_shorter_cut_is_not_used(tiny, tmp_path)
         found = states_of(model, [long])
         model.reader.cache = None
         torch.testing.assert_close(found, states_of(model, [long]), atol=5e-3, rtol=0)
+
+
+def test_a_save_without_items_leaves_no_table_that_other_weights_have_read(tiny, tmp_path):
+    shop = planted_shop(n_users=4)
+    model = model_of(tiny, trained=True).fit(shop.past, shop.items, seed=0)
+    model.save(tmp_path)
+    with torch.no_grad():
+        for weight in model.network.parameters():
+            weight.add_(0.1)
+    model.network = model.network  # as a fine-tuning sets it
+    model.save(tmp_path)
+    with pytest.raises(NotFittedError):
+        HistoryCrossEncoder.load(tmp_path, device="cpu").score(shop.cases)
+
+
+@pytest.mark.parametrize("wrong", [[1.0] * 9, [1.0] * 12, [0.0, *[1.0] * 9], [-1.0, *[1.0] * 9], [float("nan")] * 10])
+def test_weights_that_do_not_fit_a_long_history_are_refused(tiny, wrong):
+    model = model_of(tiny, trained=True)  # reads the newest 8 of 10
+    with pytest.raises(DataError, match="weights"):
+        model.predict([[f"thing {n}" for n in range(10)]], [["tent"]], weights=[wrong])
+
+
+def test_texts_are_remembered_in_parts_and_a_new_one_copies_few(tiny):
+    model = model_of(tiny, trained=True, cross_attention=True)
+    texts = [f"thing {n} of {n % 7}" for n in range(40)]
+    parts = []
+    for first in range(0, 40, 5):
+        now = predict(model, [texts[:2]], [texts[first : first + 5]])[0]
+        fresh = model_of(tiny, trained=True, cross_attention=True)
+        np.testing.assert_allclose(now, predict(fresh, [texts[:2]], [texts[first : first + 5]])[0], atol=1e-5)
+        parts.append([len(part) for part in model._texts._parts])
+    assert max(map(len, parts)) > 1  # else each call would have copied all
+    assert all(sizes == sorted(set(sizes), reverse=True) for sizes in parts)
+    backwards = texts[::-1]
+    np.testing.assert_allclose(
+        predict(model, [texts[:2]], [backwards])[0], predict(fresh, [texts[:2]], [texts])[0][::-1], atol=1e-5
+    )
+
+
+def test_white_space_does_not_take_the_place_of_words(tiny):
+    reader = model_of(tiny).reader
+    spaced, n_cut = reader.token_ids([" " * 600 + "tent", "tent", "x" * 5_000])
+    assert spaced[0].tolist() == spaced[1].tolist()
+    assert n_cut == 1  # the last, of which most is not looked at
+
+
+def test_an_encoder_that_computes_otherwise_between_its_layers_is_refused(tmp_path):
+    folder = Path(save_tiny_encoder(tmp_path))
+    (config,) = [path for path in folder.rglob("config.json") if "hidden_act" in path.read_text(encoding="utf-8")]
+    config.write_text(json.dumps({**json.loads(config.read_text(encoding="utf-8")), "hidden_act": "relu"}))
+    with pytest.raises(DataError, match="'relu' between its layers"):
+        model_of(str(folder)).predict([["tent"]], [["lamp"]])

@@ -398,6 +398,20 @@ def test_a_checkpoint_that_is_not_gone_on_from_says_why(tiny, tmp_path):
     assert "is damaged" in said_of(spoil=lambda f: next(f.rglob("best.safetensors")).write_bytes(b"gone"))
 
 
+@pytest.mark.parametrize("evaluate_every", [1, 5])
+def test_a_run_that_diverges_keeps_the_best_so_far(tiny, monkeypatch, evaluate_every):
+    def rate(step, settings):
+        return 1e-3 if step < 7 else float("inf")
+
+    monkeypatch.setattr(training, "learning_rate_at", rate)
+    said, model = [], tiny_model(tiny)
+    settings = replace(QUICK, steps=40, evaluate_every=evaluate_every)
+    result = fine_tune(model, planted_lists(200, 1), planted_lists(60, 2), ITEMS, settings, say=said.append)
+    assert "the best so far is kept" in said[-1]
+    assert all(np.isfinite(entry["loss"]) for entry in result.log)
+    assert all(torch.isfinite(weight).all() for weight in model.network.parameters())
+
+
 def test_ctrl_c_keeps_the_best_so_far(tiny, monkeypatch):
     step = training._Run._step
 

@@ -26,7 +26,17 @@ from llm_rerank.types import DataError, IntArray, Ragged, StorageError
 TOKENS_AT_ONCE = 16_384
 TEXTS_MEASURED = 128
 CHARACTERS_PER_TOKEN = 32
-"""Of a text no more than this many characters a token are looked at: what follows could not be read anyway."""
+"""Of a text so many characters a token are looked at, white space apart: hardly more could be read."""
+
+
+def cut_in_words(n_cut: int, n_read: int, item_tokens: int) -> str:
+    """Say how many texts were too long to be read whole; empty where none was."""
+    if not n_cut:
+        return ""
+    return (
+        f"{n_cut:,} of {n_read:,} texts are longer than {item_tokens} tokens and were cut at the end; "
+        "raise item_tokens to read more"
+    )
 
 
 class ItemReader:
@@ -59,6 +69,11 @@ class ItemReader:
             )
         assert bert is not None
         config = bert.config
+        if config.hidden_act not in ("gelu", "gelu_python"):
+            raise DataError(
+                f"encoder {model!r} computes {config.hidden_act!r} between its layers; the history cross-encoder knows "
+                "'gelu' alone: name such an encoder, for example 'default'"
+            )
         if not 1 <= n_upper < config.num_hidden_layers:
             raise DataError(f"n_upper is {n_upper}; {model!r} has {config.num_hidden_layers} layers, so 1 to one less")
         most = config.max_position_embeddings - (0 if kind == "bert" else config.pad_token_id + 1)
@@ -94,6 +109,8 @@ class ItemReader:
         )
         self.n_cut = 0
         """Texts of the last reading that were longer than ``item_tokens``."""
+        self.n_read = 0
+        """All texts of the last reading."""
         self._cache_type: StateType = cache_type
         self.cache = None
         if cache_folder is not None:
@@ -115,17 +132,30 @@ class ItemReader:
         if not texts:
             return Ragged.empty(0), 0
         most = CHARACTERS_PER_TOKEN * self.item_tokens
-        cut = [text[:most].encode("utf-8", "replace").decode("utf-8") for text in texts]
+        # white space says nothing to a tokenizer, and would take the place of words
+        shown = [" ".join(text[: 4 * most].split()) for text in texts]
+        cut = [text[:most].encode("utf-8", "replace").decode("utf-8") for text in shown]
         rows = self._tokenizer(cut, add_special_tokens=True, truncation=False, verbose=False)["input_ids"]
-        n_cut = sum(len(row) > self.item_tokens for row in rows)
+        n_cut = sum(len(row) > self.item_tokens or len(text) > most for row, text in zip(rows, shown, strict=True))
         kept = [row if len(row) <= self.item_tokens else [*row[: self.item_tokens - 1], row[-1]] for row in rows]
         return Ragged.from_lists(kept), n_cut
 
+    def notes(self) -> list[str]:
+        """Say what the last reading cut, and what of the cache could not be used."""
+        cut = cut_in_words(self.n_cut, self.n_read, self.item_tokens)
+        dropped = [] if self.cache is None else [f"kept states: {note}" for note in self.cache.notes]
+        return [*([cut] if cut else []), *dropped]
+
     def cost_in_words(self, texts: Sequence[str]) -> str:
         """Say what keeping and reading the states of these texts takes, measured on the first of them."""
+        n_kept = 0
+        if self.cache is not None:
+            missing = self.cache.missing([state_key(text) for text in texts])
+            n_kept, texts = len(texts) - len(missing), [texts[position] for position in missing]
         tokens, _ = self.token_ids(list(texts[:TEXTS_MEASURED]))
+        kept = f"; those of {n_kept:,} more are kept" if n_kept else ""
         if not len(tokens):
-            return "states of 0 texts"
+            return f"states of 0 texts{kept}"
         packing = pack(tokens.lengths)
         began = time.perf_counter()
         self._read(tokens.take(packing.order), packing)
@@ -134,7 +164,7 @@ class ItemReader:
         size = bytes_needed(int(mean * len(texts)), self.shape.hidden_size, self._cache_type) / 2**20
         return (
             f"states of {len(texts):,} texts of about {mean:.0f} tokens: {size:,.0f} MiB in {self._cache_type}, about "
-            f"{max(seconds, 1):,.0f} s to read"
+            f"{max(seconds, 1):,.0f} s to read{kept}"
         )
 
     def batches(self, texts: Sequence[str]) -> Iterator[tuple[IntArray, Packing, Tensor]]:
@@ -143,6 +173,7 @@ class ItemReader:
         Yields (positions in ``texts`` in the order of the packing's places, packing, states (n_tokens, hidden_size)).
         """
         tokens, self.n_cut = self.token_ids(texts)
+        self.n_read = len(texts)
         by_length = np.argsort(-tokens.lengths, kind="stable")  # longest first: memory runs out at once or never
         through = np.cumsum(tokens.lengths[by_length])
         batch = (through - 1) // TOKENS_AT_ONCE

@@ -22,7 +22,7 @@ from llm_rerank.models.cross_encoder.item_states import ItemReader, fresh_networ
 from llm_rerank.models.cross_encoder.item_table import ItemTable, build_table, read_table, write_table
 from llm_rerank.models.cross_encoder.scoring import cases_of_visits, readable_histories, score_lists
 from llm_rerank.models.cross_encoder.state_cache import StateType
-from llm_rerank.models.cross_encoder.text_table import TextTable, check_texts, pieces, what_was_cut
+from llm_rerank.models.cross_encoder.text_table import TextTable, check_texts, check_weights, pieces, what_was_cut
 from llm_rerank.models.scoring import require_texts
 from llm_rerank.models.semantic.encoder import SentenceEncoder, check_same_encoder, encoder_reference, load_encoder
 from llm_rerank.models.semantic.weights import DEFAULT_MODEL, Dtype, settled, torch_dtype
@@ -167,8 +167,8 @@ class HistoryCrossEncoder:
 
         Returns one float32 array a user, shape (n_candidates of the user,), in the order given. An empty history is
         scored by the head alone, an empty candidate text by the head and a similarity of 0.
-        Raises DataError where the lists do not match, a list of texts is one text, or a weight is not finite. Warns
-        once, with counts, where something had to be cut.
+        Raises DataError where the lists do not match, a list of texts is one text, or a weight is no number above 0.
+        Warns once, with counts, where something had to be cut.
         """
         check_texts(histories, "histories")
         check_texts(candidates, "candidates")
@@ -176,14 +176,11 @@ class HistoryCrossEncoder:
             raise DataError(
                 f"histories has {len(histories)} rows and candidates {len(candidates)}; give one of each a user"
             )
+        if weights is None:
+            weights = [[1.0] * len(row) for row in histories]
+        check_weights(weights, histories)
         kept = [list(row)[-self.history_length :] for row in histories]
-        kept_weights = [[1.0] * len(row) for row in kept]
-        if weights is not None:
-            kept_weights = [list(row)[-self.history_length :] for row in weights]
-            if [len(row) for row in kept_weights] != [len(row) for row in kept]:
-                raise DataError("weights do not match histories; give one weight a history text")
-            if not np.isfinite([value for row in kept_weights for value in row]).all():
-                raise DataError("weights hold NaN or infinity; give numbers above 0, 1 for an ordinary event")
+        kept_weights = [list(row)[-self.history_length :] for row in weights]
         n_read = n_cut = 0
 
         def read(texts: list[str]) -> ItemTable:
@@ -305,8 +302,11 @@ class HistoryCrossEncoder:
             "training_log": self.training_log,
         }
         write_json(folder / "cross_encoder.json", stored)
+        table = folder / "items.safetensors"
         if self._table is not None:
-            write_table(folder / "items.safetensors", self._table, self._has_text)
+            write_table(table, self._table, self._has_text)
+        else:
+            table.unlink(missing_ok=True)  # one of an earlier save was read by other weights
 
     @classmethod
     def load(

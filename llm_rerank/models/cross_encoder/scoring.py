@@ -43,7 +43,7 @@ class Batching:
 MEASURED_SIZE = 384
 """Hidden size that these were measured with; blocks of a larger network are as much smaller."""
 
-READER_ON_CPU = Batching(2_048, 65_536, 256, 1)
+READER_ON_CPU = Batching(2_048, 65_536, 8, 1)
 READER_ON_GPU = Batching(32_768, 262_144, 2_048, 512)
 WITHOUT_READER = Batching(16_384, 65_536, 1_024, 1)
 WITHOUT_READER_ON_GPU = Batching(65_536, 262_144, 8_192, 1)

@@ -7,6 +7,7 @@ last checkpoint and ends where it would have ended; Ctrl-C keeps the best step s
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -228,6 +229,9 @@ class _Run:
             while progress.step < self.settings.steps and not self._is_out_of_patience(progress):
                 progress.losses.append(self._step(progress.step))
                 progress.step += 1
+                if not math.isfinite(progress.losses[-1]):
+                    self.say(f"step {progress.step}: the loss is {progress.losses[-1]}; the best so far is kept")
+                    break
                 is_due = progress.step % self.settings.evaluate_every == 0 or progress.step == self.settings.steps
                 if is_due:
                     self._evaluate(progress)
@@ -287,6 +291,8 @@ class _Run:
         if progress.losses:
             entry["training_loss"] = float(np.mean(progress.losses))
         progress.losses = []
+        if not math.isfinite(entry["loss"]):  # diverged: the next step says so and ends it
+            return
         best = min((e["loss"] for e in progress.log), default=float("inf"))
         progress.log.append(entry)
         if entry["loss"] < best:
