@@ -26,6 +26,7 @@ from llm_rerank.recommendation.holdout import plan_holdout
 from llm_rerank.recommendation.inputs import FitData, FitTools, Fold
 from llm_rerank.recommendation.log import FitLog
 from llm_rerank.recommendation.planning import make_encoder, sentiment_of
+from llm_rerank.recommendation.refit import fit_again
 from llm_rerank.recommendation.specs import specs_for
 from llm_rerank.recommendation.stage import Stage, fit_stage
 from llm_rerank.storage import read_arrays, write_arrays
@@ -102,30 +103,37 @@ def load_halves(
     seed: int = 0,
     cache: str | None = None,
     with_sequence: bool = False,
+    refit: bool = False,
     keep: Path | None = None,
 ) -> Halves:
     """Fit the components and score the halves, or read what an earlier run left in the folder ``keep``.
 
     cache: folder of encoded texts. with_sequence: the small nets are among the components; all other parts always are.
+    refit: the later cases are scored by components fitted again on all of the past, as a fit hands them on.
     """
-    path = None if keep is None else keep / f"{dataset}{'_with_sequence' if with_sequence else ''}.safetensors"
+    of = f"{dataset}{'_with_sequence' if with_sequence else ''}{f'_refit_seed_{seed}' if refit else ''}"
+    path = None if keep is None else keep / f"{of}.safetensors"
     if path is not None and path.exists():
         return _read(path)
     trial = hold_out(load_dataset(dataset, data_dir), PROTOCOLS.get(dataset, LastOut()), "validation")
-    halves = _score(trial, RerankerConfig(seed=seed, cache_folder=cache), with_sequence)
+    halves = _score(trial, RerankerConfig(seed=seed, cache_folder=cache), with_sequence, refit)
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
         _write(path, halves)
     return halves
 
 
-def _score(trial: Trial, config: RerankerConfig, with_sequence: bool) -> Halves:
+def _score(trial: Trial, config: RerankerConfig, with_sequence: bool, refit: bool) -> Halves:
     encoder, log = make_encoder(config), FitLog(verbose=True)
     specs = [s for s in specs_for(config, trial.past, encoder) if with_sequence or s.part != SEQUENCE]
     data = FitData(trial.past, trial.items, None, None, sentiment_of(trial.past, encoder))
     tools = FitTools(config, encoder, specs, PAIR_FEATURES, Renderer())
     components, _, fold_f, fold_g = fit_and_score_holdout(data, tools, plan_holdout(data.events, config.seed, log), log)
-    later = fold_of_trial(trial, trial.items, components, config, data.sentiment)
+    items = trial.items
+    if refit:
+        items = tools.render(trial.items, trial.past, None)
+        components = fit_again(components, specs, trial.past, items, config.seed, log)
+    later = fold_of_trial(trial, items, components, config, data.sentiment)
     names = tuple(component.name for component in components if component.blends)
     return Halves(names, len(trial.items), fold_f, fold_g, later, tuple(log.lines))
 

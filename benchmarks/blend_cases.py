@@ -6,7 +6,9 @@ Works inside the validation trial's training data as ``blend_rungs`` does: the c
 fit's own hold-out. Of its held-out users, both folds, so many are drawn at random; blend, guard and calibrator are
 fitted on them as a fit does and rank the trial's own cases, later ones, with the same components. A draw of half the
 users is what fold F alone teaches; all of them is what a fit with a refit learns from. Differences are paired by case,
-and means over the draws; the interval knows the cases' spread, the draws' own spread stands beside it.
+and means over the draws; the interval knows the cases' spread, the draws' own spread stands beside it. With ``--refit``
+the components that rank the later cases are fitted again on all of the past, as a fit hands them on; each ``--seed``
+holds out other users.
 """
 
 from __future__ import annotations
@@ -47,6 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument(
         "--shares", type=float, nargs="+", default=SHARES, help="of the held-out users, a half with them"
     )
+    parser.add_argument("--refit", action="store_true", help="judge with components fitted again on all of the past")
     parser.add_argument("--draws", type=int, default=8)
     parser.add_argument("--sharpness", type=float, default=SHARPNESS, help="of the shares of rungs")
     parser.add_argument("--seed", type=int, default=0)
@@ -63,6 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         seed=options.seed,
         cache=options.cache,
         with_sequence=not options.without_sequence,
+        refit=options.refit,
         keep=options.keep,
     )
     values = {}
@@ -88,6 +92,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         "n_later": values[HALF].shape[1],
         "draws": options.draws,
         "sharpness": options.sharpness,
+        "refit": options.refit,
         "shares": rows,
         "fit_said": halves.said,
         **information,

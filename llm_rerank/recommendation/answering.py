@@ -1,8 +1,8 @@
 """Answers to single requests: the frame-less path from questions to lists, a micro-batch in one pass.
 
 It agrees with the slow way, ``Reranker.rerank`` and ``recommend``, and differs where a service must: every question is
-decided for itself (whether it has upstream scores, how it is cut, whether it drifted), one bad question fails alone,
-and a component that fails costs its opinion, not the answer (``fallbacks.py``).
+decided for itself (whether it has upstream scores, how it is cut), one bad question fails alone, and a component that
+fails costs its opinion, not the answer (``fallbacks.py``). Whether lists drift shows in many: ``answers.watched``.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from llm_rerank.config import RerankerConfig
 from llm_rerank.data.id_index import code_of, codes_by_id
 from llm_rerank.recommendation.deciding import Decided, ScoredBatch, settle
 from llm_rerank.recommendation.decision_facts import decision_facts
-from llm_rerank.recommendation.drift import Drift
+from llm_rerank.recommendation.drift import Drift, DriftWatch, Shares, shares_of
 from llm_rerank.recommendation.thresholds import Cut, bounded_kept
 from llm_rerank.types import BoolArray, DataError, FloatArray, IntArray, ObjectArray, Ragged
 
@@ -35,7 +35,8 @@ class Answer:
     the guard compares with. propensities: None where nothing is drawn at random. facts: how it was cut, and whether it
     drifted (``decision_facts``). degraded: names of what failed. fallback: "", or what stood in (``fallbacks.py``):
     then scores are NaN and all known items count as kept, up to ``max_items``. at: moment of the decision. known_user:
-    there are events of the user. unknown_items: ids asked that the catalogue lacks. scored: for ``recut``.
+    there are events of the user. unknown_items: ids asked that the catalogue lacks. scored: for ``recut``. shares: for
+    a ``DriftWatch``; None in a fallback, or where the fit had nothing to compare with.
     """
 
     item_ids: list[Any]
@@ -56,6 +57,7 @@ class Answer:
     unknown_items: list[Any]
     codes: IntArray
     scored: ScoredList
+    shares: Shares | None = None
 
 
 @dataclass(frozen=True)
@@ -110,6 +112,24 @@ def cut_list(
     return _answer(scored, decided, facts, k)
 
 
+def watched(answer: Answer, watch: DriftWatch) -> Answer:
+    """Let an answer say of the last lists together whether they drifted, and take its guarantee back where they did."""
+    return answer if answer.shares is None else _drifted(answer, watch.after(answer.shares))
+
+
+def drifted_as(answer: Answer, first: Answer) -> Answer:
+    """Let an answer that was cut anew say of drift what the first one said."""
+    said = first.facts["drift"]
+    return _drifted(answer, Drift(said["indices"], said["limits"], said["n_cases"]))
+
+
+def _drifted(answer: Answer, drift: Drift) -> Answer:
+    facts = {**answer.facts, "drift": drift.to_dict()}
+    if drift.shifted and facts["guarantee"] is not None:
+        facts |= {"guarantee": None, "no_guarantee": drift.sentence()}
+    return replace(answer, facts=facts)
+
+
 def _uncut(scored: ScoredList, config: RerankerConfig, k: int | None) -> Answer:
     """Give a fallback: what is known is kept, for nothing says what should not be; ``max_items`` holds."""
     n = len(scored.codes)
@@ -151,6 +171,10 @@ def _uncut(scored: ScoredList, config: RerankerConfig, k: int | None) -> Answer:
 
 def _answer(scored: ScoredList, decided: Decided, facts: dict[str, Any], k: int | None) -> Answer:
     order = np.argsort(decided.ranks, kind="stable")[:k]
+    profile, shares = decided.stage.profile, None
+    if profile is not None and scored.batch is not None and len(decided.scores):
+        lengths = scored.batch.scored.cases.history.lengths
+        shares = shares_of(profile, decided.scores, decided.candidates, lengths)
     return Answer(
         item_ids=[scored.item_ids[place] for place in order],
         ranks=decided.ranks[order],
@@ -170,6 +194,7 @@ def _answer(scored: ScoredList, decided: Decided, facts: dict[str, Any], k: int 
         unknown_items=[item_id for item_id, code in zip(scored.item_ids, scored.codes, strict=True) if code < 0],
         codes=scored.codes[order],
         scored=scored,
+        shares=shares,
     )
 
 

@@ -1,11 +1,13 @@
 """Drift watch: does a batch look like the cases that probabilities and cut were judged on.
 
 Four things are compared by the population stability index: score quantiles, history lengths, the share of users
-without a history, the share of items that the catalogue does not have.
+without a history, the share of items that the catalogue does not have. Lists that come one by one are watched together.
 """
 
 from __future__ import annotations
 
+import threading
+from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cache
@@ -24,6 +26,9 @@ MOST_DRIFT = 0.25
 
 SURE = 0.999
 """A batch is called drifted only where its index also exceeds what so few cases show by chance so often."""
+
+WATCHED_LISTS = 1_000
+"""Of the last so many lists, asked for one by one, a service says whether they drifted."""
 
 N_SCORE_BINS = 10
 HISTORY_EDGES = tuple(low for low, _ in USER_STRATA[1:])
@@ -110,26 +115,79 @@ def profile_of(scores: Float64Array, rows: Ragged, history_lengths: IntArray) ->
     )
 
 
+@dataclass(frozen=True)
+class Shares:
+    """What lists are compared by: float64 means over lists, all parts of one; n_cases, how many lists they are.
+
+    scores: candidates in each score bin of a profile. histories: shape (n_history_bins,), lists of users with a history
+    so long. no_history: lists of users without one. unknown_items: candidates that the catalogue lacks.
+    """
+
+    scores: Float64Array
+    histories: Float64Array
+    no_history: float
+    unknown_items: float
+    n_cases: int
+
+
+def shares_of(profile: DriftProfile, scores: Float64Array, rows: Ragged, history_lengths: IntArray) -> Shares:
+    """Measure lists, at least one with a candidate, as the profile was; arguments as in ``profile_of``."""
+    weights = _weights(rows)
+    known = float(weights[~np.isnan(scores)].sum() / weights.sum())
+    return Shares(
+        scores=_score_shares(scores, rows, np.asarray(profile.score_edges)) * known,
+        histories=_history_shares(history_lengths) * (history_lengths > 0).mean(),
+        no_history=float((history_lengths == 0).mean()),
+        unknown_items=1.0 - known,
+        n_cases=len(rows),
+    )
+
+
 def drift_from(profile: DriftProfile, scores: Float64Array, rows: Ragged, history_lengths: IntArray) -> Drift:
     """Compare a batch with the profile; arguments as in ``profile_of``. An empty batch has not drifted."""
     if not len(rows.values):
         return Drift({}, {}, len(rows))
-    edges = np.asarray(profile.score_edges)
-    weights = _weights(rows)
+    return drift_of(profile, shares_of(profile, scores, rows, history_lengths))
+
+
+def drift_of(profile: DriftProfile, shares: Shares) -> Drift:
+    """Compare measured lists with the profile."""
     pairs = {
-        "score quantiles": (profile.score_shares, _score_shares(scores, rows, edges)),
-        "users without history": _two(profile.no_history, float((history_lengths == 0).mean())),
+        "score quantiles": (profile.score_shares, shares.scores / max(shares.scores.sum(), 1e-12)),
+        "users without history": _two(profile.no_history, shares.no_history),
     }
-    if profile.no_history < 1 and history_lengths.any():
-        pairs["history lengths"] = (profile.history_shares, _history_shares(history_lengths))
+    if profile.no_history < 1 and shares.histories.any():
+        pairs["history lengths"] = (profile.history_shares, shares.histories / shares.histories.sum())
     if profile.unknown_items is not None:
-        unknown = float(weights[np.isnan(scores)].sum() / weights.sum())
-        pairs["unknown items"] = _two(profile.unknown_items, unknown)
+        pairs["unknown items"] = _two(profile.unknown_items, shares.unknown_items)
     indices, limits = {}, {}
     for name, (expected, observed) in pairs.items():
-        indices[name] = stability_index(np.asarray(expected), observed, profile.n_cases, len(rows))
-        limits[name] = max(MOST_DRIFT, chance_limit(len(expected), profile.n_cases, len(rows)))
-    return Drift(indices, limits, len(rows))
+        indices[name] = stability_index(np.asarray(expected), observed, profile.n_cases, shares.n_cases)
+        limits[name] = max(MOST_DRIFT, chance_limit(len(expected), profile.n_cases, shares.n_cases))
+    return Drift(indices, limits, shares.n_cases)
+
+
+class DriftWatch:
+    """The last lists that were asked for one by one, compared together: a single one tells nothing.
+
+    profile: what they are compared with. n_lists: how many of the last ones count. Safe to use from several threads.
+    """
+
+    def __init__(self, profile: DriftProfile, n_lists: int = WATCHED_LISTS) -> None:
+        self.profile = profile
+        self._lists: deque[Float64Array] = deque(maxlen=n_lists)
+        self._n_scores = len(profile.score_shares)
+        self._lock = threading.Lock()
+
+    def after(self, shares: Shares) -> Drift:
+        """Take in one list's shares and compare the last ones, this among them."""
+        row = np.concatenate([shares.scores, [shares.no_history, shares.unknown_items], shares.histories])
+        with self._lock:
+            self._lists.append(row)
+            n = len(self._lists)
+            means = np.mean(self._lists, axis=0)
+        scores, (no_history, unknown), histories = np.split(means, [self._n_scores, self._n_scores + 2])
+        return drift_of(self.profile, Shares(scores, histories, float(no_history), float(unknown), n))
 
 
 def stability_index(expected: npt.ArrayLike, observed: npt.ArrayLike, n_expected: int, n_observed: int) -> float:

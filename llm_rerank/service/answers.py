@@ -64,7 +64,10 @@ class Guarantee(Open):
 
 
 class Drift(Open):
-    """How far the list is from those of the fit: an index for each thing compared, and that from which it is drift."""
+    """How far the last lists are from those of the fit: an index for each thing compared, and when it is drift.
+
+    n_cases: how many of the last lists, this among them. A single one tells nothing, nor do a few.
+    """
 
     indices: dict[str, Nullable]
     limits: dict[str, Nullable]

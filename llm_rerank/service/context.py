@@ -5,11 +5,13 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from dataclasses import dataclass, replace
 from typing import Any
 
 from llm_rerank.recommendation.answering import Answer, Question, answer_each
+from llm_rerank.recommendation.answers import watched
+from llm_rerank.recommendation.drift import DriftWatch
 from llm_rerank.recommendation.live import LiveShop
 from llm_rerank.recommendation.reranker import Reranker
 from llm_rerank.service.batching import ScoringQueue, Workers
@@ -65,6 +67,7 @@ class Context:
         self._erased: dict[str, int] = {}  # digest of a user to the position of the erasure
         self._erased_through = shop.log.last_position()
         self._lock = threading.Lock()
+        self._watches: deque[DriftWatch] = deque(maxlen=4)
 
     # ------------------------------------------------------------- the model
 
@@ -108,6 +111,19 @@ class Context:
             if self._catalogue is None or self._catalogue.items.frame is not items.frame:
                 self._catalogue = Catalogue(items)
             return self._catalogue
+
+    def watched(self, answer: Answer) -> Answer:
+        """Compare the answer's list, with the last ones before it, to those of the fit (``DriftWatch``)."""
+        batch = answer.scored.batch
+        profile = None if batch is None else batch.stage.profile
+        if profile is None:
+            return answer
+        with self._lock:
+            watch = next((watch for watch in self._watches if watch.profile is profile), None)
+            if watch is None:  # of a model, its own lists and an upstream recommender's are watched apart
+                watch = DriftWatch(profile)
+                self._watches.append(watch)
+        return watched(answer, watch)
 
     # ------------------------------------------------------------- kept answers
 

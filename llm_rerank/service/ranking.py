@@ -13,6 +13,7 @@ from fastapi import FastAPI, Request
 from llm_rerank.data.id_index import codes_by_id, known_id
 from llm_rerank.data.values import plain
 from llm_rerank.recommendation.answering import Answer, Question, answer_each, recut
+from llm_rerank.recommendation.answers import drifted_as
 from llm_rerank.recommendation.fallbacks import UPSTREAM_ORDER
 from llm_rerank.service.answers import RankedList, refusals
 from llm_rerank.service.bodies import Decision, RecommendBody, RecutBody, RerankBody
@@ -108,6 +109,7 @@ def _said(context: Context, snapshot: Snapshot | None, asked: Asked, answer: Ans
         if isinstance(answer, Exception):
             raise answer
         assert snapshot is not None
+        answer = context.watched(answer)
         content = list_content(answer, snapshot, asked.request_id, asked.question.user_id)
         context.metrics.count_answer(content["degraded"], content["fallback"])
         remember(context, snapshot, asked, answer, content)
@@ -209,7 +211,7 @@ def _recut(context: Context, body: RecutBody) -> bytes:
         diversity=body.diversity,
         k=body.k,
     )
-    content = list_content(answer, snapshot, body.request_id, kept.user_id)
+    content = list_content(drifted_as(answer, kept.answer), snapshot, body.request_id, kept.user_id)
     return to_json({**content, "model_version": kept.version})
 
 

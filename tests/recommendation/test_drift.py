@@ -8,9 +8,11 @@ import pytest
 from llm_rerank.recommendation.drift import (
     MOST_DRIFT,
     DriftProfile,
+    DriftWatch,
     chance_limit,
     drift_from,
     profile_of,
+    shares_of,
     stability_index,
 )
 from llm_rerank.types import Ragged
@@ -108,3 +110,25 @@ def test_a_handful_of_lists_says_nothing():
     assert drift_from(profile, *batch(rng, n=50_000)).limits["score quantiles"] == MOST_DRIFT
     empty = drift_from(profile, np.empty(0), Ragged.empty(3), np.array([1, 2, 3]))
     assert (empty.shifted, empty.sentence()) == ([], "")
+
+
+def test_lists_one_by_one_are_compared_as_they_are_together():
+    rng = np.random.default_rng(5)
+    profile = profile_of(*batch(rng))
+    scores, rows, lengths = batch(rng, n=80, shift=0.6, shortest=0)
+    scores[::17] = np.nan
+    watch = DriftWatch(profile, n_lists=50)
+
+    def alone(row):
+        at = slice(rows.offsets[row], rows.offsets[row + 1])
+        return shares_of(profile, scores[at], rows.take(np.array([row])), lengths[[row]])
+
+    for row in range(80):
+        drift = watch.after(alone(row))
+        last = np.arange(max(0, row - 49), row + 1)
+        together = drift_from(profile, scores[rows.value_positions(last)], rows.take(last), lengths[last])
+        assert drift.n_cases == len(last)
+        assert drift.indices == pytest.approx(together.indices)
+        assert drift.limits == pytest.approx(together.limits)
+    assert drift.shifted
+    assert not DriftWatch(profile).after(alone(79)).shifted  # one list tells nothing

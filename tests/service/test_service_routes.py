@@ -51,6 +51,22 @@ def same_rows(these: list[dict], those: list[dict]) -> None:
 # ------------------------------------------------------------------ lists
 
 
+def test_newcomers_one_by_one_are_told_from_the_users_of_the_fit(model):
+    """One list tells nothing; of the last ones together each answer says that another population has come."""
+    with serving(model) as client:
+        shifted, n_lists = [], []
+        for number in range(60):
+            said = good(client.post("/recommend", json={"user_id": f"nobody {number}", "k": 5}))["cut"]["drift"]
+            shifted.append(said["shifted"])
+            n_lists.append(said["n_cases"])
+        assert n_lists == list(range(1, 61))
+        assert shifted[0] == []
+        assert "users without history" in shifted[-1]
+        again = good(client.post("/recommend", json={"user_id": "u4", "k": 5}))["cut"]
+        assert again["drift"]["n_cases"] == 61
+        assert again["guarantee"] is None
+
+
 def test_a_list_is_the_librarys_own(reading):
     ids = ids_of(reading)
     candidates = [*ids[10:40], "nowhere"]
@@ -113,6 +129,8 @@ def test_an_answer_is_cut_anew_as_if_it_had_been_asked_so(reading):
     anew = good(reading.post("/recommend/recut", json={"request_id": first["request_id"], **settings}))
     asked = good(reading.post("/recommend/rerank", json={"user_id": "u5", "candidates": ids[:50], **settings}))
     assert anew["request_id"] == first["request_id"]
+    assert anew["cut"].pop("drift") == first["cut"]["drift"]
+    assert asked["cut"].pop("drift")["n_cases"] == first["cut"]["drift"]["n_cases"] + 1
     assert {**anew, "request_id": ""} == {**asked, "request_id": ""}
     assert len(anew["items"]) == 7
     refused(reading.post("/recommend/recut", json={"request_id": "never"}), 404, "request_id")
