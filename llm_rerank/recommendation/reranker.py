@@ -36,6 +36,7 @@ from llm_rerank.recommendation.saving import read_reranker, write_reranker
 from llm_rerank.recommendation.upstream import upstream_of_both
 from llm_rerank.types import (
     Cases,
+    DataError,
     DataReport,
     FloatArray,
     Interactions,
@@ -206,8 +207,8 @@ class Reranker(ChangingReranker):
         mattered, which reads up to 24 shortened texts. upstream_score, versus_upstream_score: what the upstream
         recommender said of the two, NaN where it said nothing: with it, and impressions at the fit, the score explained
         is the one that ``rerank`` gives lists with upstream scores; where an item stands in the list does not matter.
-        Raises DataError where an item is not in the catalogue, StorageError where phrases need an encoder that cannot
-        be loaded.
+        Raises DataError where an item, or every item of ``history``, is not in the catalogue, StorageError where phrases
+        need an encoder that cannot be loaded.
         """
         fitted = self._fit_result()
         asked_ids([user_id], "user_id")
@@ -219,6 +220,11 @@ class Reranker(ChangingReranker):
         if isinstance(history, list | tuple):
             listed = history_frame(user_id, history, self._moment(None, at))
             given = self._given(listed, time_unit="s", report=report)
+            if given is not None and not len(given):
+                raise DataError(
+                    f"history names no item of the catalogue (first: {history[0]!r}); give ids of items, or leave it "
+                    "out to explain with what is known of the user"
+                )
         else:
             given = self._given(history, report=report)
         data_facts(report)

@@ -216,6 +216,8 @@ def test_an_explanation_in_many_steps_is_the_same(fitted, shop, monkeypatch):
 def test_an_empty_history_is_asked_for_in_another_way(fitted, shop):
     with pytest.raises(DataError, match="history is empty; leave it out .* or ask for a user id that is not known"):
         fitted.explain("u0", shop[1]["item_id"][3], history=[])
+    with pytest.raises(DataError, match="history names no item of the catalogue .first: 'nope'"):
+        fitted.explain("u0", shop[1]["item_id"][3], history=["nope", "neither"])
 
 
 def test_another_item_must_be_another_and_known(fitted, shop):
