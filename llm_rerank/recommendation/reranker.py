@@ -207,8 +207,8 @@ class Reranker(ChangingReranker):
         mattered, which reads up to 24 shortened texts. upstream_score, versus_upstream_score: what the upstream
         recommender said of the two, NaN where it said nothing: with it, and impressions at the fit, the score explained
         is the one that ``rerank`` gives lists with upstream scores; where an item stands in the list does not matter.
-        Raises DataError where an item, or every item of ``history``, is not in the catalogue, StorageError where phrases
-        need an encoder that cannot be loaded.
+        Raises DataError where an item, or every item of ``history``, is not in the catalogue, StorageError where
+        phrases need an encoder that cannot be loaded.
         """
         fitted = self._fit_result()
         asked_ids([user_id], "user_id")
