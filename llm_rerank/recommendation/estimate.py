@@ -47,6 +47,7 @@ FUSION_GROWTH = 1.4  # each further part is tried with all columns of those befo
 
 LEAST_LIST_USERS = 100  # fewer leave too few lists to fine-tune on
 USUAL_STEPS = 150  # early stopping seldom goes on for longer
+FEW_LIST_USERS, STEPS_ON_FEW = 500, 90  # on a hundred lists it overfits sooner
 STEP_S, TEXTS_A_STEP = 0.2, 400  # items of a step, drawn with repeats
 STEP_READS = 0.65  # a reading's time for each of them: upper layers only, there and back
 KEPT_SHARE = 0.5  # of a reading's time: the lower layers, read once for all items
@@ -101,7 +102,8 @@ class FitWork:
             steps["refit on all rows"] += read_all * self.refit
             steps["cross-encoder lists"] = again
             steps["cross-encoder scores"] = read_all
-            steps["cross-encoder fine-tuning"] = min(self.n_steps, USUAL_STEPS) * (
+            usual = USUAL_STEPS if self.n_list_users >= FEW_LIST_USERS else STEPS_ON_FEW
+            steps["cross-encoder fine-tuning"] = min(self.n_steps, usual) * (
                 STEP_S + STEP_READS * self.read_s * self.n_items * -np.expm1(-TEXTS_A_STEP / self.n_items)
             )
         return steps
