@@ -175,7 +175,9 @@ class DriftWatch:
 
     def __init__(self, profile: DriftProfile, n_lists: int = WATCHED_LISTS) -> None:
         self.profile = profile
-        self._lists: deque[Float64Array] = deque(maxlen=n_lists)
+        self._lists: deque[Float64Array] = deque()
+        self._n_lists = n_lists
+        self._total: Float64Array | float = 0.0  # of the lists: an answer must not wait for a sum over a thousand
         self._n_scores = len(profile.score_shares)
         self._lock = threading.Lock()
 
@@ -184,8 +186,11 @@ class DriftWatch:
         row = np.concatenate([shares.scores, [shares.no_history, shares.unknown_items], shares.histories])
         with self._lock:
             self._lists.append(row)
+            self._total = self._total + row
+            if len(self._lists) > self._n_lists:
+                self._total = self._total - self._lists.popleft()
             n = len(self._lists)
-            means = np.mean(self._lists, axis=0)
+            means = np.maximum(self._total / n, 0.0)  # differences of sums may end below 0 by rounding
         scores, (no_history, unknown), histories = np.split(means, [self._n_scores, self._n_scores + 2])
         return drift_of(self.profile, Shares(scores, histories, float(no_history), float(unknown), n))
 
