@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from llm_rerank.data.id_index import code_of, codes_by_id, known_id
+from llm_rerank.data.schema import UNKNOWN_ITEMS
 from llm_rerank.data.values import object_array
 from llm_rerank.types import BoolArray, FloatArray, IntArray, Interactions, ObjectArray
 
@@ -20,7 +21,8 @@ class Impressions:
     """One row an item shown, sorted by time, ties in the order of the list.
 
     user_ids: object, shape (n_users,), distinct, those with a row. users: int64, shape (n_rows,), places in
-    ``user_ids``. items: int64, codes. times: int64. upstream_scores: float32, NaN where none.
+    ``user_ids``. items: int64, codes. times: int64. upstream_scores: float32, NaN where none. unknown_items: share of
+    the table's rows that named no item of the catalogue and are not here; None: of lists kept before it was counted.
     """
 
     user_ids: ObjectArray
@@ -28,6 +30,7 @@ class Impressions:
     items: IntArray
     times: IntArray
     upstream_scores: FloatArray
+    unknown_items: float | None = None
 
     def __len__(self) -> int:
         return len(self.users)
@@ -43,13 +46,16 @@ class Impressions:
             frame["item"].to_numpy(dtype=np.int64),
             frame["time"].to_numpy(dtype=np.int64),
             frame["upstream_score"].to_numpy(dtype=np.float32),
+            frame.attrs.get(UNKNOWN_ITEMS),
         )
 
     def to_frame(self) -> pd.DataFrame:
         """Give the rows as ``validate_impressions`` does."""
         ids = pd.Series(self.user_ids[self.users], dtype=object)
         columns = {"item": self.items, "time": self.times, "upstream_score": self.upstream_scores}
-        return pd.DataFrame({"user_id": ids.infer_objects(), **columns})
+        frame = pd.DataFrame({"user_id": ids.infer_objects(), **columns})
+        frame.attrs[UNKNOWN_ITEMS] = self.unknown_items
+        return frame
 
     def take(self, kept: BoolArray) -> Impressions | None:
         """Keep some rows, and the ids of their users alone; None where no row is left. kept: bool, shape (n_rows,)."""
@@ -57,7 +63,7 @@ class Impressions:
             return None
         held, users = np.unique(self.users[kept], return_inverse=True)
         rows = (self.items[kept], self.times[kept], self.upstream_scores[kept])
-        return Impressions(self.user_ids[held], users.astype(np.int64), *rows)
+        return Impressions(self.user_ids[held], users.astype(np.int64), *rows, self.unknown_items)
 
 
 def code_among(impressions: Impressions | None, user_id: Any) -> int:

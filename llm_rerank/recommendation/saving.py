@@ -14,6 +14,7 @@ import numpy as np
 from llm_rerank.config import RerankerConfig
 from llm_rerank.data.features import ItemStatistics
 from llm_rerank.data.rendering import Renderer
+from llm_rerank.data.schema import UNKNOWN_ITEMS
 from llm_rerank.recommendation.components import Component
 from llm_rerank.recommendation.fitting import Fitted
 from llm_rerank.recommendation.impressions import ARRAYS, Impressions
@@ -128,7 +129,7 @@ def write_reranker(folder: Path, saved: Saved) -> None:
     _write_events(folder, saved)
     if saved.impressions is not None:
         shown = {name: getattr(saved.impressions, name) for name in ARRAYS}
-        write_arrays(folder / "impressions.safetensors", shown)
+        write_arrays(folder / "impressions.safetensors", shown, {UNKNOWN_ITEMS: saved.impressions.unknown_items})
         _write_ids(folder / "impression_user_ids.parquet", saved.impressions.user_ids)
     if saved.statistics is not None:
         write_arrays(folder / "statistics.safetensors", saved.statistics.to_arrays())
@@ -153,8 +154,9 @@ def read_reranker(folder: Path) -> Saved:
     events, marks = _read_events(folder)
     impressions = None
     if values.get("has_impressions", False):  # earlier folders have none
-        shown, _ = read_arrays(folder / "impressions.safetensors")
-        impressions = Impressions(_read_ids(folder / "impression_user_ids.parquet"), **shown)
+        shown, counted = read_arrays(folder / "impressions.safetensors")
+        ids = _read_ids(folder / "impression_user_ids.parquet")
+        impressions = Impressions(ids, **shown, unknown_items=counted.get(UNKNOWN_ITEMS))
     upstream = values["upstream_stage"]
     fitted = Fitted(
         items=items,

@@ -72,7 +72,7 @@ def fit_upstream_stage(
         stage, of_both = settled_on_all(again, folds.whole, tools.config, len(items), log)
         report |= of_both
     if stage.profile is not None:
-        # unknown items were dropped from the impressions; how many is known where the table was read for this fit
+        # unknown items were dropped from the impressions; how many there were was counted
         unknown = data.impressions.attrs.get(UNKNOWN_ITEMS)
         profile = replace(stage.profile, unknown_items=unknown)
         asked = users if refit else users[~folds.in_f]
