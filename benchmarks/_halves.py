@@ -82,8 +82,8 @@ class Halves:
         """Leave out a component's score; the candidates that it brought stay."""
         kept = [column for column, other in enumerate(self.names) if other != name]
         names = tuple(self.names[column] for column in kept)
-        fold_f, fold_g = (_with_scores(getattr(self, label), kept) for label in FOLDS)
-        return replace(self, names=names, fold_f=fold_f, fold_g=fold_g)
+        fold_f, fold_g, later = (_with_scores(getattr(self, label), kept) for label in FOLDS)
+        return replace(self, names=names, fold_f=fold_f, fold_g=fold_g, later=later)
 
 
 def _with_scores(fold: Fold, columns: Sequence[int]) -> Fold:

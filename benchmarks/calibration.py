@@ -130,9 +130,8 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     reranker = fitted_on(trial, config, options.model, impressions=impressions)
     retrieved = reranker.recommend(list(trial.user_ids), k=None, at=trial.at)
     judged = {"retrieved": JudgedLists.from_result(retrieved, trial).describe(trial)}
-    days = None
+    days, seconds = None, int(trial.past.times.max()) - holdout.as_of
     if isinstance(protocol, TimeCut) and holdout.protocol == "time":
-        seconds = int(trial.past.times.max()) - holdout.as_of
         days = seconds / 86_400
         judged["retrieved, whenever they come"] = judged["retrieved"]
         soon = as_long_after(dataset, trial, protocol, seconds)
@@ -143,7 +142,6 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         assert isinstance(protocol, TimeCut)
         everybody = np.unique(trial.past.users)
         candidates = upstream_lists(trial.past, trial, everybody, trial.at, options.seed).drop(columns="timestamp")
-        seconds = int(trial.past.times.max()) - holdout.as_of
         later = as_long_after(dataset, trial, replace(protocol, first_visit=False), seconds)
         judged["upstream"] = JudgedLists.from_result(reranker.rerank(candidates, at=trial.at), later).describe(trial)
     report = {

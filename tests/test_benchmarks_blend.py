@@ -6,7 +6,7 @@ import pytest
 from benchmarks import blend_cases, blend_forms
 from benchmarks._blend_fits import fit_above, fit_by_pairs, minimise, ramps
 from benchmarks._blend_half import log_rank, reciprocal_rank
-from benchmarks._halves import judged_ndcg, load_halves
+from benchmarks._halves import FOLDS, judged_ndcg, load_halves
 from benchmarks.blend_forms import Measured, choose, compare, overall
 from llm_rerank.data.features import PAIR_FEATURES
 from llm_rerank.models.conditional_logit import fit_conditional_logit
@@ -147,3 +147,12 @@ def test_shares_without_the_half_or_out_of_range_are_refused(shares, capsys):
     with pytest.raises(SystemExit):
         blend_cases.main(["--dataset", "sample", "--shares", *shares])
     assert "give shares above 0 up to 1, 0.5 among them" in capsys.readouterr().err
+
+
+def test_a_component_is_left_out_of_all_folds(keep):
+    halves = load_halves("sample", None, keep=keep)
+    fewer = halves.without(halves.names[1])
+    assert fewer.names == (halves.names[0], *halves.names[2:])
+    for label in FOLDS:
+        before, after = (getattr(these, label).scored.scores for these in (halves, fewer))
+        np.testing.assert_array_equal(after, np.delete(before, 1, axis=1))

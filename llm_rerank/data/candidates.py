@@ -21,13 +21,14 @@ class CandidateTable:
 
     frame: the rows as given under our column names, numbered from 0, with every further column.
     item_codes: int64, -1 where the catalogue has no such item. user_ids: object, as given.
-    upstream_scores: float32, NaN where none.
+    upstream_scores: float32, NaN where none. n_unknown: rows left out because the catalogue has no such item.
     """
 
     frame: pd.DataFrame
     item_codes: IntArray
     user_ids: ObjectArray
     upstream_scores: FloatArray
+    n_unknown: int = 0
 
     def __len__(self) -> int:
         return len(self.item_codes)
@@ -58,7 +59,7 @@ def validate_candidates(
     keep = users.notna().to_numpy(dtype=bool) & item_ids.notna().to_numpy(dtype=bool)
     report.drop(f"{name}: user_id or item_id is missing", int((~keep).sum()))
     codes = id_codes(item_ids, items.ids)
-    unknown = keep & (codes == UNKNOWN)
+    unknown, n_dropped = keep & (codes == UNKNOWN), 0
     if unknown.any():
         first = as_objects(item_ids[unknown].iloc[:1])[0]
         n_unknown = item_ids[unknown].nunique()
@@ -68,7 +69,8 @@ def validate_candidates(
                 "add them to items or pass on_unknown='drop' or 'keep'"
             )
         if on_unknown == "drop":
-            report.drop(f"{name}: item is absent from items", int(unknown.sum()))
+            n_dropped = int(unknown.sum())
+            report.drop(f"{name}: item is absent from items", n_dropped)
             keep &= ~unknown
         else:
             report.notes.append(
@@ -80,7 +82,8 @@ def validate_candidates(
         report.notes.append(f"{name} repeats {repeated:,} pairs of user and item; every row is kept")
     if not len(frame):
         report.notes.append(f"{name} has no rows; the result will have none")
-    return CandidateTable(frame, codes[keep], as_objects(users[keep]), _upstream_scores(frame, name, report))
+    upstream_scores = _upstream_scores(frame, name, report)
+    return CandidateTable(frame, codes[keep], as_objects(users[keep]), upstream_scores, n_dropped)
 
 
 def _upstream_scores(frame: pd.DataFrame, name: str, report: DataReport) -> FloatArray:

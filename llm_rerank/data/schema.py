@@ -185,7 +185,7 @@ def validate_interactions(
 
 
 UNKNOWN_ITEMS = "unknown_items"
-ABSENT = "impressions: item is absent from items"
+"""Key of ``attrs`` of validated impressions: the share of their rows that named no item of the catalogue."""
 
 
 def validate_impressions(
@@ -207,7 +207,6 @@ def validate_impressions(
     report = DataReport() if report is None else report
     frame = named_columns(table, "impressions", ("user_id", "item_id", "timestamp"), columns, report)
     _require_rows(frame, "impressions")
-    n_before = report.dropped.get(ABSENT, 0)
     shown = validate_candidates(frame, items, on_unknown="drop", name="impressions", report=report)
     if not len(shown):
         raise DataError(
@@ -226,8 +225,7 @@ def validate_impressions(
             "upstream_score": shown.upstream_scores[rows],
         }
     )
-    n_unknown = report.dropped.get(ABSENT, 0) - n_before
-    result.attrs[UNKNOWN_ITEMS] = n_unknown / (n_unknown + len(shown))
+    result.attrs[UNKNOWN_ITEMS] = shown.n_unknown / (shown.n_unknown + len(shown))
     return result
 
 

@@ -48,7 +48,7 @@ def demonstrate(dataset: Dataset, *, config: RerankerConfig | None = None, say: 
     second = second_selection(reranker, trial, seed=config.seed)
     say("\n".join(["", second.sentence(), *one_list(reranker, second, second.typical_gainer())]))
     table = compare_systems(reranker, trial, seed=config.seed)
-    say("\n".join(["", "Systems, each with the settings that the fit found best on its own hold-out", str(table)]))
+    say("\n".join(["", "Systems, each with the settings that the fit chose on its own hold-out", str(table)]))
     say(worth_of_text(table))
     return table
 
@@ -106,7 +106,7 @@ def one_list(reranker: Reranker, second: SecondSelection, case: int) -> list[str
     had = list(dict.fromkeys(trial.cases.history[case][::-1].tolist()))
     lines = [
         f"The user of median gain among those who gain and have had at least {LEAST_HISTORY} items: {user}",
-        f"had before, newest first: {'; '.join(titles[item] for item in had[:LEAST_HISTORY])}",
+        f"looked at or had before, newest first: {'; '.join(titles[item] for item in had[:LEAST_HISTORY])}",
         "",
         f"     {'before':<{TITLE_WIDTH}}    after (place before); * = taken later",
     ]

@@ -99,7 +99,7 @@ def systems_section(table: SystemTable) -> Section:
         )
     best = best_other(table)
     paragraphs = [
-        f"The whole (fused) beside its own parts, each with the settings that the fit found best, and popularity; "
+        f"The whole (fused) beside its own parts, each with the settings that the fit chose, and popularity; "
         f"{table.results[FUSED].intervals[METRIC].n:,} users, the same for all. Intervals are 95 % bootstrap intervals "
         f"over users; p values are of paired randomisation tests, adjusted for {len(table.tests)} tests (Holm)."
     ]

@@ -106,10 +106,13 @@ def cut_list(
     if diversity is not None:
         config = replace(config, diversity=replace(config.diversity_settings, strength=float(diversity)))
     decided = settle(batch, fitted, config)
-    facts = decision_facts(decided, batch.scored.cases, config, k, other_lists=scored.not_as_cut, warn=False)
+    cases, profile, shares = batch.scored.cases, stage.profile, None
+    if profile is not None and len(decided.scores):
+        shares = shares_of(profile, decided.scores, decided.candidates, cases.history.lengths)
+    facts = decision_facts(decided, cases, config, k, other_lists=scored.not_as_cut, shares=shares, warn=False)
     if scored.degraded:
         facts |= {"guarantee": None, "no_guarantee": scored.not_as_cut}
-    return _answer(scored, decided, facts, k)
+    return _answer(scored, decided, facts, k, shares)
 
 
 def watched(answer: Answer, watch: DriftWatch) -> Answer:
@@ -169,12 +172,10 @@ def _uncut(scored: ScoredList, config: RerankerConfig, k: int | None) -> Answer:
     )
 
 
-def _answer(scored: ScoredList, decided: Decided, facts: dict[str, Any], k: int | None) -> Answer:
+def _answer(
+    scored: ScoredList, decided: Decided, facts: dict[str, Any], k: int | None, shares: Shares | None
+) -> Answer:
     order = np.argsort(decided.ranks, kind="stable")[:k]
-    profile, shares = decided.stage.profile, None
-    if profile is not None and scored.batch is not None and len(decided.scores):
-        lengths = scored.batch.scored.cases.history.lengths
-        shares = shares_of(profile, decided.scores, decided.candidates, lengths)
     return Answer(
         item_ids=[scored.item_ids[place] for place in order],
         ranks=decided.ranks[order],

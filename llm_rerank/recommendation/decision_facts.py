@@ -8,7 +8,7 @@ from typing import Any
 
 from llm_rerank.config import RerankerConfig
 from llm_rerank.recommendation.deciding import Decided
-from llm_rerank.recommendation.drift import Drift, drift_from
+from llm_rerank.recommendation.drift import Drift, Shares, drift_from, drift_of
 from llm_rerank.recommendation.risk_control import Guarantee
 from llm_rerank.types import Cases, DriftWarning
 
@@ -28,19 +28,22 @@ def decision_facts(
     k: int | None,
     *,
     other_lists: str = "",
+    shares: Shares | None = None,
     warn: bool = True,
 ) -> dict[str, Any]:
     """Describe a decided batch, JSON-ready; warns, if ``warn``, where it drifted and there are probabilities or a cut.
 
     cases: whose candidates were decided. k: rows a user that are returned. other_lists: why these are not lists as the
-    cut was chosen on, in words; "" where they are.
+    cut was chosen on, in words; "" where they are. shares: of the batch, where they are measured already.
     Keys: least_probability (None: nothing is cut), n_kept (among the rows returned), n_added_by_min_items,
     n_removed_by_max_items, guarantee (of the cut, or None), no_guarantee (why it is None), drift.
     """
     cut, profile = decided.stage.cut, decided.stage.profile
     shown = decided.kept if k is None else decided.kept & (decided.ranks <= k)
     drift = Drift({}, {}, len(cases))
-    if profile is not None:
+    if profile is not None and shares is not None:
+        drift = drift_of(profile, shares)
+    elif profile is not None:
         drift = drift_from(profile, decided.scores, decided.candidates, cases.history.lengths)
     reason = _why_no_guarantee(decided, drift, config, k) or other_lists
     if warn and drift.shifted and (cut is not None or decided.stage.calibrator is not None):

@@ -133,7 +133,7 @@ class ItemReader:
             return Ragged.empty(0), 0
         most = CHARACTERS_PER_TOKEN * self.item_tokens
         # white space says nothing to a tokenizer, and would take the place of words
-        shown = [" ".join(text[: 4 * most].split()) for text in texts]
+        shown = [" ".join(text.split()) for text in texts]
         cut = [text[:most].encode("utf-8", "replace").decode("utf-8") for text in shown]
         rows = self._tokenizer(cut, add_special_tokens=True, truncation=False, verbose=False)["input_ids"]
         n_cut = sum(len(row) > self.item_tokens or len(text) > most for row, text in zip(rows, shown, strict=True))

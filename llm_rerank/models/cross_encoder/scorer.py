@@ -176,11 +176,11 @@ class HistoryCrossEncoder:
             raise DataError(
                 f"histories has {len(histories)} rows and candidates {len(candidates)}; give one of each a user"
             )
-        if weights is None:
-            weights = [[1.0] * len(row) for row in histories]
-        check_weights(weights, histories)
         kept = [list(row)[-self.history_length :] for row in histories]
-        kept_weights = [list(row)[-self.history_length :] for row in weights]
+        kept_weights = [[1.0] * len(row) for row in kept]
+        if weights is not None:
+            check_weights(weights, histories)
+            kept_weights = [list(row)[-self.history_length :] for row in weights]
         n_read = n_cut = 0
 
         def read(texts: list[str]) -> ItemTable:
