@@ -6,7 +6,7 @@ trial's cases, later ones of all its users, scored by the components of that pas
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -51,6 +51,19 @@ class Rest:
     item_support: IntArray
     n_users: int
     said: tuple[str, ...]
+
+    def drawn(self, n_judged: int, seed: int) -> Rest:
+        """Judge so many lists at most, drawn evenly; users without a list become as many fewer."""
+        n = len(self.judged)
+        if n <= n_judged:
+            return self
+        rows = np.sort(np.random.default_rng(seed).permutation(n)[:n_judged])
+        return replace(
+            self,
+            judged=self.judged.take(rows),
+            user_support=self.user_support[rows],
+            n_users=round(self.n_users * n_judged / n),
+        )
 
 
 def load_rest(dataset: str, data_dir: Path | None, *, seed: int = 0, cache: str | None = None) -> Rest:

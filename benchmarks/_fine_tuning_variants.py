@@ -24,10 +24,11 @@ from llm_rerank.data.splits import first_of_pair, visit_starts
 from llm_rerank.models.cross_encoder.discarding import STATES_PREFIX
 from llm_rerank.models.cross_encoder.history_encoder import TransformerLayer
 from llm_rerank.models.cross_encoder.item_states import ItemReader
-from llm_rerank.models.cross_encoder.lists import TrainingLists
+from llm_rerank.models.cross_encoder.lists import TrainingLists, sample_negatives
+from llm_rerank.models.cross_encoder.pairwise import PairwiseCrossEncoder
 from llm_rerank.models.cross_encoder.scorer import HistoryCrossEncoder
 from llm_rerank.models.cross_encoder.state_cache import StateCache, fingerprint_of
-from llm_rerank.models.cross_encoder.training import FineTuning, fine_tune
+from llm_rerank.models.cross_encoder.training import fine_tune
 from llm_rerank.models.cross_encoder.training_settings import TrainingSettings
 from llm_rerank.recommendation.candidates import ranks_in_row
 from llm_rerank.types import BoolArray, Cases, Encoder, FloatArray, Interactions, Items, Ragged
@@ -41,7 +42,8 @@ class Variant:
 
     model, training: settings. with_offset: train over the blend; else as if nothing were known. texts: other texts of
     the items, from what was sold before. lists: other training lists. prepare: what is done to the model before.
-    frozen: no layer is trained.
+    frozen: no layer is trained. pairwise: the conventional cross-encoder, every layer trained on history and candidate
+    as one text; its own settings, the library's lists, offset and numbers of lists and negatives.
     """
 
     model: Mapping[str, Any] = field(default_factory=dict)
@@ -51,14 +53,20 @@ class Variant:
     lists: Callable[[Rest, int], TrainingLists] | None = None
     prepare: Callable[[HistoryCrossEncoder, Rest, Items, TrainingSettings], None] | None = None
     frozen: bool = False
+    pairwise: bool = False
 
 
 @dataclass(frozen=True)
 class Tuned:
-    """Scores of the judged lists' candidates (NaN: none), how the fine-tuning went, and its seconds."""
+    """Scores of the judged lists' candidates (NaN: none), how the fine-tuning went, and its seconds.
+
+    evaluations: of each evaluation on the validation lists, its step and its loss, maybe more.
+    """
 
     scores: FloatArray
-    tuning: FineTuning
+    n_lists: int
+    best_step: int
+    evaluations: list[dict[str, float]]
     seconds: float
 
 
@@ -73,6 +81,8 @@ def fine_tuned(
     say: Callable[[str], None] = print,
 ) -> Tuned:
     """Fine-tune one way and score the judged lists."""
+    if variant.pairwise:
+        return pairwise_tuned(rest, steps=steps, seed=seed, say=say)
     began = time.perf_counter()
     training = rest.lists.training if variant.lists is None else variant.lists(rest, seed)
     validation = rest.lists.validation
@@ -89,7 +99,38 @@ def fine_tuned(
         variant.prepare(model, rest, then, settings)
     tuning = fine_tune(model, training, validation, then, settings, say=say)
     seconds = time.perf_counter() - began
-    return Tuned(model.fit(rest.past, later, seed=seed).score(rest.judged.cases), tuning, seconds)
+    evaluations = [{key: entry[key] for key in ("step", "loss", "ndcg@10")} for entry in tuning.log]
+    scores = model.fit(rest.past, later, seed=seed).score(rest.judged.cases)
+    return Tuned(scores, tuning.n_lists, tuning.best_step, evaluations, seconds)
+
+
+def pairwise_tuned(rest: Rest, *, steps: int, seed: int, say: Callable[[str], None] = print) -> Tuned:
+    """Fine-tune the conventional cross-encoder on the library's lists and score the judged ones.
+
+    Its negatives are drawn once, for early stopping too: whole lists would take most of the time.
+    """
+    began = time.perf_counter()
+    settings = TrainingSettings(steps=steps, seed=seed)
+    training, validation = (
+        sample_negatives(part, settings.n_negatives, seed) for part in (rest.lists.training, rest.lists.validation)
+    )
+    model = PairwiseCrossEncoder.from_encoder()
+    tuning = model.fine_tune(
+        training,
+        rest.lists.items.texts,
+        validation=validation,
+        steps=steps,
+        lists_per_step=settings.lists_per_step,
+        evaluate_every=settings.evaluate_every,
+        patience=settings.patience,
+        seed=seed,
+    )
+    seconds = time.perf_counter() - began
+    say(tuning.description)
+    losses = zip(tuning.validation_steps.tolist(), tuning.validation_losses.tolist(), strict=True)
+    evaluations = [{"step": step, "loss": loss} for step, loss in losses]
+    scores = model.fit(rest.past, rest.items, seed=seed).score(rest.judged.cases)
+    return Tuned(scores, len(training), tuning.kept_step, evaluations, seconds)
 
 
 # ------------------------------------------------------------- texts
@@ -282,6 +323,7 @@ VARIANTS = {
     "n_upper 1": Variant(model={"n_upper": 1}),
     "n_upper 3": Variant(model={"n_upper": 3}),
     "token attention to the history": Variant(model={"cross_attention": True}),
+    "pairwise": Variant(pairwise=True),
     "pretrained layers at rate 0": Variant(training={"layer_learning_rate": 0.0}),
     **TEXTS_AND_LISTS,
 }

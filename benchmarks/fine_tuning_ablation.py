@@ -68,10 +68,10 @@ class Ablation:
         tuned = fine_tuned(VARIANTS[name], self.rest, self.encoder, steps=options.steps, seed=seed, cache=options.cache)
         said = {
             "seed": seed,
-            "n_lists": tuned.tuning.n_lists,
-            "best_step": tuned.tuning.best_step,
+            "n_lists": tuned.n_lists,
+            "best_step": tuned.best_step,
             "seconds": tuned.seconds,
-            "evaluations": [{key: entry[key] for key in ("step", "loss", "ndcg@10")} for entry in tuned.tuning.log],
+            "evaluations": tuned.evaluations,
         }
         if kept is not None:
             kept.parent.mkdir(parents=True, exist_ok=True)
@@ -84,8 +84,10 @@ class Ablation:
         return [int(path.stem.rsplit("-", 1)[1]) for path in found]
 
     def _path(self, name: str, seed: str) -> Path | None:
-        file = f"{self.options.dataset}-{self.options.steps}-{name.replace(' ', '_')}-{seed}.safetensors"
-        return None if self.options.keep is None else self.options.keep / file
+        options = self.options
+        judged = "" if options.judged is None else f"-{options.judged}"
+        file = f"{options.dataset}-{options.steps}{judged}-{name.replace(' ', '_')}-{seed}.safetensors"
+        return None if options.keep is None else options.keep / file
 
     def report(self) -> dict[str, Any]:
         """Lay out what is known so far."""
@@ -133,11 +135,14 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--steps", type=int, default=120)
     parser.add_argument("--cache", help="folder that keeps vectors and states")
     parser.add_argument("--keep", type=Path, help="folder that keeps each way's scores")
+    parser.add_argument("--judged", type=int, help="most lists to judge, drawn evenly: pairwise reads them for hours")
     parser.add_argument("--seed", type=int, default=0, help="of the rest and of the judging")
     parser.add_argument("--tuning-seeds", default="0", help="of the fine-tunings, joined by commas")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args(arguments)
     rest = load_rest(options.dataset, options.data_dir, seed=options.seed, cache=options.cache)
+    if options.judged is not None:
+        rest = rest.drawn(options.judged, options.seed)
     encoder = make_encoder(RerankerConfig(seed=options.seed, cache_folder=options.cache))
     ablation = Ablation(options, rest, encoder)
     seeds = list(map(int, options.tuning_seeds.split(",")))

@@ -9,6 +9,7 @@ from torch import nn
 
 from benchmarks import fine_tuning_ablation
 from benchmarks._fine_tuning_judging import Judge, cross_fitted, ndcg
+from benchmarks._fine_tuning_rest import Rest
 from benchmarks._fine_tuning_variants import (
     VARIANTS,
     dropped_history,
@@ -155,16 +156,27 @@ def test_low_rank_leaves_the_pretrained_weights_as_they_are():
     assert len(trained) == 2 * 6 * len(before) and all(name.endswith((".up", ".down")) for name in trained)
 
 
+def test_drawn_lists_stay_beside_their_users(made):
+    judged = made[0].judged
+    n = len(judged)
+    rest = Rest(None, None, None, None, None, judged, np.arange(n), made[0].item_support, 2 * n, ())
+    drawn = rest.drawn(50, 0)
+    assert len(drawn.judged) == len(drawn.user_support) == 50 and drawn.n_users == 100
+    positions = judged.cases.candidates.value_positions(drawn.user_support)
+    assert np.array_equal(drawn.judged.offsets, judged.offsets[positions])
+    assert rest.drawn(n, 0) is rest and drawn.user_support.tolist() != list(range(50))
+
+
 @pytest.mark.slow
 def test_a_run_on_the_sample(tmp_path):
-    names = ["frozen", "frozen + two targets a user"]
+    names = ["frozen", "frozen + two targets a user", "pairwise"]
     assert set(names) < set(VARIANTS)
-    call = ["--dataset", "sample", "--steps", "2", "--variants", ",".join(names)]
+    call = ["--dataset", "sample", "--steps", "2", "--judged", "30", "--variants", ",".join(names)]
     call += ["--keep", str(tmp_path), "--cache", str(tmp_path / "vectors")]
     report = fine_tuning_ablation.main(call)
     assert list(report["variants"]) == names
     for entry in report["variants"].values():
-        assert entry["gain"]["n"] == report["n_judged"] < report["n_users"] == entry["ndcg@10 of all users"]["n"]
+        assert entry["gain"]["n"] == report["n_judged"] == 30 < report["n_users"] == entry["ndcg@10 of all users"]["n"]
         assert entry["p of gain, adjusted"] >= entry["gain"]["p"]
         assert [tuning["seed"] for tuning in entry["fine_tunings"]] == [0]
     assert "over frozen" in report["variants"][names[1]] and "over frozen" not in report["variants"]["frozen"]
