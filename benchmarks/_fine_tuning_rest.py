@@ -16,7 +16,6 @@ from llm_rerank.config import RerankerConfig
 from llm_rerank.data.datasets import load_dataset
 from llm_rerank.data.features import PAIR_FEATURES
 from llm_rerank.data.rendering import Renderer
-from llm_rerank.data.splits import last_targets
 from llm_rerank.evaluation.protocols import PROTOCOLS, LastOut, Trial, hold_out, item_support
 from llm_rerank.models.cross_encoder.lists import TrainingLists
 from llm_rerank.recommendation.held_out import fit_and_score_holdout
@@ -26,7 +25,7 @@ from llm_rerank.recommendation.log import FitLog
 from llm_rerank.recommendation.parts import fit_fusion_stage
 from llm_rerank.recommendation.planning import make_encoder, sentiment_of
 from llm_rerank.recommendation.specs import specs_for
-from llm_rerank.recommendation.training_lists import Lists, as_lists, build_training_lists, peel
+from llm_rerank.recommendation.training_lists import Lists, as_lists, build_training_lists, list_targets, peel
 from llm_rerank.types import IntArray, Interactions, Items
 
 
@@ -82,7 +81,7 @@ def fit_rest(trial: Trial, config: RerankerConfig) -> Rest:
     stage = fit_fusion_stage(fold_f, components, tools, len(trial.items), None).stage
     log.step("lists")
     lists = build_training_lists(data, tools, holdout, components, stage, log)
-    peeled, kept = _peeled(holdout)
+    peeled, kept = peel(holdout.past, list_targets(holdout, config.seed))  # as ``build_training_lists`` does
     before = Holdout(holdout.protocol, peeled, holdout.past_rows[kept], holdout.as_of, holdout.targets, "")
     earlier = build_training_lists(data, tools, before, components, stage, log)
     log.step("judged lists")
@@ -101,11 +100,3 @@ def fit_rest(trial: Trial, config: RerankerConfig) -> Rest:
         n_users=len(trial.cases),
         said=tuple(log.lines),
     )
-
-
-def _peeled(holdout: Holdout) -> tuple[Interactions, IntArray]:
-    """Give the past that the components of the training lists were fitted on, as ``build_training_lists`` takes it."""
-    targets = last_targets(holdout.past)
-    if holdout.protocol == "positions":
-        targets = targets.take(~np.isin(targets.users, holdout.targets.users))
-    return peel(holdout.past, targets)

@@ -14,11 +14,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from llm_rerank.data.rendering import Renderer
-from llm_rerank.data.splits import last_targets
 from llm_rerank.recommendation.guard import LEAST_CASES_FOR_BLEND
 from llm_rerank.recommendation.holdout import plan_holdout
 from llm_rerank.recommendation.log import FitLog
 from llm_rerank.recommendation.specs import PARTS, ComponentSpec, in_use
+from llm_rerank.recommendation.training_lists import list_targets
 from llm_rerank.types import UNKNOWN, Encoder, Interactions, Items
 
 MOST_REVIEWS_READ = 20_000
@@ -148,16 +148,13 @@ def estimate_fit_seconds(
     fine_tune_steps: most steps of the cross-encoder; 0: none is trained. seed: of the hold-out.
     """
     holdout = plan_holdout(events, seed, FitLog(verbose=False))
-    list_users = last_targets(holdout.past).users
-    if holdout.protocol == "positions":
-        list_users = np.setdiff1d(list_users, holdout.targets.users)
     work = FitWork(
         specs,
         n_events=len(events),
         n_users=len(np.unique(events.users)),
         n_items=len(items),
         n_held_out=len(holdout.targets),
-        n_list_users=len(list_users),
+        n_list_users=len(list_targets(holdout, seed)),
         refit=refit,
     )
     if encoder is None:
