@@ -122,8 +122,7 @@ def watched(answer: Answer, watch: DriftWatch) -> Answer:
 
 def drifted_as(answer: Answer, first: Answer) -> Answer:
     """Let an answer that was cut anew say of drift what the first one said."""
-    said = first.facts["drift"]
-    return _drifted(answer, Drift(said["indices"], said["limits"], said["n_cases"]))
+    return _drifted(answer, Drift.from_dict(first.facts["drift"]))
 
 
 def _drifted(answer: Answer, drift: Drift) -> Answer:

@@ -82,8 +82,7 @@ def decision_sentence(facts: Mapping[str, Any]) -> str:
     changed = "".join(f", {facts[key]:,} {words}" for key, words in bounds if facts[key])
     if facts["guarantee"] is not None:
         return f"{kept}{changed}; guaranteed: {Guarantee.from_dict(facts['guarantee']).sentence()}"
-    drift = facts["drift"]
-    shifted = Drift(drift["indices"], drift["limits"], drift["n_cases"]).sentence()
+    shifted = Drift.from_dict(facts["drift"]).sentence()
     warned = f"; warning: {shifted}" if shifted and shifted != facts["no_guarantee"] else ""
     return f"{kept}{changed}; no guarantee: {facts['no_guarantee']}{warned}"
 

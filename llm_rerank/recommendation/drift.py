@@ -30,6 +30,7 @@ SURE = 0.999
 WATCHED_LISTS = 1_000
 """Of the last so many lists, asked for one by one, a service says whether they drifted."""
 
+HISTORIES = "history lengths"
 N_SCORE_BINS = 10
 HISTORY_EDGES = tuple(low for low, _ in USER_STRATA[1:])
 """First history length of each bin but the first; users without a history are counted apart."""
@@ -69,11 +70,16 @@ class DriftProfile:
 
 @dataclass(frozen=True)
 class Drift:
-    """Stability index of each thing compared, the index that counts as drift, and n, the lists of the batch."""
+    """Stability index of each thing compared, the index that counts as drift, and n, the lists of the batch.
+
+    uncovered: share of the users with a history whose length no held-out list had, nor one near it: no fit on later
+    events covers them.
+    """
 
     indices: Mapping[str, float]
     limits: Mapping[str, float]
     n_cases: int
+    uncovered: float = 0.0
 
     @property
     def shifted(self) -> list[str]:
@@ -85,11 +91,18 @@ class Drift:
         parts = [f"{name} (index {self.indices[name]:.2f}, limit {self.limits[name]:.2f})" for name in self.shifted]
         if not parts:
             return ""
+        if HISTORIES in self.shifted and self.uncovered:
+            parts.append(f"{self.uncovered:.0%} have histories of a length that none of those had")
         return f"these {self.n_cases:,} lists differ from the held-out ones in {', '.join(parts)}"
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON-ready values."""
         return {**asdict(self), "shifted": self.shifted}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Drift:
+        """Rebuild from ``to_dict``'s values."""
+        return cls(**{name: value for name, value in values.items() if name != "shifted"})
 
 
 def profile_of(scores: Float64Array, rows: Ragged, history_lengths: IntArray) -> DriftProfile | None:
@@ -156,15 +169,18 @@ def drift_of(profile: DriftProfile, shares: Shares) -> Drift:
         "score quantiles": (profile.score_shares, shares.scores / max(shares.scores.sum(), 1e-12)),
         "users without history": _two(profile.no_history, shares.no_history),
     }
+    uncovered = 0.0
     if profile.no_history < 1 and shares.histories.any():
-        pairs["history lengths"] = (profile.history_shares, shares.histories / shares.histories.sum())
+        observed = shares.histories / shares.histories.sum()
+        pairs[HISTORIES] = (profile.history_shares, observed)
+        uncovered = float(observed[np.asarray(profile.history_shares) == 0].sum())
     if profile.unknown_items is not None:
         pairs["unknown items"] = _two(profile.unknown_items, shares.unknown_items)
     indices, limits = {}, {}
     for name, (expected, observed) in pairs.items():
         indices[name] = stability_index(np.asarray(expected), observed, profile.n_cases, shares.n_cases)
         limits[name] = max(MOST_DRIFT, chance_limit(len(expected), profile.n_cases, shares.n_cases))
-    return Drift(indices, limits, shares.n_cases)
+    return Drift(indices, limits, shares.n_cases, uncovered)
 
 
 class DriftWatch:

@@ -66,12 +66,14 @@ class Guarantee(Open):
 class Drift(Open):
     """How far the last lists are from those of the fit: an index for each thing compared, and when it is drift.
 
-    n_cases: how many of the last lists, this among them. A single one tells nothing, nor do a few.
+    n_cases: how many of the last lists, this among them. A single one tells nothing, nor do a few. uncovered: share of
+    the users with a history whose length no held-out list had.
     """
 
     indices: dict[str, Nullable]
     limits: dict[str, Nullable]
     n_cases: int
+    uncovered: float
     shifted: list[str] = Field(description="What drifted.")
 
 

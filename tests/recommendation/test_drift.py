@@ -7,6 +7,7 @@ import pytest
 
 from llm_rerank.recommendation.drift import (
     MOST_DRIFT,
+    Drift,
     DriftProfile,
     DriftWatch,
     chance_limit,
@@ -132,3 +133,15 @@ def test_lists_one_by_one_are_compared_as_they_are_together():
         assert drift.limits == pytest.approx(together.limits)
     assert drift.shifted
     assert not DriftWatch(profile).after(alone(79)).shifted  # one list tells nothing
+
+
+def test_histories_shorter_than_any_held_out_one_are_said_to_be_so():
+    rng = np.random.default_rng(6)
+    profile = profile_of(*batch(rng, shortest=5))
+    scores, rows, lengths = batch(rng, n=400, shortest=5)
+    lengths[:100] = 1
+    drift = drift_from(profile, scores, rows, lengths)
+    assert drift.uncovered == pytest.approx(0.25) and drift.shifted == ["history lengths"]
+    assert "25% have histories of a length that none of those had" in drift.sentence()
+    assert Drift.from_dict(drift.to_dict()) == drift
+    assert "that none of those had" not in drift_from(profile, *batch(rng, n=400, shift=1.0, shortest=5)).sentence()
