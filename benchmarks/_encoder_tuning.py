@@ -29,10 +29,10 @@ class EncoderTuning:
     """Settings. temperature: cosines are divided by it. item_tokens: of a text; what is over is cut off."""
 
     steps: int = 600
-    pairs_per_step: int = 128
+    pairs_per_step: int = 64
     learning_rate: float = 5e-5
     temperature: float = 0.05
-    item_tokens: int = 64
+    item_tokens: int = 32
     evaluate_every: int = 50
     seed: int = 0
 
@@ -112,7 +112,7 @@ def tune_encoder(
     def loss_of(purchases: Purchases, drawn: np.random.Generator) -> Tensor:
         rows, first, second = purchases.draw(settings.pairs_per_step, drawn)
         vectors = _vectors(network, [*texts[first], *texts[second]], dtype)
-        shares = torch.from_numpy(tuned_on.shares[second].clip(1e-9)).float()
+        shares = torch.from_numpy(purchases.shares[second]).float()
         own = torch.from_numpy(own_items(purchases, rows, second))
         return pair_loss(vectors[: len(first)], vectors[len(first) :], shares, own, settings.temperature)
 

@@ -74,7 +74,8 @@ def test_tuning_learns_who_buys_what_together():
     log = tune_encoder(network, events(users, items, 80, 8), texts, settings, lambda line: None)
     assert [entry["step"] for entry in log] == [0, 4, 8, 12]
     assert min(entry["loss"] for entry in log) < 0.5 * log[0]["loss"]
-    assert not torch.equal(weight, next(network.parameters())) and network.max_seq_length > 64
+    assert log[0]["loss"] == pytest.approx(log[1]["training_loss"], abs=1.5)  # both by the shares of their own draws
+    assert not torch.equal(weight, next(network.parameters())) and network.max_seq_length > 32
     vectors = network.encode(texts.tolist(), normalize_embeddings=True, convert_to_numpy=True)
     similar = vectors[:4] @ vectors[4:].T
     assert (similar.argmax(axis=1) == np.arange(4)).all()
