@@ -140,15 +140,16 @@ class RerankerConfig:
     history_length: newest events of a user that the cross-encoder reads.
     candidates_per_source: items that each retriever adds to a user's candidates.
     sequence, semantic, cross_encoder: small nets over text and id; what the encoder's vectors say; a cross-encoder
-    fine-tuned on the shop's data. Each "auto": fitted, and kept unless held-out users speak against it (the
-    cross-encoder: where it gains more than a standard error); "always": kept in any case; "off". (Search phrases are
-    read by their words in any case, if the fit saw any.)
+    fine-tuned on the shop's data. Each "auto": fitted, and kept unless held-out users speak against it or are too few
+    to tell (the cross-encoder: where it gains more than a standard error); "always": kept wherever it can be fitted
+    (the nets up to 50,000 items, the cross-encoder with 50 lists to train on); "off". (Search phrases are read by their
+    words in any case, if the fit saw any.)
     cross_encoder_depth: candidates of a user that the cross-encoder reads, best first; the others keep their order
     below. None: all.
     fine_tune_steps: most steps of the fine-tuning; it stops by itself where they no longer help.
-    token_attention: the cross-encoder also reads the tokens of the history with each candidate. A pair takes 13 times
-    as long, an item ten times the memory, and the ablation found no gain (docs/lab-notebook.md).
-    target_events: events that count as a positive; None: purchases where there are any, else every event but views.
+    token_attention: the cross-encoder also reads the tokens of the history with each candidate. A pair takes 19 to 62
+    times as long on a CPU, an item 13 times the memory, and the ablation found no gain (docs/lab-notebook.md).
+    target_events: events that count as a positive; None: purchases if there are any, else all but views and searches.
     min_rating: a rated event below this is a dislike; None: ratings do not make dislikes.
     threshold: how ``kept`` is cut; None: ``kept`` is True for the first ``k``.
     min_items, max_items: bounds on the number of kept items of a user, applied after the cut: of too many kept ones
@@ -197,10 +198,7 @@ class RerankerConfig:
                 raise DataError(f"{name} is {value!r}; it must be a whole number of at least {least}")
         if self.cache_folder is not None and not (isinstance(self.cache_folder, str) and self.cache_folder.strip()):
             raise DataError(f"cache_folder is {self.cache_folder!r}; it must be a folder's name as text, or None")
-        choices: dict[str, tuple[str, ...]] = dict.fromkeys(("sequence", "semantic", "cross_encoder"), PART_CHOICES)
-        for name, allowed in {**choices, "dtype": get_args(NumberFormat)}.items():
-            if getattr(self, name) not in allowed:
-                raise DataError(f"{name} is {getattr(self, name)!r}; it must be one of {', '.join(allowed)}")
+        self._check_choices()
         if self.max_items is not None and self.max_items < max(1, self.min_items):
             raise DataError(
                 f"max_items is {self.max_items}; it must be at least 1 and at least min_items ({self.min_items})"
@@ -214,6 +212,15 @@ class RerankerConfig:
             )
         if not isinstance(self.diversity, DiversityConfig):
             _check_strength(self.diversity, "diversity")
+
+    def _check_choices(self) -> None:
+        choices: dict[str, tuple[str, ...]] = dict.fromkeys(("sequence", "semantic", "cross_encoder"), PART_CHOICES)
+        for name, allowed in {**choices, "dtype": get_args(NumberFormat)}.items():
+            if getattr(self, name) not in allowed:
+                raise DataError(f"{name} is {getattr(self, name)!r}; it must be one of {', '.join(allowed)}")
+        for name in ("semantic", "cross_encoder"):
+            if self.encoder is None and getattr(self, name) == "always":
+                raise DataError(f"{name} is 'always' and encoder None; it needs one: name an encoder, or say 'off'")
 
     @property
     def diversity_settings(self) -> DiversityConfig:

@@ -37,9 +37,7 @@ from llm_rerank.options import (
 
 TokenAttention = Annotated[
     bool,
-    typer.Option(
-        "--token-attention", help="The cross-encoder reads the history's tokens too, twenty to sixty times as slow."
-    ),
+    typer.Option("--token-attention", help="The cross-encoder reads the history's tokens too, 19 to 62 times as slow."),
 ]
 NumberFormat = Annotated[
     str, typer.Option("--dtype", help="What encoder and cross-encoder compute in: auto, float32 or bfloat16.")

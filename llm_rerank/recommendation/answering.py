@@ -18,7 +18,7 @@ from llm_rerank.recommendation.answers import Answer, ScoredList, cut_list, in_c
 from llm_rerank.recommendation.candidates import ranks_in_row
 from llm_rerank.recommendation.components import ScoredCases
 from llm_rerank.recommendation.deciding import ScoredBatch, groups_of_columns, score_batch, stage_for, sums_of_groups
-from llm_rerank.recommendation.decision_facts import OTHER_LISTS, retrieved_otherwise
+from llm_rerank.recommendation.decision_facts import not_retrieved_here, retrieved_otherwise
 from llm_rerank.recommendation.failures import Failures, warn_of
 from llm_rerank.recommendation.fallbacks import (
     NOTHING,
@@ -200,7 +200,7 @@ def _scored_list(
     else:
         item_ids = list(one.question.item_ids or [])
         before_ranks, before = order_without_us(one.upstream, len(codes)), UPSTREAM
-        not_as_cut = OTHER_LISTS if batch.stage is fitted.stage else ""
+        not_as_cut = not_retrieved_here(batch.stage, fitted.stage, fitted.upstream_stage)
     if failed or source:
         not_as_cut = _failed(failed)
     nothing = np.empty((len(codes), 0), dtype=np.float32)

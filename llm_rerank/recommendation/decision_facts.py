@@ -10,13 +10,21 @@ from llm_rerank.config import RerankerConfig
 from llm_rerank.recommendation.deciding import Decided
 from llm_rerank.recommendation.drift import Drift, Shares, drift_from, drift_of
 from llm_rerank.recommendation.risk_control import Guarantee
+from llm_rerank.recommendation.stage import Stage
 from llm_rerank.types import Cases, DriftWarning
 
 DECISION = "decision"
 """Key of ``frame.attrs`` under which a result carries its facts."""
 
 
-OTHER_LISTS = "the cut was chosen on lists that this library retrieves; fit with impressions of lists such as these"
+OTHER_LISTS = (
+    "the cut was chosen on lists that this library retrieves; fit with impressions that have real times and "
+    "upstream_score, and give upstream_score with such lists"
+)
+WITHOUT_UPSTREAM_SCORE = (
+    "lists of the recommender that the fit saw are known by their upstream_score, and these have none; give it with "
+    "the candidates"
+)
 
 BOUNDS = (("added", "min_items"), ("removed", "max_items"))
 
@@ -73,6 +81,16 @@ def retrieved_otherwise(exclude_seen: bool, per_source: int, as_fitted: int) -> 
     return ""
 
 
+def not_retrieved_here(batch: Stage, fitted: Stage, upstream: Stage | None) -> str:
+    """Say why the cut does not hold for candidates that were given; "" where it was chosen on such lists.
+
+    batch: the stage that decided them; fitted, upstream: those of the model, for its own lists and for upstream ones.
+    """
+    if batch is not fitted:
+        return ""
+    return OTHER_LISTS if upstream is None else WITHOUT_UPSTREAM_SCORE
+
+
 def decision_sentence(facts: Mapping[str, Any]) -> str:
     """Say the facts of a batch in one line."""
     kept = f"{facts['n_kept']:,} kept"
@@ -121,7 +139,7 @@ def _otherwise_shown(risk: str, longest: int, config: RerankerConfig, k: int | N
         if config.max_items is not None and config.max_items < longest:
             return f"max_items ({config.max_items}) may leave out what the cut keeps"
         if k is not None and k < longest:
-            return f"only the first {k} of a list are returned, and the cut may keep more; ask with k=None (--all)"
+            return f"only the first {k} of a list are returned, and the cut may keep more; ask for whole lists (k=None)"
     if risk != "missed_target" and config.min_items:
         return f"min_items ({config.min_items}) may add what the cut leaves out"
     return ""

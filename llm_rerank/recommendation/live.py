@@ -214,6 +214,13 @@ class LiveShop:
         with exclusive(self.folder / _LOCK):
             self._fold()
 
+    def tidy(self) -> None:
+        """Drop what is past its time from the log, and fold it into the folder where that has something to say."""
+        if self.is_behind or self._state.saved.config.retention_days is not None:
+            self.compact()
+        else:
+            self.log.prune(self._folded, self.clock())
+
     def refit(self) -> Reranker:
         """Fit again on all that is known and make the result the folder's content; events may come in meanwhile.
 

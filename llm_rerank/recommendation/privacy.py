@@ -41,7 +41,7 @@ LEARNED_OF_TEXTS = {
 """What scorers learned of all texts together, which a text read again does not change."""
 
 NO_CACHE_FOLDER = (
-    "a cache folder of the fit, if there was one: no such folder was named, and it may hold vectors of their words; "
+    "a cache folder of the fit, if there was one: none was named that exists, and it may hold vectors of their words; "
     "delete what is in it"
 )
 MOST_TOUCHED = 0.5

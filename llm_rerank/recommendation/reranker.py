@@ -23,7 +23,7 @@ from llm_rerank.recommendation.changing import ChangingReranker, Frame
 from llm_rerank.recommendation.comparing import Comparison, compare_results
 from llm_rerank.recommendation.components import Component
 from llm_rerank.recommendation.deciding import Decided, decide, result_frame
-from llm_rerank.recommendation.decision_facts import DECISION, OTHER_LISTS, decision_facts, retrieved_otherwise
+from llm_rerank.recommendation.decision_facts import DECISION, decision_facts, not_retrieved_here, retrieved_otherwise
 from llm_rerank.recommendation.explanation import Explanation, codes_to_explain, explain_item
 from llm_rerank.recommendation.fitting import Fitted
 from llm_rerank.recommendation.histories import cases_of_users, history_frame, read_histories
@@ -142,7 +142,7 @@ class Reranker(ChangingReranker):
         passed = table.frame.iloc[order].reset_index(drop=True)
         result = result_frame(passed, decided, fitted, k)
         # the cut of the fit's own lists says nothing of another recommender's
-        other = OTHER_LISTS if decided.stage is fitted.stage else ""
+        other = not_retrieved_here(decided.stage, fitted.stage, fitted.upstream_stage)
         result.attrs[DECISION] = decision_facts(decided, cases, self.config, k, other_lists=other)
         result.attrs[DATA] = data_facts(report)
         return like_input(result, candidates)

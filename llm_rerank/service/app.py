@@ -195,9 +195,7 @@ async def _keep(context: Context, look: asyncio.Event, loaded: Callable[[], None
             await asyncio.to_thread(context.shop.log.checkpoint)
             if loop.time() - folded_at >= context.settings.compact_every_s:
                 folded_at = loop.time()
-                # folding also drops what is older than retention_days, whether anything came in or not
-                if context.shop.is_behind or context.shop.reranker().config.retention_days is not None:
-                    await asyncio.to_thread(context.shop.compact)
+                await asyncio.to_thread(context.shop.tidy)
         except Exception as error:
             context.metrics.unexpected.labels("keeping").inc()
             logger.error("the model folder cannot be looked at: %s", describe(error))

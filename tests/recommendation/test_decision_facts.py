@@ -10,7 +10,12 @@ from typer.testing import CliRunner
 from llm_rerank import DriftWarning, Reranker, RerankerConfig, ThresholdConfig
 from llm_rerank.cli import app
 from llm_rerank.recommendation import holdout, thresholds
-from llm_rerank.recommendation.decision_facts import OTHER_LISTS, decision_sentence
+from llm_rerank.recommendation.decision_facts import (
+    OTHER_LISTS,
+    WITHOUT_UPSTREAM_SCORE,
+    decision_sentence,
+    not_retrieved_here,
+)
 from llm_rerank.recommendation.fitting import BY_POSITION, REFITTED
 from tests.shops import make_shop
 
@@ -249,3 +254,10 @@ def test_a_drifted_batch_with_an_estimated_cut_is_said_too():
         "1,200 kept, of probability ≥ 0.05, 7 added by min_items; no guarantee: an estimate; warning: these 90 lists "
         "differ from the held-out ones in unknown items (index 0.50, limit 0.25)"
     )
+
+
+def test_the_remedy_for_lists_of_others_is_what_the_fit_still_lacks(reranker):
+    own, upstream = reranker._data().fitted.stage, replace(reranker._data().fitted.stage)
+    assert not_retrieved_here(own, own, None) == OTHER_LISTS
+    assert not_retrieved_here(own, own, upstream) == WITHOUT_UPSTREAM_SCORE
+    assert not_retrieved_here(upstream, own, upstream) == ""

@@ -489,3 +489,17 @@ def test_an_erasure_is_not_done_while_the_write_ahead_file_has_the_rows(folder, 
 def test_one_text_is_no_list_of_users(live):
     with pytest.raises(DataError, match="list"):
         live.forget("u1")
+
+
+def test_old_answers_go_though_nothing_came_in(folder, now):
+    times = [now]
+    with LiveShop(folder, clock=lambda: times[0]) as live:
+        current = (folder / "CURRENT").read_text()
+        live.remember_answer("r1", None, [live.reranker().saved.fitted.items.ids[4]])
+        times[0] += 6 * 86_400
+        live.tidy()
+        assert live.log.answer("r1") is not None
+        times[0] += 2 * 86_400
+        live.tidy()
+        assert live.log.answer("r1") is None
+        assert (folder / "CURRENT").read_text() == current  # there was nothing to fold

@@ -214,6 +214,13 @@ def test_settings_and_searches_choose_the_specs(data):
             RerankerConfig(**{name: "perhaps"})
 
 
+@pytest.mark.parametrize("name", ["semantic", "cross_encoder"])
+def test_a_part_that_reads_text_cannot_be_kept_always_without_an_encoder(name):
+    with pytest.raises(DataError, match=f"{name} is 'always' and encoder None"):
+        RerankerConfig(encoder=None, **{name: "always"})
+    assert getattr(RerankerConfig(encoder=None, sequence="always"), name) == "auto"
+
+
 @pytest.mark.parametrize(
     ("base", "said"),
     [(0.1, "+0.2 % [-0.4, +0.9]"), (0.0, "+0.0002 [-0.0004, +0.0009]")],
