@@ -137,6 +137,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--data-dir", type=Path)
     parser.add_argument("--split", choices=("validation", "test"), default="validation")
     parser.add_argument("--cache", help="folder that keeps vectors, states and the fine-tuning's checkpoint")
+    parser.add_argument("--sequence", choices=("auto", "off"), default="auto", help="off: the rest without small nets")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path)
     options = parser.parse_args(arguments)
@@ -145,7 +146,9 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     trial = hold_out(dataset, PROTOCOLS.get(options.dataset, LastOut()), options.split)
     rerankers, seconds = {}, {}
     for choice in ("off", "always"):
-        config = RerankerConfig(cross_encoder=choice, cache_folder=options.cache, seed=options.seed)
+        config = RerankerConfig(
+            cross_encoder=choice, sequence=options.sequence, cache_folder=options.cache, seed=options.seed
+        )
         began = time.perf_counter()
         rerankers[choice] = Reranker(config).fit(trial.interactions, trial.item_frame, users=trial.user_frame)
         seconds[choice] = time.perf_counter() - began

@@ -18,8 +18,9 @@ def cross_encoder_gain(results: Results) -> str:
         split = report["trial"].split(", ")[1]
         rare = [f"{name} {_nats(found)}" for name, found in report["log_likelihood_gain_by_support"].items()]
         lines += [
-            f"- {dataset} ({split}, {report['n_users_with_target_in_first_100']:,} users whose target is among the "
-            f"first 100): log-likelihood {_nats(report['log_likelihood_gain'])} nats; {'; '.join(rare)}. "
+            f"- {dataset} ({split}, at {report['commit'].removesuffix('-dirty')}; "
+            f"{report['n_users_with_target_in_first_100']:,} users whose target is among the first 100): "
+            f"log-likelihood {_nats(report['log_likelihood_gain'])} nats; {'; '.join(rare)}. "
             f"NDCG@10 of these users {_nats(report['ndcg@10_difference_over_these_users'])}"
         ]
     return _section("What does the cross-encoder know that the rest does not?", lines)
