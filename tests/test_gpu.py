@@ -84,6 +84,13 @@ def test_fine_tuned_on_the_gpu_it_learns_and_scores_the_same_on_the_cpu(tiny, tm
     assert np.abs(here - scores).max() < 1e-2 * np.abs(scores).max()
 
 
+def test_one_process_fine_tunes_on_the_gpu_and_on_the_cpu_in_turn(tiny):
+    for device in (GPU, "cpu", GPU):
+        model = HistoryCrossEncoder.from_encoder(tiny, device=device, item_tokens=8)
+        result = fine_tune(model, planted_lists(200, 1), planted_lists(60, 2), ITEMS, replace(QUICK, steps=20))
+        assert result.log[-1]["step"] == 20 and model.network.output.weight.device.type == torch.device(device).type
+
+
 def test_a_fine_tuning_goes_on_from_its_checkpoint(tiny, tmp_path, monkeypatch):
     """Stopped after its checkpoint of step 20, and gone on with: the weights of one go, as far as a GPU's sums are."""
     settings = replace(QUICK, steps=40, patience=9)

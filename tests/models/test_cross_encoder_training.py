@@ -551,3 +551,18 @@ def test_two_processes_share_the_steps_and_end_with_one_model(tiny, tmp_path):
     first, second = np.load(tmp_path / "0.npy"), np.load(tmp_path / "1.npy")
     np.testing.assert_array_equal(first, second)  # gradients were shared, or each would have its own
     assert first[-1] > 0.9
+
+
+def test_a_fine_tuning_on_a_cpu_after_one_on_another_device_in_the_same_process():
+    from accelerate.state import AcceleratorState, PartialState
+
+    AcceleratorState._reset_state(reset_partial_state=True)
+    before = training.accelerator_for("cpu")
+    assert before.device.type == "cpu"
+    # what a fine-tuning on a GPU leaves behind; accelerate itself refuses a CPU then
+    for state in (PartialState, AcceleratorState):
+        state._shared_state["device"] = torch.device("meta")
+    with pytest.raises(ValueError, match="already been initialized"):
+        training.accelerator_for("meta").__class__(cpu=True)
+    assert training.accelerator_for("cpu").device.type == "cpu"
+    assert training.accelerator_for("cpu:0").device.type == "cpu"

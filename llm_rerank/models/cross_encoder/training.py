@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -45,6 +45,9 @@ from llm_rerank.models.cross_encoder.training_texts import TrainingTexts
 from llm_rerank.models.cross_encoder.warm_start import fit_warm_start
 from llm_rerank.models.semantic.weights import best_dtype
 from llm_rerank.types import DataError, IntArray, Items, Ragged, StorageError
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 LEAST_LISTS = 50
 """Fewer lists than this teach a network of millions of weights nothing but themselves."""
@@ -107,6 +110,22 @@ def fine_tune(
         )
     with torch.random.fork_rng(devices=[]):
         return _Run(model, lists, validation, items, settings, checkpoint, say or (lambda line: None)).go()
+
+
+def accelerator_for(device: str) -> Accelerator:
+    """Let accelerate run on a device, though an earlier fine-tuning of this process ran on another kind of device.
+
+    It keeps one device a process and refuses another; several processes keep theirs.
+    """
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState, PartialState
+
+    on_cpu = device.startswith("cpu")
+    if PartialState._shared_state:
+        held = PartialState()
+        if held.num_processes == 1 and (held.device.type == "cpu") != on_cpu:
+            AcceleratorState._reset_state(reset_partial_state=True)
+    return Accelerator(cpu=on_cpu)
 
 
 def list_loss(scores: Tensor, offsets: Tensor, positive: Tensor, real: Tensor) -> Tensor:
@@ -179,11 +198,9 @@ class _Run:
         checkpoint: Path | None,
         say: Callable[[str], None],
     ) -> None:
-        from accelerate import Accelerator
-
         self.model, self.settings = model, settings
         self.checkpoint, self.say = checkpoint, say
-        self.accelerator = Accelerator(cpu=model.device.startswith("cpu"))
+        self.accelerator = accelerator_for(model.device)
         self.run = run_identity(
             {**asdict(settings), **model.network.shape.to_dict()},
             f"{model.reader.fingerprint} {model.encoder.fingerprint}",
