@@ -113,8 +113,13 @@ def as_lists(fold: Fold, offsets: FloatArray, n_items: int) -> tuple[TrainingLis
 
 
 def list_targets(holdout: Holdout, seed: int) -> HeldOut:
-    """Last targets in the past, of held-out users the one before theirs; at most ``MOST_LIST_USERS``, drawn evenly."""
+    """Last targets in the past, ``MOST_LIST_USERS`` at most; with positions only of users who are not held out.
+
+    Held-out users' items before, lists too where there is time, gained nothing for their minutes (lab notebook).
+    """
     targets = last_targets(holdout.past)
+    if holdout.protocol == "positions":
+        targets = targets.take(~np.isin(targets.users, holdout.targets.users))
     if len(targets) > MOST_LIST_USERS:
         drawn = np.random.default_rng(seed).permutation(len(targets))[:MOST_LIST_USERS]
         targets = targets.take(np.sort(drawn))

@@ -96,24 +96,10 @@ def test_no_history_holds_the_visit_in_which_its_target_was_taken():
     assert holdout.protocol == "positions"
     lists = list_targets(holdout, 0)
     assert len(lists)
-    of_others = np.flatnonzero(~np.isin(lists.users, holdout.targets.users))
-    assert len(of_others)
-    for past, targets in ((holdout.past, holdout.targets), (peel(holdout.past, lists)[0], lists.take(of_others))):
+    for past, targets in ((holdout.past, holdout.targets), (peel(holdout.past, lists)[0], lists)):
         cases = build_cases(past, targets.users, targets.times, targets=targets.targets)
         own = cases.history.values == cases.targets.values[cases.history.row_of_value]
         assert own.sum() == len(cases)  # the look of a month ago, and no other
         assert (cases.history_times[own] < 0).all()
         rows = np.isin(past.users, targets.users)
         assert (past.times[rows] < targets.times[np.searchsorted(targets.users, past.users[rows])]).all()
-
-
-def test_with_positions_a_held_out_user_gives_the_cross_encoder_the_item_before():
-    events = looking_shop()
-    holdout = planned(events)
-    lists = list_targets(holdout, 0)
-    assert np.isin(holdout.targets.users, lists.users).all() and len(lists) == events.n_users
-    before = lists.times[np.searchsorted(lists.users, holdout.targets.users)]
-    assert (before < holdout.targets.times).all()
-    own = lists.take(np.flatnonzero(np.isin(lists.users, holdout.targets.users)))
-    cases = build_cases(peel(holdout.past, lists)[0], own.users, own.times, targets=own.targets)
-    assert not (cases.history.values == cases.targets.values[cases.history.row_of_value]).any()
