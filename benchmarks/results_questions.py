@@ -30,6 +30,54 @@ def _nats(found: dict[str, Any]) -> str:
     return with_interval(found["mean"], *found["ci95"])
 
 
+def fine_tunings(results: Results) -> str:
+    """Say what each way of fine-tuning a cross-encoder adds to the whole rest, the conventional one among them."""
+    lines = []
+    for name, report in load(results.folder, "fine_tuning_ablation").items():
+        of_all = report["n_judged"], report["n_users"]
+        for way, found in report["variants"].items():
+            ndcg = found["ndcg@10 of all users"]
+            lines.append(
+                f"- {name.replace('_', ' ')} ({report['split']}), {way}: {_nats(found['gain'])} nats on {of_all[0]:,} "
+                f"users whose target is among the first 100, p = {found['p of gain, adjusted']:.3f} (Holm); NDCG@10 of "
+                f"all {of_all[1]:,} {_nats(ndcg)}"
+            )
+    return _section("Which way of fine-tuning a cross-encoder adds to the rest?", lines)
+
+
+def tuned_encoder(results: Results) -> str:
+    """Say what an encoder tuned on the shop's own purchases gains over the untuned one in the same form."""
+    lines = []
+    for dataset, report in load(results.folder, "tuned_encoder").items():
+        best = min(report["log"], key=lambda entry: entry["loss"])
+        for form, found in report["forms"].items():
+            lines.append(
+                f"- {dataset} ({report['split']}), {form}: NDCG@10 untuned {figure(found['untuned'])}, tuned "
+                f"{with_interval(found['mean'], found['low'], found['high'])} over it (step {best['step']:.0f} of "
+                f"{report['settings']['steps']} is kept)"
+            )
+    return _section("An encoder tuned on the shop's own purchases?", lines)
+
+
+def calibration(results: Results) -> str:
+    """Say whether probabilities hold on later users, on validation and on the test."""
+    lines = []
+    for folder in ("calibration_validation", "calibration"):
+        for name, report in load(results.folder, folder).items():
+            split = "validation" if folder.endswith("validation") else "test"
+            refit = ", without a refit" if "--no-refit" in report["command"] else ""
+            for lists, found in report["calibration"].items():
+                mean = found["mean_probability_top_10"]
+                lines.append(
+                    f"- {name.removesuffix('_without_refit')} ({split}{refit}), {lists}: slope {found['slope']:.2f} "
+                    f"[{found['slope_ci95'][0]:.2f}, {found['slope_ci95'][1]:.2f}]; of the first ten the mean "
+                    f"probability is {mean / found['rate_top_10']:.2f} of the share taken, the calibration error "
+                    f"{found['ece_top_10'] / mean:.1%} of it ({found['ece_top_10_if_perfect'] / mean:.1%} if perfect); "
+                    f"Brier skill {with_interval(found['brier_skill'], *found['brier_skill_ci95'])}"
+                )
+    return _section("Do the probabilities hold on later users?", lines)
+
+
 def start_from(results: Results) -> str:
     """Say what a start from another shop's reranker gains a young shop."""
     lines = []
@@ -134,8 +182,11 @@ QUESTIONS: tuple[Callable[[Results], str], ...] = (
     candidates,
     query_regime,
     cross_encoder_gain,
+    fine_tunings,
+    tuned_encoder,
     sequence_gain,
     start_from,
+    calibration,
 )
 
 

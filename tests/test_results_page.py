@@ -240,6 +240,39 @@ def test_a_page_has_the_sections_whose_reports_are_there(results, tmp_path):
     assert "Map of regimes" not in alone and "| memory, MiB |" in alone and "| 3.0 | 1,234 |" in alone
 
 
+def test_single_questions_give_the_figures_of_their_reports(tmp_path):
+    calibrated = {
+        "slope": 0.9, "slope_ci95": [0.8, 1.0], "mean_probability_top_10": 0.02, "rate_top_10": 0.025,
+        "ece_top_10": 0.003, "ece_top_10_if_perfect": 0.001, "brier_skill": 0.01, "brier_skill_ci95": [0.005, 0.015],
+    }  # fmt: skip
+    text = results_page.page(
+        stored(
+            tmp_path,
+            ranking=ranking(),
+            calibration={"command": "c", "calibration": {"retrieved": calibrated}},
+            calibration_validation={"command": "c --no-refit", "calibration": {"retrieved": calibrated}},
+            fine_tuning_ablation={
+                "split": "validation", "n_judged": 50, "n_users": 90,
+                "variants": {"pairwise": {
+                    "gain": {"mean": 0.001, "ci95": [-0.002, 0.004]}, "p of gain, adjusted": 0.5,
+                    "ndcg@10 of all users": {"mean": -0.002, "ci95": [-0.003, -0.001]},
+                }},
+            },
+            tuned_encoder={
+                "split": "validation", "settings": {"steps": 60},
+                "log": [{"step": 0.0, "loss": 3.0}, {"step": 50.0, "loss": 2.0}, {"step": 60.0, "loss": 2.5}],
+                "forms": {"similarity alone": {"untuned": 0.06, "mean": 0.004, "low": 0.002, "high": 0.006}},
+            },
+        )
+    )  # fmt: skip
+    told = "retrieved: slope 0.90 [0.80, 1.00]; of the first ten the mean probability is 0.80 of the share taken, the "
+    told += "calibration error 15.0% of it (5.0% if perfect); Brier skill +.0100 [+.0050, +.0150]"
+    assert f"- made_up (test), {told}" in text and f"- made_up (validation, without a refit), {told}" in text
+    assert "- made up (validation), pairwise: +.0010 [−.0020, +.0040] nats on 50 users" in text
+    assert "p = 0.500 (Holm); NDCG@10 of all 90 −.0020 [−.0030, −.0010]" in text
+    assert "NDCG@10 untuned .0600, tuned +.0040 [+.0020, +.0060] over it (step 50 of 60 is kept)" in text
+
+
 def test_plots_are_pictures_in_words_too_and_to_scale(results):
     by_share, others = results_plots.plots_of("made_up", results.maps["made_up"])
     assert (by_share.name, others.name) == ("made_up_behaviour", "made_up_hr_10")
