@@ -431,6 +431,19 @@ def test_ctrl_c_keeps_the_best_so_far(tiny, monkeypatch):
     assert judge_lists(model.score(fresh.cases), fresh)["accuracy"] > 0.5
 
 
+def test_ctrl_c_in_the_first_evaluation_keeps_the_warm_start(tiny, monkeypatch):
+    def interrupted(self, progress):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(training._Run, "_evaluate", interrupted)
+    model = tiny_model(tiny)
+    result = fine_tune(model, planted_lists(200, 1), planted_lists(60, 2), ITEMS, QUICK)
+    assert result.interrupted and result.best_step == 0 and not result.log
+    assert "interrupted before the first evaluation: the warm start is kept" in result.sentence()
+    assert np.isfinite(model.fit(None, ITEMS, seed=0).score(planted_lists(5, 3).cases)).all()
+    assert training_plot(result.log).startswith("<svg")
+
+
 def test_too_few_lists_is_an_error(tiny):
     with pytest.raises(DataError, match="there are 20 training and 5 validation lists"):
         fine_tune(tiny_model(tiny), planted_lists(20, 1), planted_lists(5, 2), ITEMS, QUICK)

@@ -60,7 +60,10 @@ SECONDS_BETWEEN_CHECKPOINTS = 30.0
 
 @dataclass(frozen=True)
 class FineTuning:
-    """What a fine-tuning did. log: one entry an evaluation, the first before any step. best_step: 0: the warm start."""
+    """What a fine-tuning did. log: one entry an evaluation, the first before any step; none where that was interrupted.
+
+    best_step: 0: the warm start.
+    """
 
     log: list[dict[str, Any]]
     best_step: int
@@ -70,9 +73,11 @@ class FineTuning:
 
     def sentence(self) -> str:
         """Say what came out in one sentence."""
+        head = f"cross-encoder: {self.n_lists:,} lists, {self.n_validation:,} more for early stopping"
+        if not self.log:
+            return f"{head}, interrupted before the first evaluation: the warm start is kept"
         first = self.log[0]
         best = next(entry for entry in self.log if entry["step"] == self.best_step)
-        head = f"cross-encoder: {self.n_lists:,} lists, {self.n_validation:,} more for early stopping"
         if self.interrupted:
             head += f", interrupted after step {self.log[-1]['step']}"
         if not self.best_step:
@@ -240,9 +245,9 @@ class _Run:
 
     def go(self) -> FineTuning:
         """Train until the last step, or until patience or the user ends it."""
-        progress = self._start()
-        interrupted = False
+        progress, interrupted = Progress(0, {}, {}, 0, self._weights(), [], []), False
         try:
+            progress = self._start()
             while progress.step < self.settings.steps and not self._is_out_of_patience(progress):
                 progress.losses.append(self._step(progress.step))
                 progress.step += 1
