@@ -129,7 +129,9 @@ def as_dict(difference: Difference) -> dict[str, Any]:
     return {"mean": difference.mean, "ci95": [difference.low, difference.high], "p": difference.p, "n": difference.n}
 
 
-def holm_of_gains(entries: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
-    """Adjust the p values of all variants' gains for their number, by variant."""
+def holm_of_gains(entries: Mapping[str, Mapping[str, Any]], n_tried: int = 0) -> dict[str, float]:
+    """Adjust the p values of all variants' gains for their number, or for ``n_tried`` where more were, by variant."""
     names = list(entries)
-    return dict(zip(names, holm([entries[name]["gain"]["p"] for name in names]).tolist(), strict=True))
+    others = [1.0] * max(0, n_tried - len(names))
+    adjusted = holm([*(entries[name]["gain"]["p"] for name in names), *others])
+    return dict(zip(names, adjusted[: len(names)].tolist(), strict=True))

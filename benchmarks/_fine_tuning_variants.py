@@ -271,7 +271,8 @@ def after_all_purchases(
 def purchase_lists(past: Interactions, seed: int, n_negatives: int = 20) -> TrainingLists:
     """Make a list for each item that a user with a history took for the first time, offset 0.
 
-    Negatives are the items of events drawn evenly, so that an item's sales do not tell it from the positive.
+    Negatives are the items of events drawn evenly, so that an item's sales do not tell it from the positive. For data
+    sets without reviews: elsewhere the positive's text may hold the user's own words.
     """
     taken = np.flatnonzero(past.positive & (past.items >= 0))
     taken = taken[first_of_pair(past.users[taken], past.items[taken], past.n_items)]

@@ -111,7 +111,7 @@ def load_halves(
     cache: folder of encoded texts. with_sequence: the small nets are among the components; all other parts always are.
     refit: the later cases are scored by components fitted again on all of the past, as a fit hands them on.
     """
-    of = f"{dataset}{'_with_sequence' if with_sequence else ''}{f'_refit_seed_{seed}' if refit else ''}"
+    of = f"{dataset}{'_with_sequence' if with_sequence else ''}{'_refit' if refit else ''}_seed_{seed}"
     path = None if keep is None else keep / f"{of}.safetensors"
     if path is not None and path.exists():
         return _read(path)

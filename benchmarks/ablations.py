@@ -27,6 +27,7 @@ import numpy as np
 import pandas as pd
 
 from benchmarks._common import run_information, table, trial_parser, write_report
+from benchmarks._keeping import keep_arrays, kept_arrays
 from benchmarks.fresh_histories import ndcg_of_lists
 from benchmarks.systems import FUSED
 from llm_rerank.data.datasets import load_dataset
@@ -36,7 +37,6 @@ from llm_rerank.recommendation.planning import make_encoder
 from llm_rerank.recommendation.reranker import Reranker
 from llm_rerank.recommendation.specs import specs_for
 from llm_rerank.statistics import holm, paired_difference
-from llm_rerank.storage import read_arrays, write_arrays
 
 SYSTEMS = {
     "behaviour": "fused_behaviour",
@@ -280,8 +280,10 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     for name, variant in wanted.items():
         file = f"{name.replace(', ', '_').replace(' ', '_')}.safetensors"
         kept = None if options.keep is None else options.keep / file
-        if kept is not None and kept.exists():
-            values[name], fits[name] = read_arrays(kept)
+        made_by = {"commit": information["commit"], "trial": trial.describe(), "seed": options.seed}
+        found = kept_arrays(kept, made_by)
+        if found is not None:
+            values[name], fits[name] = found
         else:
             began = time.perf_counter()
             events, items = tables_of(variant, trial, options.seed)
@@ -289,9 +291,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
             reranker.fit(events, items, users=trial.user_frame)
             fits[name] = {"seconds_fit": time.perf_counter() - began, "commit": information["commit"]}
             values[name] = measured(reranker, trial, wrong if variant.group == "base" else None)
-            if kept is not None:
-                kept.parent.mkdir(parents=True, exist_ok=True)
-                write_arrays(kept, values[name], fits[name])
+            keep_arrays(kept, values[name], fits[name], made_by)
         means = ", ".join(f"{kind} {ndcg.mean():.4f}" for kind, ndcg in values[name].items())
         print(f"{name}: fit {fits[name]['seconds_fit']:.0f} s; {means}", flush=True)
         report = report_of(options, values, fits, variants)

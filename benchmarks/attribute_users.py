@@ -25,7 +25,7 @@ from benchmarks._common import run_information, table, trial_parser, write_repor
 from benchmarks.systems import Tools, z_scores
 from llm_rerank.data.datasets import load_dataset
 from llm_rerank.data.schema import validate_users
-from llm_rerank.evaluation.protocols import Trial, hold_out
+from llm_rerank.evaluation.protocols import PROTOCOLS, TimeCut, Trial, hold_out
 from llm_rerank.metrics import hit_matrix, hit_rate_at_k, ndcg_at_k
 from llm_rerank.models.collaborative.attributes import AttributeMap
 from llm_rerank.models.collaborative.factorization import SGDMatrixFactorization
@@ -141,7 +141,12 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--folds", type=int, default=4)
     options = parser.parse_args(arguments)
     information = run_information(options.seed)
-    trial = hold_out(load_dataset(options.dataset, options.data_dir), split=options.split)
+    protocol = PROTOCOLS.get(options.dataset, TimeCut())
+    if not isinstance(protocol, TimeCut):
+        raise DataError(f"{options.dataset} is held out by position; give a data set with real times")
+    # a stranger's list holds what they had before as well, for nothing is known of it: it must be a hit, not a miss
+    protocol = replace(protocol, repeats=True)
+    trial = hold_out(load_dataset(options.dataset, options.data_dir), protocol, options.split)
     if trial.user_frame is None:
         raise DataError(f"{options.dataset} has no table of users; give a data set that has one")
     print(trial.describe(), flush=True)

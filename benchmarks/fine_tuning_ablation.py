@@ -10,7 +10,9 @@ with its own weight, in nats a list; NDCG@10 is over all users, 0 where the targ
 the score may count more or less by the supports of user and item, and the item's support has a weight on both sides.
 The p values of all ways are adjusted for their number (Holm).
 
-What an earlier run of the same code left in the folder of ``--keep``, each way's scores, is not computed again.
+What an earlier run of the same code and settings left in the folder of ``--keep``, each way's scores, is not computed
+again. A way whose fine-tuning kept its untrained start (best step 0) is no test of that way: it has no place in Holm's
+number. Ways that were chosen from an earlier report are counted with that report's (``--ways-tried``).
 """
 
 from __future__ import annotations
@@ -26,9 +28,9 @@ from benchmarks._common import run_information, table, write_report
 from benchmarks._fine_tuning_judging import Judge, Judged, as_dict, holm_of_gains
 from benchmarks._fine_tuning_rest import Rest, load_rest
 from benchmarks._fine_tuning_variants import FROZEN, LIBRARY, VARIANTS, fine_tuned
+from benchmarks._keeping import keep_arrays, kept_arrays
 from llm_rerank.config import RerankerConfig
 from llm_rerank.recommendation.planning import make_encoder
-from llm_rerank.storage import read_arrays, write_arrays
 from llm_rerank.types import Encoder, FloatArray
 
 
@@ -62,9 +64,13 @@ class Ablation:
     def _scores(self, name: str, seed: int) -> tuple[FloatArray, dict[str, Any]]:
         """Fine-tune a variant with a seed, or read what is kept of it: scores, and what the fine-tuning said."""
         options, kept = self.options, self._path(name, str(seed))
-        if kept is not None and kept.exists():
-            arrays, said = read_arrays(kept)
-            return arrays["scores"], said
+        made_by = {
+            "commit": self.information["commit"],
+            "settings": [options.dataset, options.steps, options.judged, options.seed],
+        }
+        found = kept_arrays(kept, made_by)
+        if found is not None:
+            return found[0]["scores"], found[1]
         tuned = fine_tuned(VARIANTS[name], self.rest, self.encoder, steps=options.steps, seed=seed, cache=options.cache)
         said = {
             "seed": seed,
@@ -73,9 +79,7 @@ class Ablation:
             "seconds": tuned.seconds,
             "evaluations": tuned.evaluations,
         }
-        if kept is not None:
-            kept.parent.mkdir(parents=True, exist_ok=True)
-            write_arrays(kept, {"scores": tuned.scores}, said)
+        keep_arrays(kept, {"scores": tuned.scores}, said, made_by)
         return tuned.scores, said
 
     def _kept_seeds(self, name: str) -> list[int]:
@@ -84,15 +88,14 @@ class Ablation:
         return [int(path.stem.rsplit("-", 1)[1]) for path in found]
 
     def _path(self, name: str, seed: str) -> Path | None:
-        options = self.options
-        judged = "" if options.judged is None else f"-{options.judged}"
-        file = f"{options.dataset}-{options.steps}{judged}-{name.replace(' ', '_')}-{seed}.safetensors"
-        return None if options.keep is None else options.keep / file
+        file = f"{self.options.dataset}-{name.replace(' ', '_')}-{seed}.safetensors"
+        return None if self.options.keep is None else self.options.keep / file
 
     def report(self) -> dict[str, Any]:
         """Lay out what is known so far."""
         rest, alone = self.rest, self.judge.alone
-        adjusted = holm_of_gains(self.entries)
+        trained = {name: entry for name, entry in self.entries.items() if is_trained(entry)}
+        adjusted = holm_of_gains(trained, self.options.ways_tried)
         return {
             "dataset": self.options.dataset,
             "split": "validation",
@@ -105,11 +108,16 @@ class Ablation:
                 "ndcg@10 of all users": float(self.judge.over_all_users(alone.ndcg).mean()),
             },
             "variants": {
-                name: {**entry, "p of gain, adjusted": adjusted[name]} for name, entry in self.entries.items()
+                name: {**entry, "p of gain, adjusted": adjusted.get(name)} for name, entry in self.entries.items()
             },
             "fit_said": rest.said,
             **self.information,
         }
+
+
+def is_trained(entry: dict[str, Any]) -> bool:
+    """Tell whether any fine-tuning of a way kept another step than its untrained start."""
+    return any(tuning["best_step"] for tuning in entry["fine_tunings"])
 
 
 def as_row(name: str, entry: dict[str, Any]) -> list[str]:
@@ -121,7 +129,8 @@ def as_row(name: str, entry: dict[str, Any]) -> list[str]:
     tunings = entry["fine_tunings"]
     steps = " ".join(str(tuning["best_step"]) for tuning in tunings)
     seconds = np.mean([tuning["seconds"] for tuning in tunings])
-    return [name, *cells, f"{entry['p of gain, adjusted']:.3f}", steps, f"{seconds:.0f}"]
+    p = entry["p of gain, adjusted"]
+    return [name, *cells, "untrained" if p is None else f"{p:.3f}", steps, f"{seconds:.0f}"]
 
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
@@ -137,6 +146,9 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--keep", type=Path, help="folder that keeps each way's scores")
     parser.add_argument("--judged", type=int, help="most lists to judge, drawn evenly: pairwise reads them for hours")
     parser.add_argument("--seed", type=int, default=0, help="of the rest and of the judging")
+    parser.add_argument(
+        "--ways-tried", type=int, default=0, help="Holm's number at least, where ways were chosen before"
+    )
     parser.add_argument("--tuning-seeds", default="0", help="of the fine-tunings, joined by commas")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args(arguments)

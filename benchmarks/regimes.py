@@ -5,7 +5,8 @@
 Steps, each a whole reranker that tunes itself: behaviour alone; with word counts (TF-IDF, character n-grams); with a
 sentence encoder; with a fine-tuned cross-encoder as well; the last two are kept whether they pay or not. "auto" is what
 the fits themselves would have kept, by their held-out users: the last step whose part pays. Regimes: a shop that has
-the events of 1, 3, 10, 30 or 100 % of its users (all users are then asked, histories given); with all users' events,
+the events of 1, 3, 10, 30 or 100 % of its users (all users are then asked, histories given), one draw of them or the
+mean over several (``--draws``), whose spread then widens the intervals; with all users' events,
 histories cut to their newest two, one or no events, and targets by how often they were taken before; items without any
 event, ranked among themselves. What an earlier run left in the folder of ``--keep``, a value a case and no ids, is not
 measured again.
@@ -16,7 +17,6 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +24,13 @@ import numpy as np
 import pandas as pd
 
 from benchmarks._common import run_information, table, trial_parser, write_report
+from benchmarks._keeping import keep_arrays, kept_arrays
+from benchmarks._measured import Measured, chosen_step
 from benchmarks.systems import FUSED
 from llm_rerank.data.datasets import Dataset, load_dataset
 from llm_rerank.evaluation.protocols import PROTOCOLS, TimeCut, Trial, hold_out, ranking_from_frame
 from llm_rerank.metrics import hit_matrix, hit_rate_at_k, ndcg_at_k
 from llm_rerank.recommendation.reranker import Reranker
-from llm_rerank.statistics import paired_difference
-from llm_rerank.storage import read_arrays, write_arrays
 
 STEPS = {
     "behaviour": "fused_behaviour",
@@ -39,9 +39,6 @@ STEPS = {
     "cross_encoder": "fused_with_cross_encoder",
 }
 """Each step and its system in ``systems.FUSED``; each is compared with the one before it."""
-
-PART_OF_STEP = {"encoder": "semantic", "cross_encoder": "cross_encoder"}
-"""The part whose verdict in a step's fit says whether the library would have kept it."""
 
 FRACTIONS = (0.01, 0.03, 0.1, 0.3, 1.0)
 SUPPORTS = {
@@ -53,58 +50,18 @@ TRUNCATED = (0, 1, 2)
 LEAST_WINDOW_BUYERS = 5
 LEAST_CASES = 100
 NEW_ITEMS, AT_RANDOM = "new items", "at random"
+DRAW = ", draw "
+"""Between a young shop's share of the users and the number of its draw, in the names of fits."""
 SAID = ("guard", "sequence:", "semantic:", "cross_encoder:", "warning", "refit")
 
 
-@dataclass(frozen=True)
-class Measured:
-    """One regime: a value a case for each step. values: NDCG@10, or HR@10 among new items; shape (n_cases,).
-
-    auto: the step that the library would have taken.
-    """
-
-    metric: str
-    values: Mapping[str, np.ndarray]
-    auto: str
-
-    def to_dict(self, seed: int) -> dict[str, Any]:
-        """Give means, and each step's difference from the one below it."""
-        names = list(self.values)
-        n = len(self.values[names[0]])
-        steps = {}
-        for below, name in zip(names, names[1:], strict=False):
-            difference = paired_difference(self.values[name], self.values[below], seed=seed)
-            base = float(self.values[below].mean())
-            steps[f"{name} over {below}"] = {
-                **vars(difference),
-                "relative": difference.mean / base if base > 0 else None,
-            }
-        means = {name: float(values.mean()) for name, values in self.values.items()}
-        best = max(means, key=means.__getitem__)
-        losses = self.values[best] - self.values[self.auto]
-        auto = {
-            "choice": self.auto,
-            "best": best,
-            "loss": float(losses.mean()),
-            "standard_error": float(losses.std(ddof=1) / np.sqrt(n)),
-        }
-        return {"metric": self.metric, "n": n, "means": means, "steps": steps, "auto": auto}
-
-
-def chosen_step(names: Sequence[str], pays: Mapping[str, Mapping[str, bool]]) -> str:
-    """Return the last step whose part its own fit found to pay; what stands below parts is always there.
-
-    pays: by step, then by part.
-    """
-    return [name for name in names if pays[name].get(PART_OF_STEP.get(name, ""), name not in PART_OF_STEP)][-1]
-
-
-def young_shop(trial: Trial, fraction: float, seed: int) -> pd.DataFrame:
+def young_shop(trial: Trial, fraction: float, seed: int, draw: int = 0) -> pd.DataFrame:
     """Events of a share of the users, drawn; the whole shop's order of events is kept."""
     if fraction >= 1:
         return trial.interactions
     users = pd.unique(trial.interactions["user_id"])
-    drawn = np.random.default_rng([seed, round(fraction * 1000)]).permutation(len(users))
+    of_draw = [draw] if draw else []
+    drawn = np.random.default_rng([seed, round(fraction * 1000), *of_draw]).permutation(len(users))
     chosen = users[drawn[: max(round(fraction * len(users)), 1)]]
     return trial.interactions[trial.interactions["user_id"].isin(chosen)]
 
@@ -211,8 +168,10 @@ class Map:
         """Fit a step on events and keep what ``measure`` gives: arrays of one value a case by regime."""
         key = f"{key}: {name}"
         kept = None if self.options.keep is None else self.options.keep / f"{key.replace(' ', '_')}.safetensors"
-        if kept is not None and kept.exists():
-            self.values[key], self.fits[key] = read_arrays(kept)
+        made_by = {"commit": self.information["commit"], "trial": trial.describe(), "seed": self.options.seed}
+        found = kept_arrays(kept, made_by)
+        if found is not None:
+            self.values[key], self.fits[key] = found
         else:
             began = time.perf_counter()
             reranker = FUSED[STEPS[name]](trial, self.options.seed, self.options.cache)
@@ -223,9 +182,7 @@ class Map:
             pays = {part["part"]: part["pays"] for part in report["parts"]}
             self.fits[key] = {"seconds_fit": seconds, "said": said, "pays": pays}
             self.values[key] = {regime: np.asarray(values) for regime, values in measure(reranker).items()}
-            if kept is not None:
-                kept.parent.mkdir(parents=True, exist_ok=True)
-                write_arrays(kept, self.values[key], self.fits[key])
+            keep_arrays(kept, self.values[key], self.fits[key], made_by)
         means = ", ".join(f"{regime} {values.mean():.4f}" for regime, values in self.values[key].items())
         print(f"{key}: fit {self.fits[key]['seconds_fit']:.0f} s; {means}", flush=True)
         write_report(self.options.out, self.report())
@@ -235,8 +192,11 @@ class Map:
         trial = hold_out(self.dataset, None, self.options.split)
         print(trial.describe(), flush=True)
         supports = by_support(trial)
-        for fraction in self.options.fractions:
-            events = young_shop(trial, fraction, self.options.seed)
+        draws = [(fraction, draw) for fraction in self.options.fractions for draw in range(self.options.draws)]
+        for fraction, draw in draws:
+            if fraction >= 1 and draw:
+                continue  # there is one whole shop
+            events = young_shop(trial, fraction, self.options.seed, draw)
 
             def measure(reranker: Reranker, whole: bool = fraction >= 1) -> dict[str, np.ndarray]:
                 ndcg = ndcg_of(reranker, trial, trial.interactions, exclude=None)
@@ -249,7 +209,7 @@ class Map:
                 return found
 
             for name in self.names:
-                self.measure(f"{fraction:.0%} of users", name, trial, events, measure)
+                self.measure(f"{fraction:.0%} of users{f'{DRAW}{draw}' if draw else ''}", name, trial, events, measure)
         if isinstance(PROTOCOLS[self.dataset.name], TimeCut):
             new, codes = new_item_trial(self.dataset, self.options.split)
             if len(new.cases) >= LEAST_CASES:
@@ -264,7 +224,7 @@ class Map:
 
     def report(self) -> dict[str, Any]:
         """Lay out what is known so far."""
-        by_label: dict[str, dict[str, np.ndarray]] = {}
+        by_label: dict[str, dict[str, dict[str, np.ndarray]]] = {}
         chance: dict[str, float] = {}
         for key, found in self.values.items():
             fit, name = key.rsplit(": ", 1)
@@ -272,15 +232,20 @@ class Map:
                 if regime == AT_RANDOM:
                     chance[fit] = float(values[0])
                     continue
-                label = fit if regime in ("all", NEW_ITEMS) else f"{fit}, {regime}"
-                by_label.setdefault(label, {})[name] = values
+                shop = fit.split(DRAW)[0]
+                label = shop if regime in ("all", NEW_ITEMS) else f"{shop}, {regime}"
+                by_label.setdefault(label, {}).setdefault(fit, {})[name] = values
         regimes = {}
-        for label, of_steps in by_label.items():
-            ordered = {name: of_steps[name] for name in STEPS if name in of_steps}
+        for label, of_fits in by_label.items():
             metric = "hr@10" if label == NEW_ITEMS else "ndcg@10"
-            fit = label.split(",")[0]
-            auto = chosen_step(list(ordered), {name: self.fits[f"{fit}: {name}"]["pays"] for name in ordered})
-            regimes[label] = Measured(metric, ordered, auto).to_dict(self.options.seed)
+            most = max(len(of_steps) for of_steps in of_fits.values())
+            draws, autos = [], []
+            for fit, of_steps in of_fits.items():
+                if len(of_steps) == most:  # a draw that is still being measured waits
+                    draws.append({name: of_steps[name] for name in STEPS if name in of_steps})
+                    pays = {name: self.fits[f"{fit}: {name}"]["pays"] for name in draws[-1]}
+                    autos.append(chosen_step(list(draws[-1]), pays))
+            regimes[label] = Measured(metric, draws, autos).to_dict(self.options.seed)
             if label in chance:
                 regimes[label]["at_random"] = chance[label]
         return {
@@ -309,6 +274,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     parser = trial_parser("regimes", __doc__)
     parser.add_argument("--steps", default="behaviour,words,encoder", help=f"of {','.join(STEPS)}")
     parser.add_argument("--fractions", type=float, nargs="+", default=list(FRACTIONS), help="of the users")
+    parser.add_argument("--draws", type=int, default=1, help="of each young shop's users")
     parser.add_argument("--keep", type=Path, help="folder that keeps what was measured, to go on after a break")
     options = parser.parse_args(arguments)
     measured = Map(options)

@@ -218,7 +218,8 @@ def regime_choice(dataset: str, name: str, regime: Report) -> Choice | None:
         return None
     auto = regime["auto"]
     own = auto["choice"]
-    return Choice(dataset, name, auto["best"], own, regime["means"][own], -auto["loss"], auto["standard_error"])
+    mean = auto.get("mean", regime["means"][own])
+    return Choice(dataset, name, auto["best"], own, mean, -auto["loss"], auto["standard_error"])
 
 
 def share_of(regime: str) -> float | None:

@@ -5,8 +5,9 @@ Each takes the reports and returns its markdown, or "" where its reports are abs
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
+from typing import Any
 
 from benchmarks.regimes import STEPS
 from benchmarks.results_plots import plots_of
@@ -154,7 +155,7 @@ def strata(results: Results) -> str:
         return ""
     parts = [
         "## Thin users and thin items\n",
-        "NDCG@10 on the test split. Users by the events they had; items by the events they had: then only targets of "
+        "NDCG@10 on the test split. Users by the distinct items they had; items by their buyers: then only targets of "
         "that\nkind count as targets. These are means without a paired test.\n",
     ]
     for dataset, report in results.tests.items():
@@ -166,7 +167,11 @@ def strata(results: Results) -> str:
             if last is not None:
                 values = [systems[name]["strata"][stratum][METRIC] for name in names]
                 interval = f" [{figure(last['ci95'][0])}, {figure(last['ci95'][1])}]"
-                cells = [f"{stratum} events", f"{last['n_cases']:,}", *(figure(value) for value in values)]
+                cells = [
+                    f"{stratum} {'items' if stratum.startswith('user') else 'buyers'}",
+                    f"{last['n_cases']:,}",
+                    *(figure(value) for value in values),
+                ]
                 rows.append([*cells[:-1], cells[-1] + interval])
         parts += [f"### {dataset}\n", markdown_table(["", "users", *(f"`{name}`" for name in names)], rows)]
         parts.append(_strata_words(report, names))
@@ -191,7 +196,8 @@ def maps(results: Results) -> str:
     parts = [
         "## Map of regimes: what each step adds, and where\n",
         "Each cell: what the step reaches and, below it, its gain over the step to its left with a 95 % interval; bold "
-        "where\nthe interval leaves out 0, on either side.\n",
+        "where\nthe interval leaves out 0, on either side. Shops with a part of the users are one draw of them, of "
+        "which intervals\nsay nothing, unless the row says how many: then their spread is in the intervals.\n",
     ]
     for dataset, report in results.maps.items():
         parts += [f"### {dataset} ({report['split']})\n", _map_table(dataset, report), ""]
@@ -219,11 +225,22 @@ def _map_table(dataset: str, report: Report) -> str:
         gains = {gain.step: gain for gain in regime_gains(dataset, name, regime)}
         cells = [_cell(regime["means"].get(step), gains.get(step)) for step in steps]
         chance = [figure(regime["at_random"]) if "at_random" in regime else "–"] if with_chance else []
-        choice = [f"`{regime['auto']['choice']}`" if "auto" in regime else "–"] if with_choice else []
-        rows.append([regime_words(name), regime["metric"].upper(), f"{regime['n']:,}", *chance, *cells, *choice])
+        choice = [_choice(regime.get("auto"))] if with_choice else []
+        draws = f" ({regime['draws']} draws)" if regime.get("draws", 1) > 1 else ""
+        rows.append(
+            [regime_words(name) + draws, regime["metric"].upper(), f"{regime['n']:,}", *chance, *cells, *choice]
+        )
     heads = ["regime", "metric", "users", *(["at random"] if with_chance else []), *(f"`{step}`" for step in steps)]
     heads += ["own choice"] if with_choice else []
     return markdown_table(heads, rows)
+
+
+def _choice(auto: Mapping[str, Any] | None) -> str:
+    if auto is None:
+        return "–"
+    choices = auto.get("choices", [])
+    often = f" ({choices.count(auto['choice'])} of {len(choices)})" if len(set(choices)) > 1 else ""
+    return f"`{auto['choice']}`{often}"
 
 
 def _cell(mean: float | None, gain: Gain | None) -> str:

@@ -43,6 +43,8 @@ WITH_CROSS_ENCODER = {
     "alone, own cross-encoder": Variant(False, "always"),
     "started, lent cross-encoder": Variant(True, "always"),
 }
+LESS = {"started": "alone", "alone, own cross-encoder": "alone", "started, lent cross-encoder": "started"}
+"""What each way is set against."""
 
 
 def ndcg_of(reranker: Reranker, trial: Trial) -> np.ndarray:
@@ -90,24 +92,25 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
                     reranker.fit(young, trial.item_frame, users=trial.user_frame, start_from=start)
                     values[name] += ndcg_of(reranker, trial) / options.draws
                     print(f"{size} users, {name}: {values[name].mean():.4f}", flush=True)
-            rows += _against_alone(size, values, options.seed, report)
+            rows += _against_less(size, values, options, report)
             write_report(options.out, {**report, **information})
     print(trial.describe())
-    print(table(["users", "fitted", "NDCG@10", "over alone, 95 %", "p"], rows))
+    print(table(["users", "fitted", "NDCG@10", "over one thing less, 95 %", "p"], rows))
     return report
 
 
-def _against_alone(size: int, values: Mapping[str, np.ndarray], seed: int, report: dict[str, Any]) -> list[list[str]]:
-    """Add a size to the report; returns its rows of the table."""
-    alone = values["alone"]
-    entry: dict[str, Any] = {"n": len(alone), "ndcg@10": {}, "differences": {}}
+def _against_less(
+    size: int, values: Mapping[str, np.ndarray], options: argparse.Namespace, report: dict[str, Any]
+) -> list[list[str]]:
+    """Add a size to the report, each way against the one that differs from it in one thing; returns its rows."""
+    entry: dict[str, Any] = {"n": len(values["alone"]), "draws": options.draws, "ndcg@10": {}, "differences": {}}
     rows = []
     for name, of_case in values.items():
         entry["ndcg@10"][name] = float(of_case.mean())
         row = [f"{size}", name, f"{of_case.mean():.4f}", "", ""]
-        if name != "alone":
-            difference = paired_difference(of_case, alone, seed=seed)
-            entry["differences"][f"{name} over alone"] = vars(difference)
+        if name in LESS:
+            difference = paired_difference(of_case, values[LESS[name]], seed=options.seed)
+            entry["differences"][f"{name} over {LESS[name]}"] = vars(difference)
             row[3:] = [
                 f"{difference.mean:+.4f} [{difference.low:+.4f}, {difference.high:+.4f}]", f"{difference.p:.4f}",
             ]  # fmt: skip

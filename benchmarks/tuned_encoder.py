@@ -3,9 +3,10 @@
     python -m benchmarks.tuned_encoder --dataset amazon_scientific --data-dir DIR --cache CACHE --out FILE.json
 
 Tuned on pairs of items of one user, from before the fit's own hold-out: the fit then judges text on users whose last
-items the encoder has not seen. Both encoders are used in the same forms: similarity to the history alone (the better
-decay of two, each its own), and everything but the cross-encoder, where the vectors are text-aware EASE's kernels and
-the similarity. Paired differences of NDCG@10 on the trial's users.
+items the encoder has not seen. Reviews stay out of the texts that it is tuned on, for both items of a pair would carry
+the words of the user who took them. Both encoders are used in the same forms: similarity to the history alone (the
+better decay of two, each its own), and everything but the cross-encoder, where the vectors are a kernel of text-aware
+EASE, the similarity and, where there are reviews, their sentiment. Paired differences of NDCG@10 on the trial's users.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from llm_rerank.recommendation.log import FitLog
 from llm_rerank.recommendation.planning import make_encoder
 from llm_rerank.recommendation.reranker import Reranker
 from llm_rerank.statistics import paired_difference
+from llm_rerank.types import DataError
 
 DECAYS = (0.05, 0.2)
 UNTUNED, TUNED = "untuned", "tuned"
@@ -44,7 +46,9 @@ def tuned_folder(
     """Tune an encoder on what came before the fit's hold-out and save it in the folder; its log and seconds."""
     began = time.perf_counter()
     holdout = plan_holdout(trial.past, settings.seed, FitLog(verbose=False))
-    items = Renderer().render_items(trial.items, holdout.past, holdout.as_of)
+    items = Renderer().render_items(trial.items, holdout.past.take(np.empty(0, dtype=np.int64)), holdout.as_of)
+    if not any(str(text).strip() for text in items.texts):
+        raise DataError(f"{trial.dataset} has no text but its buyers' reviews; give a data set with descriptions")
     network = load_network(encoder, "cpu")
     log = tune_encoder(network, holdout.past, items.texts, settings, lambda line: print(line, flush=True))
     with quiet():

@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 
 from benchmarks import changes, regimes
+from benchmarks._keeping import keep_arrays, kept_arrays
 from benchmarks.serving import quantiles_ms, request_of
 from llm_rerank.types import Ragged
 
@@ -54,7 +55,7 @@ def test_cases_by_the_support_of_all_their_targets():
 
 def test_a_regime_says_means_and_each_step_over_the_one_below():
     values = {"behaviour": np.full(50, 0.2), "words": np.full(50, 0.3), "encoder": np.full(50, 0.27)}
-    said = regimes.Measured("ndcg@10", values, "words").to_dict(seed=0)
+    said = regimes.Measured("ndcg@10", [values], ["words"]).to_dict(seed=0)
     assert said["n"] == 50 and said["means"] == pytest.approx({"behaviour": 0.2, "words": 0.3, "encoder": 0.27})
     assert said["steps"]["words over behaviour"]["relative"] == pytest.approx(0.5)
     assert said["steps"]["encoder over words"]["mean"] == pytest.approx(-0.03)
@@ -93,8 +94,45 @@ def test_the_librarys_own_choice_is_the_last_step_that_its_fit_found_to_pay():
 
 def test_a_choice_is_judged_by_its_loss_against_the_best_in_hindsight():
     values = {"words": np.array([0.1, 0.2, 0.3, 0.4]), "encoder": np.array([0.2, 0.3, 0.3, 0.4])}
-    auto = regimes.Measured("ndcg@10", values, "words").to_dict(seed=0)["auto"]
+    auto = regimes.Measured("ndcg@10", [values], ["words"]).to_dict(seed=0)["auto"]
     assert (auto["choice"], auto["best"]) == ("words", "encoder")
     assert auto["loss"] == pytest.approx(0.05)
     assert auto["standard_error"] == pytest.approx(np.std([0.1, 0.1, 0, 0], ddof=1) / 2)
-    assert regimes.Measured("ndcg@10", values, "encoder").to_dict(seed=0)["auto"]["loss"] == 0
+    assert regimes.Measured("ndcg@10", [values], ["encoder"]).to_dict(seed=0)["auto"]["loss"] == 0
+
+
+def test_over_several_draws_means_are_taken_by_case_and_their_spread_widens_the_interval():
+    rng = np.random.default_rng(0)
+    base = rng.random(400)
+    draws = [{"words": base, "encoder": base + gain} for gain in (0.01, 0.03, 0.05)]
+    said = regimes.Measured("ndcg@10", draws, ["words", "encoder", "encoder"]).to_dict(seed=0)
+    step = said["steps"]["encoder over words"]
+    assert said["draws"] == 3 and step["by_draw"] == pytest.approx([0.01, 0.03, 0.05])
+    assert step["mean"] == pytest.approx(0.03)
+    # all cases gain alike, so the interval is that of the draws: t of two degrees, 4.303 × .02 / √3
+    assert step["low"] == pytest.approx(0.03 - 4.303 * 0.02 / np.sqrt(3), abs=1e-4)
+    auto = said["auto"]
+    assert (auto["choice"], auto["choices"]) == ("encoder", ["words", "encoder", "encoder"])
+    assert auto["mean"] == pytest.approx(base.mean() + 0.08 / 3) and auto["loss"] == pytest.approx(0.01 / 3)
+    assert auto["standard_error"] == pytest.approx(0.01 / 3)  # of the draws: .01, 0, 0 lost
+    one = regimes.Measured("ndcg@10", draws[:1], ["words"]).to_dict(seed=0)["steps"]["encoder over words"]
+    assert one["low"] == pytest.approx(0.01) and one["high"] == pytest.approx(0.01)
+
+
+def test_another_draw_is_another_shop_of_the_same_size():
+    events = pd.DataFrame({"user_id": np.repeat(np.arange(200), 3), "item_id": 1, "timestamp": np.arange(600)})
+    trial = trial_of([[0]], [1], events)
+    users = [set(regimes.young_shop(trial, 0.1, seed=0, draw=draw)["user_id"]) for draw in range(3)]
+    assert all(len(drawn) == 20 for drawn in users)
+    assert users[0] != users[1] != users[2] != users[0]
+    assert users[0] == set(regimes.young_shop(trial, 0.1, seed=0)["user_id"])
+
+
+def test_what_was_made_otherwise_is_not_found_again(tmp_path):
+    path, made_by = tmp_path / "a" / "kept.safetensors", {"seed": 0, "commit": "abc"}
+    assert kept_arrays(path, made_by) is None and kept_arrays(None, made_by) is None
+    keep_arrays(path, {"values": np.arange(3)}, {"seconds": 2.0}, made_by)
+    arrays, said = kept_arrays(path, made_by)
+    assert arrays["values"].tolist() == [0, 1, 2] and said == {"seconds": 2.0}
+    assert kept_arrays(path, {**made_by, "seed": 1}) is None
+    keep_arrays(None, {}, {}, made_by)

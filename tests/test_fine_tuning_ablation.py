@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from benchmarks import fine_tuning_ablation
-from benchmarks._fine_tuning_judging import Judge, cross_fitted, ndcg
+from benchmarks._fine_tuning_judging import Judge, cross_fitted, holm_of_gains, ndcg
 from benchmarks._fine_tuning_rest import Rest
 from benchmarks._fine_tuning_variants import (
     VARIANTS,
@@ -167,6 +167,14 @@ def test_drawn_lists_stay_beside_their_users(made):
     assert rest.drawn(n, 0) is rest and drawn.user_support.tolist() != list(range(50))
 
 
+def test_ways_that_were_tried_before_count_too():
+    entries = {"a": {"gain": {"p": 0.02}}, "b": {"gain": {"p": 0.5}}}
+    assert holm_of_gains(entries) == pytest.approx({"a": 0.04, "b": 0.5})
+    assert holm_of_gains(entries, 11) == pytest.approx({"a": 0.22, "b": 1.0})
+    assert not fine_tuning_ablation.is_trained({"fine_tunings": [{"best_step": 0}, {"best_step": 0}]})
+    assert fine_tuning_ablation.is_trained({"fine_tunings": [{"best_step": 0}, {"best_step": 20}]})
+
+
 @pytest.mark.slow
 def test_a_run_on_the_sample(tmp_path):
     names = ["frozen", "frozen + two targets a user", "pairwise"]
@@ -177,7 +185,8 @@ def test_a_run_on_the_sample(tmp_path):
     assert list(report["variants"]) == names
     for entry in report["variants"].values():
         assert entry["gain"]["n"] == report["n_judged"] == 30 < report["n_users"] == entry["ndcg@10 of all users"]["n"]
-        assert entry["p of gain, adjusted"] >= entry["gain"]["p"]
+        p = entry["p of gain, adjusted"]
+        assert p is None or p >= entry["gain"]["p"]
         assert [tuning["seed"] for tuning in entry["fine_tunings"]] == [0]
     assert "over frozen" in report["variants"][names[1]] and "over frozen" not in report["variants"]["frozen"]
     assert fine_tuning_ablation.main(call)["variants"] == report["variants"]  # from what was kept

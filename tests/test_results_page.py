@@ -212,7 +212,7 @@ def test_advice_follows_the_numbers(results, tmp_path):
     )
     assert "It costs with events of all users (made_up −5 %)." in text
     assert "Nothing is worth more than the lowest step measured: events of all users (made_up)." in text
-    assert "Of 8 intervals about 0.2 would lie above 0 by chance alone; 5 do." in text
+    assert "Of 8 different intervals about 0.2 would lie above 0 by chance alone; 5 do." in text
 
     changed = copy.deepcopy(shop_map())
     changed["regimes"]["new items"]["steps"]["encoder over words"] |= {"low": -0.01}
@@ -245,6 +245,10 @@ def test_single_questions_give_the_figures_of_their_reports(tmp_path):
         "slope": 0.9, "slope_ci95": [0.8, 1.0], "mean_probability_top_10": 0.02, "rate_top_10": 0.025,
         "ece_top_10": 0.003, "ece_top_10_if_perfect": 0.001, "brier_skill": 0.01, "brier_skill_ci95": [0.005, 0.015],
     }  # fmt: skip
+    way = {
+        "gain": {"mean": 0.001, "ci95": [-0.002, 0.004]},
+        "ndcg@10 of all users": {"mean": -0.002, "ci95": [-0.003, -0.001]},
+    }
     text = results_page.page(
         stored(
             tmp_path,
@@ -252,11 +256,12 @@ def test_single_questions_give_the_figures_of_their_reports(tmp_path):
             calibration={"command": "c", "calibration": {"retrieved": calibrated}},
             calibration_validation={"command": "c --no-refit", "calibration": {"retrieved": calibrated}},
             fine_tuning_ablation={
-                "split": "validation", "n_judged": 50, "n_users": 90,
-                "variants": {"pairwise": {
-                    "gain": {"mean": 0.001, "ci95": [-0.002, 0.004]}, "p of gain, adjusted": 0.5,
-                    "ndcg@10 of all users": {"mean": -0.002, "ci95": [-0.003, -0.001]},
-                }},
+                "dataset": "made_up", "split": "validation", "n_judged": 50, "n_users": 90,
+                "variants": {
+                    "pairwise": {**way, "p of gain, adjusted": 0.5, "fine_tunings": [{"best_step": 20}]},
+                    "seeds": {**way, "p of gain, adjusted": 0.1, "fine_tunings": [{"best_step": 20}] * 2},
+                    "idle": {**way, "p of gain, adjusted": None, "fine_tunings": [{"best_step": 0}]},
+                },
             },
             tuned_encoder={
                 "split": "validation", "settings": {"steps": 60},
@@ -268,8 +273,10 @@ def test_single_questions_give_the_figures_of_their_reports(tmp_path):
     told = "retrieved: slope 0.90 [0.80, 1.00]; of the first ten the mean probability is 0.80 of the share taken, the "
     told += "calibration error 15.0% of it (5.0% if perfect); Brier skill +.0100 [+.0050, +.0150]"
     assert f"- made_up (test), {told}" in text and f"- made_up (validation, without a refit), {told}" in text
-    assert "- made up (validation), pairwise: +.0010 [−.0020, +.0040] nats on 50 users" in text
-    assert "p = 0.500 (Holm); NDCG@10 of all 90 −.0020 [−.0030, −.0010]" in text
+    assert "- made_up (validation), pairwise: +.0010 [−.0020, +.0040] nats on 50 users" in text
+    assert "p = 0.500 (Holm); NDCG@10 of all 90 −.0020 [−.0030, −.0010] (kept step 20)" in text
+    assert "the mean of 2 seeds, chosen from a first run on the same users; NDCG@10 of all 90" in text
+    assert "- made_up (validation), idle: no step beat the untrained start, which is kept" in text
     assert "NDCG@10 untuned .0600, tuned +.0040 [+.0020, +.0060] over it (step 50 of 60 is kept)" in text
 
 

@@ -71,16 +71,24 @@ class TimeCut:
     least_buyers: keep only items that so many users took before the cut in question (of validation or of test).
     first_visit: targets are the new items of each user's first visit that has any, as a fit holds them out: what its
     probabilities speak of.
+    repeats: targets are all items taken, those that the user had before among them: for whoever is asked as a stranger.
     """
 
     cut: str | None = None
     least_buyers: int = 0
     first_visit: bool = False
+    repeats: bool = False
+
+    def __post_init__(self) -> None:
+        if self.first_visit and self.repeats:
+            raise DataError("first_visit and repeats are both set; a first visit is told by its new items: set one")
 
     def sentence(self, at: int) -> str:
         """Say the protocol in one line; at: the cut of the split in question."""
         fewest = f"; items with at least {self.least_buyers} buyers before the cut" if self.least_buyers else ""
-        which = "the new positive items of the first visit" if self.first_visit else "all new positive items"
+        which = "all positive items, had before or not" if self.repeats else "all new positive items"
+        if self.first_visit:
+            which = "the new positive items of the first visit"
         return f"time cut at {_date(at)}: targets are {which} from then on, of users with a past{fewest}"
 
 
@@ -285,8 +293,11 @@ def _cut_in_time(tables: _Tables, protocol: TimeCut, split: Split) -> tuple[_Tab
     if protocol.least_buyers:
         buyers = item_support(before(tables.events, cut))
         tables = tables.only_items(buyers >= protocol.least_buyers)
-    targets_since = first_unseen_targets if protocol.first_visit else all_targets_after
-    held_out = targets_since(before(tables.events, end), cut)
+    known = before(tables.events, end)
+    if protocol.first_visit:
+        held_out = first_unseen_targets(known, cut)
+    else:
+        held_out = all_targets_after(known, cut, unseen_only=not protocol.repeats)
     return tables, np.full(tables.events.n_users + 1, cut, dtype=np.int64), held_out, cut
 
 

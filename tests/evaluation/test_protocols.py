@@ -135,6 +135,14 @@ def test_time_cut_by_hand() -> None:
     assert str(np.datetime64(at(70), "s")) in test.protocol
 
 
+def test_with_repeats_what_a_user_had_before_is_a_target_too() -> None:
+    test = hold_out(CLOCK, TimeCut(CUT, repeats=True), "test")
+    assert targets_of(test) == {"a": ["i2", "i3", "i0"], "b": ["i0"], "d": ["i0"]}
+    assert "had before or not" in test.protocol
+    with pytest.raises(DataError, match="first_visit and repeats are both set"):
+        TimeCut(CUT, first_visit=True, repeats=True)
+
+
 def test_validation_cut_lies_as_long_before_the_cut_as_the_data_reach_beyond_it() -> None:
     validation = hold_out(CLOCK, TimeCut(CUT), "validation")
     # the data end one second after day 99: the horizon is 29 days and a second, so the cut is day 41 less a second
