@@ -42,8 +42,8 @@ class Variant:
 
     model, training: settings. with_offset: train over the blend; else as if nothing were known. texts: other texts of
     the items, from what was sold before. lists: other training lists. prepare: what is done to the model before.
-    frozen: no layer is trained. pairwise: the conventional cross-encoder, every layer trained on history and candidate
-    as one text; its own settings, the library's lists, offset and numbers of lists and negatives.
+    frozen: no layer is trained. pairwise: settings of the conventional cross-encoder, every layer trained on history and
+    candidate as one text; the library's lists, offset and lists a step; None: another way.
     """
 
     model: Mapping[str, Any] = field(default_factory=dict)
@@ -53,7 +53,7 @@ class Variant:
     lists: Callable[[Rest, int], TrainingLists] | None = None
     prepare: Callable[[HistoryCrossEncoder, Rest, Items, TrainingSettings], None] | None = None
     frozen: bool = False
-    pairwise: bool = False
+    pairwise: Mapping[str, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -81,8 +81,9 @@ def fine_tuned(
     say: Callable[[str], None] = print,
 ) -> Tuned:
     """Fine-tune one way and score the judged lists."""
-    if variant.pairwise:
-        return pairwise_tuned(rest, steps=steps, seed=seed, say=say)
+    if variant.pairwise is not None:
+        settings = TrainingSettings(**{"steps": steps, "seed": seed, **variant.training})
+        return pairwise_tuned(rest, settings, variant.pairwise, say=say)
     began = time.perf_counter()
     training = rest.lists.training if variant.lists is None else variant.lists(rest, seed)
     validation = rest.lists.validation
@@ -104,32 +105,34 @@ def fine_tuned(
     return Tuned(scores, tuning.n_lists, tuning.best_step, evaluations, seconds)
 
 
-def pairwise_tuned(rest: Rest, *, steps: int, seed: int, say: Callable[[str], None] = print) -> Tuned:
+def pairwise_tuned(
+    rest: Rest, settings: TrainingSettings, model_settings: Mapping[str, int], *, say: Callable[[str], None] = print
+) -> Tuned:
     """Fine-tune the conventional cross-encoder on the library's lists and score the judged ones.
 
     Its negatives are drawn once, for early stopping too: whole lists would take most of the time.
     """
     began = time.perf_counter()
-    settings = TrainingSettings(steps=steps, seed=seed)
     training, validation = (
-        sample_negatives(part, settings.n_negatives, seed) for part in (rest.lists.training, rest.lists.validation)
+        sample_negatives(part, settings.n_negatives, settings.seed)
+        for part in (rest.lists.training, rest.lists.validation)
     )
-    model = PairwiseCrossEncoder.from_encoder()
+    model = PairwiseCrossEncoder.from_encoder(**model_settings)
     tuning = model.fine_tune(
         training,
         rest.lists.items.texts,
         validation=validation,
-        steps=steps,
+        steps=settings.steps,
         lists_per_step=settings.lists_per_step,
         evaluate_every=settings.evaluate_every,
         patience=settings.patience,
-        seed=seed,
+        seed=settings.seed,
     )
     seconds = time.perf_counter() - began
     say(tuning.description)
     losses = zip(tuning.validation_steps.tolist(), tuning.validation_losses.tolist(), strict=True)
     evaluations = [{"step": step, "loss": loss} for step, loss in losses]
-    scores = model.fit(rest.past, rest.items, seed=seed).score(rest.judged.cases)
+    scores = model.fit(rest.past, rest.items, seed=settings.seed).score(rest.judged.cases)
     return Tuned(scores, len(training), tuning.kept_step, evaluations, seconds)
 
 
@@ -324,7 +327,8 @@ VARIANTS = {
     "n_upper 1": Variant(model={"n_upper": 1}),
     "n_upper 3": Variant(model={"n_upper": 3}),
     "token attention to the history": Variant(model={"cross_attention": True}),
-    "pairwise": Variant(pairwise=True),
+    "pairwise": Variant(pairwise={}),
+    "pairwise, short": Variant(pairwise={"history_tokens": 120, "item_tokens": 24}, training={"n_negatives": 7}),
     "pretrained layers at rate 0": Variant(training={"layer_learning_rate": 0.0}),
     **TEXTS_AND_LISTS,
 }
