@@ -42,7 +42,7 @@ class Variant:
 
     model, training: settings. with_offset: train over the blend; else as if nothing were known. texts: other texts of
     the items, from what was sold before. lists: other training lists. prepare: what is done to the model before.
-    frozen: no layer is trained. pairwise: settings of the conventional cross-encoder, every layer trained on history and
+    frozen: no layer is trained. pairwise: settings of the conventional cross-encoder, all layers trained on history and
     candidate as one text; the library's lists, offset and lists a step; None: another way.
     """
 
@@ -53,7 +53,7 @@ class Variant:
     lists: Callable[[Rest, int], TrainingLists] | None = None
     prepare: Callable[[HistoryCrossEncoder, Rest, Items, TrainingSettings], None] | None = None
     frozen: bool = False
-    pairwise: Mapping[str, int] | None = None
+    pairwise: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ def fine_tuned(
 
 
 def pairwise_tuned(
-    rest: Rest, settings: TrainingSettings, model_settings: Mapping[str, int], *, say: Callable[[str], None] = print
+    rest: Rest, settings: TrainingSettings, model_settings: Mapping[str, Any], *, say: Callable[[str], None] = print
 ) -> Tuned:
     """Fine-tune the conventional cross-encoder on the library's lists and score the judged ones.
 
