@@ -6,7 +6,9 @@ An error that the library raises on purpose is one line on stderr and exit code 
 from __future__ import annotations
 
 import errno
+import inspect
 import re
+import shlex
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -127,15 +129,20 @@ def check(
     typer.echo(str(result))
 
 
-app.command()(demo)
-app.command()(evaluate)
-app.command()(fit)
-app.command()(finetune)
-app.command()(update)
-app.command()(refit)
-app.command()(forget)
-app.command()(export)
-app.command()(serve)
+def help_of(command: Callable[..., object]) -> str:
+    r"""Give a command's docstring as its help; there \b keeps the lines of a paragraph, which raw strings spell out."""
+    return inspect.cleandoc(command.__doc__ or "").replace("\\b", "\b")
+
+
+app.command(help=help_of(demo))(demo)
+app.command(help=help_of(evaluate))(evaluate)
+app.command(help=help_of(fit))(fit)
+app.command(help=help_of(finetune))(finetune)
+app.command(help=help_of(update))(update)
+app.command(help=help_of(refit))(refit)
+app.command(help=help_of(forget))(forget)
+app.command(help=help_of(export))(export)
+app.command(help=help_of(serve))(serve)
 
 
 @app.command()
@@ -292,8 +299,16 @@ def _plainly(show: Callable[..., None]) -> Callable[..., None]:
     return shown
 
 
+def _as_option(mapping: re.Match[str]) -> str:
+    return f"--column {shlex.quote(f'{mapping[1]}={mapping[2]}')}"
+
+
 def _stop(line: str, code: int) -> NoReturn:
-    line = re.sub(r"columns=\{'([^']+)': '([^']+)'\}", r"--column \1=\2", line)  # the remedy in the words of this door
+    line = re.sub(r"columns=\{'([^']+)': '([^']+)'\}", _as_option, line)  # the remedy in the words of this door
+    line = line.replace(
+        "at least 1, or None for every candidate",
+        "at least 1; recommend --all, or rerank without -k, gives every candidate",
+    )
     line = re.sub(r"encoding='([^']+)'", r"--encoding \1", line)
     typer.echo(f"llm-rerank: {line}", err=True)
     raise typer.Exit(code)

@@ -12,6 +12,8 @@ from llm_rerank.types import DataError
 THRESHOLD_RULES = ("probability", "f_beta", "recall", "precision", "expected_value", "risk")
 RISKS = ("missed_target", "false_positives", "false_discovery")
 MOST_RETENTION_DAYS = 100_000  # longer than there are dates
+LEAST_GAIN, MOST_BETA = 1e-100, 1e6
+"""Beyond these, products of floats are 0 or infinite."""
 
 Part = Literal["auto", "always", "off"]
 PART_CHOICES: tuple[Part, ...] = get_args(Part)
@@ -68,12 +70,12 @@ class ThresholdConfig:
         lies, words = {
             "alpha": (lambda x: 0 < x < 1, "strictly between 0 and 1, for example 0.1"),
             "delta": (lambda x: 0 < x < 1, "strictly between 0 and 1, for example 0.1"),
-            "gain": (lambda x: 0 < x, "above 0, the gain of a hit"),
+            "gain": (lambda x: x >= LEAST_GAIN, f"above 0 (at least {LEAST_GAIN:g}), the gain of a hit"),
             "cost": (lambda x: 0 <= x, "of at least 0 and below gain, the cost of showing an item"),
             "value": (lambda x: 0 < x <= 1, "in (0, 1]"),
         }[name]
         if self.rule == "f_beta":
-            lies, words = lambda x: 0 < x, "above 0, for example 1.0: it is beta"
+            lies, words = lambda x: 0 < x <= MOST_BETA, f"above 0 and up to {MOST_BETA:g}, for example 1.0: it is beta"
         number_given = not isinstance(number, bool) and isinstance(number, Real) and math.isfinite(number)
         if not (number_given and lies(number)):
             raise DataError(f"threshold rule {self.rule!r} has {name} {number!r}; it must be a number {words}")
@@ -189,9 +191,11 @@ class RerankerConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        whole = {"candidates_per_source": 1, "min_items": 0, "history_length": 1, "fine_tune_steps": 1}
-        if self.cross_encoder_depth is not None:
-            whole["cross_encoder_depth"] = 1
+        self._check_kinds()
+        whole = {"candidates_per_source": 1, "min_items": 0, "history_length": 1, "fine_tune_steps": 1, "seed": 0}
+        for name in ("cross_encoder_depth", "max_items"):
+            if getattr(self, name) is not None:
+                whole[name] = 1
         for name, least in whole.items():
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
@@ -212,6 +216,24 @@ class RerankerConfig:
             )
         if not isinstance(self.diversity, DiversityConfig):
             _check_strength(self.diversity, "diversity")
+
+    def _check_kinds(self) -> None:
+        """Refuse what would go wrong minutes later, in the middle of a fit."""
+        kinds: dict[str, tuple[type | tuple[type, ...], str]] = {
+            "threshold": (ThresholdConfig, "a ThresholdConfig, for example ThresholdConfig('recall', 0.9), or None"),
+            "encoder": (str, "a folder or hub name as text, or None"),
+            "target_events": ((tuple, list), "a tuple of kinds of events, for example ('purchase',), or None"),
+            "min_rating": (Real, "a number, or None"),
+        }
+        for name, (kind, words) in kinds.items():
+            value = getattr(self, name)
+            if value is not None and (isinstance(value, bool) or not isinstance(value, kind)):
+                raise DataError(f"{name} is {value!r}; it must be {words}")
+        if self.min_rating is not None and not math.isfinite(self.min_rating):
+            raise DataError(f"min_rating is {self.min_rating!r}; it must be a finite number, or None")
+        for name in ("refit", "token_attention"):
+            if not isinstance(getattr(self, name), bool):
+                raise DataError(f"{name} is {getattr(self, name)!r}; it must be True or False")
 
     def _check_choices(self) -> None:
         choices: dict[str, tuple[str, ...]] = dict.fromkeys(("sequence", "semantic", "cross_encoder"), PART_CHOICES)

@@ -299,5 +299,14 @@ def test_help_teaches():
         own = run(command, "--help")
         assert own.exit_code == 0
         assert f"Usage: root {command}" in own.stdout or f"{command} [OPTIONS]" in own.stdout
+        assert "\\b" not in own.stdout and "\b" not in own.stdout
     assert "llm-rerank check orders.csv items.csv" in result.stdout
     assert "customer=user_id" in result.stdout
+
+
+def test_a_remedy_can_be_typed_as_it_is(tmp_path):
+    (tmp_path / "orders.csv").write_text("Customer ID,item_id,timestamp\nu1,a,5\n", encoding="utf-8")
+    (tmp_path / "items.csv").write_text("item_id,title\na,A\n", encoding="utf-8")
+    told = run("check", str(tmp_path / "orders.csv"), str(tmp_path / "items.csv"))
+    assert told.exit_code != 0
+    assert "pass --column 'Customer ID=user_id'" in told.stderr

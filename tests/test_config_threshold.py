@@ -107,3 +107,32 @@ def test_what_cannot_be_is_refused_with_value_and_rule(name):
 def test_words_that_make_no_rule_are_quoted(words, said):
     with pytest.raises(DataError, match=said):
         threshold_rule(words)
+
+
+WRONG_KINDS = {
+    "a rule as text": ({"threshold": "recall"}, "threshold is 'recall'; it must be a ThresholdConfig"),
+    "a number as text": ({"max_items": "3"}, "max_items is '3'; it must be a whole number of at least 1"),
+    "half an item": ({"max_items": 2.5}, "max_items is 2.5; it must be a whole number"),
+    "no number": ({"max_items": math.nan}, "max_items is nan; it must be a whole number"),
+    "a seed below 0": ({"seed": -1}, "seed is -1; it must be a whole number of at least 0"),
+    "no seed": ({"seed": None}, "seed is None; it must be a whole number"),
+    "a rating as text": ({"min_rating": "x"}, "min_rating is 'x'; it must be a number, or None"),
+    "an endless rating": ({"min_rating": math.inf}, "min_rating is inf; it must be a finite number"),
+    "a word for a truth value": ({"refit": "no"}, "refit is 'no'; it must be True or False"),
+    "an encoder by number": ({"encoder": 5}, "encoder is 5; it must be a folder or hub name"),
+    "one kind of event": ({"target_events": "purchase"}, "target_events is 'purchase'; it must be a tuple"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG_KINDS)
+def test_settings_of_a_wrong_kind_are_refused_before_the_fit(name):
+    settings, message = WRONG_KINDS[name]
+    with pytest.raises(DataError) as error:
+        RerankerConfig(**settings)
+    assert message in str(error.value)
+
+
+def test_numbers_that_floats_cannot_multiply_are_refused():
+    for arguments in (("f_beta", 1e200), ("expected_value",)):
+        with pytest.raises(DataError, match="it must be a number above"):
+            ThresholdConfig(*arguments, **({} if arguments[1:] else {"gain": 1e-320, "cost": 0}))

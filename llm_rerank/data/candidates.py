@@ -53,6 +53,8 @@ def validate_candidates(
     if on_unknown not in ("keep", "drop", "raise"):
         raise DataError(f"on_unknown is {on_unknown!r}; it must be 'keep', 'drop' or 'raise'")
     report = DataReport() if report is None else report
+    if isinstance(table, pd.DataFrame) and table.shape == (0, 0) and not table.index.names[1:]:  # of an empty sequence
+        table = pd.DataFrame({"user_id": [], "item_id": []}, dtype=object)
     frame = named_columns(table, name, ("user_id", "item_id"), columns, report)
     users = clean_ids(frame["user_id"], f"user_id of {name}", report)
     item_ids = clean_ids(frame["item_id"], f"item_id of {name}", report)
@@ -90,7 +92,8 @@ def _upstream_scores(frame: pd.DataFrame, name: str, report: DataReport) -> Floa
     if "upstream_score" not in frame.columns:
         return np.full(len(frame), np.nan, dtype=np.float32)
     given = frame["upstream_score"]
-    scores = pd.to_numeric(given, errors="coerce").to_numpy(dtype=np.float64, na_value=np.nan).copy()
+    with np.errstate(over="ignore"):  # what float32 cannot hold is unknown, as infinity is
+        scores = pd.to_numeric(given, errors="coerce").to_numpy(dtype=np.float64, na_value=np.nan).astype(np.float32)
     scores[~np.isfinite(scores)] = np.nan
     if len(scores) and given.notna().any() and np.isnan(scores).all():
         first = given.dropna().iloc[0]
@@ -98,4 +101,4 @@ def _upstream_scores(frame: pd.DataFrame, name: str, report: DataReport) -> Floa
     n_unknown = int((np.isnan(scores) & given.notna().to_numpy()).sum())
     if n_unknown:
         report.notes.append(f"{n_unknown:,} values of upstream_score are no finite numbers; taken as unknown")
-    return scores.astype(np.float32)
+    return scores

@@ -63,6 +63,8 @@ def _listed(frame: pd.DataFrame) -> str:
 
 
 def _remedy(column: str, frame: pd.DataFrame) -> str:
+    if not len(frame.columns):
+        return "it has none; ids in a frame's index are not read: call reset_index() first"
     lowered = {str(given).lower(): given for given in frame.columns}
     usual = [lowered[word] for word in USUAL_NAMES.get(column, ()) if word in lowered]
     close = [lowered[word] for word in difflib.get_close_matches(column, list(lowered), n=1)]

@@ -52,15 +52,32 @@ def to_pandas(
             raise DataError(
                 f"a table is of type {type(table).__name__}; pass a path, or a pandas, polars or Arrow table"
             ) from error
-        frame = (native.collect() if isinstance(native, narwhals.LazyFrame) else native).to_pandas()
+        whole = native.collect() if isinstance(native, narwhals.LazyFrame) else native
+        frame = _of_arrow(whole.to_arrow())
     if any(isinstance(kind, pd.ArrowDtype) for kind in frame.dtypes):  # numpy's kinds: one path for what follows
         import pyarrow as pa
 
-        frame = pa.Table.from_pandas(frame, preserve_index=False).to_pandas(ignore_metadata=True)
+        frame = _of_arrow(pa.Table.from_pandas(frame, preserve_index=False))
     repeated = frame.columns[frame.columns.duplicated()].unique().tolist()
     if repeated:
         raise DataError(f"a table has the columns {repeated} more than once; rename or remove one of each")
     return frame.reset_index(drop=True)
+
+
+def _of_arrow(table: Any) -> pd.DataFrame:
+    """Give an Arrow table as a frame; beside a missing one, whole numbers beyond 2^53 stay whole: floats round them."""
+    import pyarrow as pa
+    import pyarrow.compute
+
+    frame = table.to_pandas(ignore_metadata=True)
+    for place, field in enumerate(table.schema):
+        column = table.column(place)
+        if not (pa.types.is_integer(field.type) and 0 < column.null_count < len(column)):
+            continue
+        least, greatest = pyarrow.compute.min_max(column).as_py().values()
+        if max(-least, greatest) >= GREATEST_WHOLE:
+            frame[field.name] = pd.array(column.to_pylist(), dtype="UInt64" if greatest >= 2**63 else "Int64")
+    return frame
 
 
 def _frame_of_rows(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:

@@ -22,7 +22,7 @@ from llm_rerank.evaluation.systems import SystemTable, compare_systems
 from llm_rerank.models.collaborative.item_item import ItemKNN
 from llm_rerank.recommendation.explanation import Explanation
 from llm_rerank.recommendation.reranker import Reranker
-from llm_rerank.types import DriftWarning, Ragged
+from llm_rerank.types import DriftWarning, Items, Ragged
 
 CANDIDATES = 100
 LEAST_HISTORY = 5
@@ -100,7 +100,7 @@ def one_list(reranker: Reranker, second: SecondSelection, case: int) -> list[str
     """Show one case's first ten before and after, and the reasons for the biggest moves, as lines."""
     trial = second.trial
     user, ids = trial.user_ids[case], trial.items.ids
-    titles = [str(title) for title in trial.items.frame["title"]]
+    titles = shown_titles(trial.items)
     before, after = second.before[case].tolist(), second.after[case].tolist()
     taken = set(trial.cases.targets[case].tolist())
     had = list(dict.fromkeys(trial.cases.history[case][::-1].tolist()))
@@ -119,6 +119,12 @@ def one_list(reranker: Reranker, second: SecondSelection, case: int) -> list[str
         explanation = reranker.explain(user, ids[item], at=trial.at)
         lines += [f"  {old_place} → {new_place}  {titles[item]}", *_reasons(explanation, usual)]
     return lines
+
+
+def shown_titles(items: Items) -> list[str]:
+    """Give each item's title, or its id where it has none."""
+    titles = items.frame["title"].fillna("").astype(str).str.strip()
+    return [title or str(item_id) for title, item_id in zip(titles, items.ids, strict=True)]
 
 
 def biggest_moves(before: Sequence[int], after: Sequence[int]) -> list[tuple[int, int, int]]:

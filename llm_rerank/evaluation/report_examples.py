@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 
-from llm_rerank.evaluation.demonstration import CANDIDATES, LEAST_HISTORY, SHOWN, Float64Array, SecondSelection
+from llm_rerank.evaluation.demonstration import (
+    CANDIDATES,
+    LEAST_HISTORY,
+    SHOWN,
+    Float64Array,
+    SecondSelection,
+    shown_titles,
+)
 from llm_rerank.evaluation.page import Section, Table
 from llm_rerank.types import IntArray
 
@@ -60,7 +67,7 @@ def examples_section(second: SecondSelection) -> Section:
 
 def _lists_of(second: SecondSelection, case: int, kind: str) -> Table:
     trial = second.trial
-    titles = trial.items.frame["title"].tolist()
+    titles = shown_titles(trial.items)
     before, after = second.before[case].tolist(), second.after[case].tolist()
     taken = set(trial.cases.targets[case].tolist())
     had = list(dict.fromkeys(trial.cases.history[case][::-1].tolist()))[:LEAST_HISTORY]

@@ -141,7 +141,7 @@ def _slopes(strata: Mapping[str, Any]) -> list[Figure]:
         low, high = values.get("slope_ci95", (None, None))
         slope = values.get("slope", math.nan)
         if slope is not None and math.isfinite(slope):
-            rows.append(Row(stratum_words(name), slope, low, high, f"{slope:.2f}"))
+            rows.append(Row(stratum_words(name, "events"), slope, low, high, f"{slope:.2f}"))
     if not rows:
         return []
     svg = dot_plot(
@@ -156,10 +156,13 @@ def _slopes(strata: Mapping[str, Any]) -> list[Figure]:
     ]
 
 
-def stratum_words(name: str) -> str:
-    """Turn "user 1-2" into "users, 1–2 items", "item 20+" into "items, 20+ users"."""
+def stratum_words(name: str, of_users: str = "items") -> str:
+    """Turn "user 1-2" into "users, 1–2 items", "item 20+" into "items, 20+ users".
+
+    of_users: what is counted of a user: distinct items, or "events" where it is the length of a history.
+    """
     kind, _, bounds = name.partition(" ")
-    counted = {"user": "items", "item": "users"}.get(kind, "")
+    counted = {"user": of_users, "item": "users"}.get(kind, "")
     return f"{kind}s, {bounds.replace('-', '–')} {counted}".strip() if counted else name
 
 
@@ -169,7 +172,7 @@ def _strata_table(strata: Mapping[str, Any]) -> list[Table]:
     heads = ["stratum", "candidates", "mean probability, top 10", "ECE, top 10", "slope", "Brier skill"]
     rows = [
         [
-            stratum_words(name),
+            stratum_words(name, "events"),
             f"{values['n']:,}" if "n" in values else "unknown",
             _decimals(values.get("mean_probability_top_10"), 4),
             _decimals(values.get("ece_top_10"), 4),

@@ -277,9 +277,14 @@ def result_frame(passed: pd.DataFrame, decided: Decided, fitted: Fitted, k: int 
     columns.update({f"score_{group}": part for group, part in sums_of_groups(decided.contributions, groups).items()})
     if "upstream_score" in passed:
         columns["upstream_score"] = passed["upstream_score"]
-    # our own names win over columns of an earlier result that comes in again
-    columns.update({name: passed[name] for name in passed.columns if name not in columns})
+    # our own names win over columns of an earlier result that comes in again; its parts and chances are not of these
+    columns.update({name: passed[name] for name in passed.columns if name not in columns and not _is_ours(name)})
     order = np.lexsort((decided.ranks, decided.candidates.row_of_value))
     if k is not None:
         order = order[decided.ranks[order] <= k]
     return pd.DataFrame(columns).iloc[order].reset_index(drop=True)
+
+
+def _is_ours(name: object) -> bool:
+    """Tell whether a column is named as the parts of a score or the chance of a place are."""
+    return name == "propensity" or str(name).startswith("score_")

@@ -6,12 +6,14 @@ import warnings
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 from llm_rerank.config import RerankerConfig
 from llm_rerank.recommendation.deciding import Decided
 from llm_rerank.recommendation.drift import Drift, Shares, drift_from, drift_of
 from llm_rerank.recommendation.risk_control import Guarantee
 from llm_rerank.recommendation.stage import Stage
-from llm_rerank.types import Cases, DriftWarning
+from llm_rerank.types import Cases, DriftWarning, FloatArray, Ragged
 
 DECISION = "decision"
 """Key of ``frame.attrs`` under which a result carries its facts."""
@@ -25,6 +27,11 @@ WITHOUT_UPSTREAM_SCORE = (
     "lists of the recommender that the fit saw are known by their upstream_score, and these have none; give it with "
     "the candidates"
 )
+
+NEWCOMERS = "lists of users without a history are among these, and none was among those that the cut was chosen on"
+
+MOSTLY = 0.5
+"""Share of a list's candidates that must have an upstream score for it to be an upstream recommender's."""
 
 BOUNDS = (("added", "min_items"), ("removed", "max_items"))
 
@@ -54,6 +61,8 @@ def decision_facts(
     elif profile is not None:
         drift = drift_from(profile, decided.scores, decided.candidates, cases.history.lengths)
     reason = _why_no_guarantee(decided, drift, config, k) or other_lists
+    if not reason and profile is not None and profile.no_history == 0 and (cases.history.lengths == 0).any():
+        reason = NEWCOMERS
     if warn and drift.shifted and (cut is not None or decided.stage.calibrator is not None):
         warnings.warn(
             f"{drift.sentence()}: probabilities and cut may not hold for them; fit again on recent events, or fit "
@@ -81,14 +90,21 @@ def retrieved_otherwise(exclude_seen: bool, per_source: int, as_fitted: int) -> 
     return ""
 
 
-def not_retrieved_here(batch: Stage, fitted: Stage, upstream: Stage | None) -> str:
+def not_retrieved_here(
+    batch: Stage, fitted: Stage, upstream: Stage | None, scores: FloatArray | None, rows: Ragged
+) -> str:
     """Say why the cut does not hold for candidates that were given; "" where it was chosen on such lists.
 
     batch: the stage that decided them; fitted, upstream: those of the model, for its own lists and for upstream ones.
+    scores: upstream scores, shape (n_candidates,), NaN unknown; None: none at all. rows: the lists of the batch.
     """
-    if batch is not fitted:
-        return ""
-    return OTHER_LISTS if upstream is None else WITHOUT_UPSTREAM_SCORE
+    if batch is fitted or scores is None:
+        return OTHER_LISTS if upstream is None else WITHOUT_UPSTREAM_SCORE
+    known = np.bincount(rows.row_of_value, weights=~np.isnan(scores), minlength=len(rows))
+    n_without = int(((known < MOSTLY * rows.lengths) & (rows.lengths > 0)).sum())
+    if n_without:
+        return f"in {n_without:,} of {len(rows):,} lists most upstream scores are missing: they are no such lists"
+    return ""
 
 
 def decision_sentence(facts: Mapping[str, Any]) -> str:

@@ -159,6 +159,8 @@ class Explanation:
         if self.history:
             lines.append("  history items, by what the score loses without them")
             lines += _effect_lines(self.history)
+        else:
+            lines.append("  no history of this user is known: scored as a newcomer")
         if self.phrases is not None:
             lines.append(f"  words, by what the score loses without them ({self.phrases.note})")
             lines += [f"    {effect.effect:+.3f}  {effect.phrase}" for effect in self.phrases.effects[:SHOWN]]

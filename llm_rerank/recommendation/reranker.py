@@ -138,11 +138,13 @@ class Reranker(ChangingReranker):
         cases, seen = self._cases(list(user_ids), events, at)
         cases = cases.with_candidates(Ragged.from_lengths(table.item_codes[order], lengths))
         upstream = table.upstream_scores[order]
-        decided = self._decide(cases, seen, upstream=None if np.isnan(upstream).all() else upstream)
+        known = None if np.isnan(upstream).all() else upstream
+        decided = self._decide(cases, seen, upstream=known)
         passed = table.frame.iloc[order].reset_index(drop=True)
         result = result_frame(passed, decided, fitted, k)
         # the cut of the fit's own lists says nothing of another recommender's
-        other = not_retrieved_here(decided.stage, fitted.stage, fitted.upstream_stage)
+        own, theirs = fitted.stage, fitted.upstream_stage
+        other = not_retrieved_here(decided.stage, own, theirs, known, decided.candidates)
         result.attrs[DECISION] = decision_facts(decided, cases, self.config, k, other_lists=other)
         result.attrs[DATA] = data_facts(report)
         return like_input(result, candidates)

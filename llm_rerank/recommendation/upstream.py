@@ -150,6 +150,7 @@ def upstream_of_both(
             raise DataError("versus_upstream_score is given without upstream_score; give both, NaN where unknown")
         return None
     scores = [upstream_score, *([versus_upstream_score] if has_other else [])]
-    values = np.array([np.nan if score is None else score for score in scores]).astype(np.float32)
+    with np.errstate(over="ignore"):  # what float32 cannot hold is unknown, as infinity is
+        values = np.array([np.nan if score is None else score for score in scores]).astype(np.float32)
     values[np.isinf(values)] = np.nan
     return values

@@ -71,3 +71,18 @@ def test_upstream_scores_that_are_no_numbers():
     assert report.notes == ["1 values of upstream_score are no finite numbers; taken as unknown"]
     with pytest.raises(DataError, match="upstream_score of candidates holds no number .first: 'high'.; give numbers"):
         read({"user_id": ["u"], "item_id": ["a"], "upstream_score": ["high"]})
+
+
+def test_scores_beyond_float32_are_unknown():
+    table, report = read(
+        pd.DataFrame({"user_id": 1, "item_id": ["a", "b", "c"], "upstream_score": [1e300, -1e39, 2.0]})
+    )
+    np.testing.assert_array_equal(table.upstream_scores, np.array([np.nan, np.nan, 2.0], dtype=np.float32))
+    assert any("2 values of upstream_score are no finite numbers" in note for note in report.notes)
+
+
+def test_an_empty_sequence_is_an_empty_answer_and_an_index_is_named():
+    table, report = read(pd.DataFrame([]))
+    assert len(table) == 0 and any("no rows" in note for note in report.notes)
+    with pytest.raises(DataError, match=r"call reset_index\(\) first"):
+        read(pd.DataFrame({"user_id": [1], "item_id": ["a"]}).set_index(["user_id", "item_id"]))

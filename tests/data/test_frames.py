@@ -159,3 +159,23 @@ def test_numbers_and_texts_meet_as_text():
     assert id_codes(pd.Series([17, 5]), texts).tolist() == [0, -1]
     assert id_codes(pd.Series([17.0, np.nan]), numbers).tolist() == [0, -1]
     assert as_objects(pd.Series([17, 5]))[0].__class__ is int
+
+
+GREAT = 2**53 + 1
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        pl.DataFrame,
+        pa.table,
+        lambda rows: pd.DataFrame({name: pd.array(column, dtype="int64[pyarrow]") for name, column in rows.items()}),
+    ],
+    ids=["polars", "arrow", "pandas over arrow"],
+)
+def test_great_whole_numbers_stay_whole_beside_a_missing_one(make):
+    frame = to_pandas(make({"user_id": [GREAT - 1, GREAT, None], "order": [None, -GREAT, 3], "n": [1, None, 2]}))
+    users = clean_ids(frame["user_id"], "user_id", DataReport())
+    assert users.tolist()[:2] == [GREAT - 1, GREAT] and users.isna().tolist() == [False, False, True]
+    assert frame["order"][1] == -GREAT
+    assert frame["n"].dtype == np.float64  # small ones are floats, as ever

@@ -3,6 +3,7 @@
 import warnings
 from dataclasses import replace
 
+import numpy as np
 import polars as pl
 import pytest
 from typer.testing import CliRunner
@@ -11,12 +12,14 @@ from llm_rerank import DriftWarning, Reranker, RerankerConfig, ThresholdConfig
 from llm_rerank.cli import app
 from llm_rerank.recommendation import holdout, thresholds
 from llm_rerank.recommendation.decision_facts import (
+    NEWCOMERS,
     OTHER_LISTS,
     WITHOUT_UPSTREAM_SCORE,
     decision_sentence,
     not_retrieved_here,
 )
 from llm_rerank.recommendation.fitting import BY_POSITION, REFITTED
+from llm_rerank.types import Ragged
 from tests.shops import make_shop
 
 RISK = ThresholdConfig("risk", alpha=0.4, delta=0.1)
@@ -258,6 +261,25 @@ def test_a_drifted_batch_with_an_estimated_cut_is_said_too():
 
 def test_the_remedy_for_lists_of_others_is_what_the_fit_still_lacks(reranker):
     own, upstream = reranker._data().fitted.stage, replace(reranker._data().fitted.stage)
-    assert not_retrieved_here(own, own, None) == OTHER_LISTS
-    assert not_retrieved_here(own, own, upstream) == WITHOUT_UPSTREAM_SCORE
-    assert not_retrieved_here(upstream, own, upstream) == ""
+    rows, scores = Ragged.from_lists([[1, 2]]), np.ones(2, dtype=np.float32)
+    assert not_retrieved_here(own, own, None, scores, rows) == OTHER_LISTS
+    assert not_retrieved_here(own, own, upstream, None, rows) == WITHOUT_UPSTREAM_SCORE
+    assert not_retrieved_here(upstream, own, upstream, scores, rows) == ""
+
+
+def test_lists_without_most_of_their_upstream_scores_are_no_lists_of_the_recommender(reranker):
+    own = reranker._data().fitted.stage
+    theirs, rows = replace(own), Ragged.from_lists([[1, 2, 3], [4, 5], [6]])
+    scores = np.array([1, 1, np.nan, 1, 1, 1], dtype=np.float32)
+    assert not_retrieved_here(theirs, own, theirs, scores, rows) == ""
+    scores[[0, 5]] = np.nan
+    assert "in 2 of 3 lists most upstream scores are missing" in not_retrieved_here(theirs, own, theirs, scores, rows)
+
+
+def test_newcomers_have_no_guarantee_where_none_was_held_out(reranker):
+    assert reranker._data().fitted.stage.profile.no_history == 0
+    for asked in (["a newcomer"], ["another newcomer"]):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DriftWarning)
+            facts = reranker.recommend(asked, k=None).attrs["decision"]
+        assert (facts["guarantee"], facts["no_guarantee"]) == (None, NEWCOMERS)
