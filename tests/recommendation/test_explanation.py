@@ -49,7 +49,7 @@ def test_text_says_score_probability_groups_and_history():
     assert lines[-2:] == ["  history items, by what the score loses without them", "    -0.750  Wrench <small>"]
     bare = str(explained(history=[], probability=float("nan"), title=""))
     assert bare.splitlines()[0] == "<i> for <u>: score -0.250"
-    assert "history" not in bare
+    assert "no history of this user is known: scored as a newcomer" in bare and "history items" not in bare
 
 
 def test_what_items_and_users_are_called_cannot_break_a_page():
