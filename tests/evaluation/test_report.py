@@ -348,7 +348,7 @@ def test_the_reliability_diagram_holds_the_bins_and_strata_without_a_slope_are_n
         if observed:
             assert read_off(up, y, log=True) == pytest.approx(observed, rel=0.03)
     assert len(marks(section.figures[1].svg)) == 1
-    assert [row[0] for row in section.tables[0].rows] == ["users, 1–2 items", "items, 0 users"]
+    assert [row[0] for row in section.tables[0].rows] == ["users, 1–2 events", "items, 0 users"]
     assert section.tables[0].rows[1][4] == "unknown"
     empty = {**CALIBRATION, "reliability": {**RELIABILITY, "observed": [0.0, 0.0, 0.0]}, "strata": {}}
     assert not probability_section(empty).figures
