@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -12,7 +12,7 @@ import numpy.typing as npt
 from llm_rerank.config import RerankerConfig
 from llm_rerank.data.features import ItemStatistics, pair_features
 from llm_rerank.recommendation.candidates import positions_in_row, ranks_in_row
-from llm_rerank.recommendation.components import ScoredCases, retrieve_and_score
+from llm_rerank.recommendation.components import Group, ScoredCases, retrieve_and_score
 from llm_rerank.recommendation.diversity import diversify_cases
 from llm_rerank.recommendation.failures import Failures, attempt
 from llm_rerank.recommendation.fitting import Fitted
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 CONTEXT = "context"
+OF_A_RESULT = ("propensity", *(f"score_{group}" for group in (*get_args(Group), CONTEXT)))
+"""Columns that a result may have and another not: of an earlier one they say nothing of this one."""
 """Group of everything in the blend that is no component: sales, support, affinities, price, opinions."""
 
 
@@ -278,13 +280,8 @@ def result_frame(passed: pd.DataFrame, decided: Decided, fitted: Fitted, k: int 
     if "upstream_score" in passed:
         columns["upstream_score"] = passed["upstream_score"]
     # our own names win over columns of an earlier result that comes in again; its parts and chances are not of these
-    columns.update({name: passed[name] for name in passed.columns if name not in columns and not _is_ours(name)})
+    columns.update({name: passed[name] for name in passed.columns if name not in columns and name not in OF_A_RESULT})
     order = np.lexsort((decided.ranks, decided.candidates.row_of_value))
     if k is not None:
         order = order[decided.ranks[order] <= k]
     return pd.DataFrame(columns).iloc[order].reset_index(drop=True)
-
-
-def _is_ours(name: object) -> bool:
-    """Tell whether a column is named as the parts of a score or the chance of a place are."""
-    return name == "propensity" or str(name).startswith("score_")

@@ -110,8 +110,8 @@ def test_a_stage_reads_components_by_name_not_by_place(fitted):
 
 def test_parts_and_chances_of_another_result_do_not_pass_through(fitted):
     first = fitted.rerank(fitted.recommend(k=5)[["user_id", "item_id"]])
-    stale = first.assign(score_elsewhere=5.0, propensity=0.5, note="kept")
+    stale = first.assign(score_semantic=5.0, propensity=0.5, score_of_theirs=7.0)
     again = fitted.rerank(stale)
-    parts = [name for name in again if name.startswith("score_")]
-    assert "score_elsewhere" not in again and "propensity" not in again and (again["note"] == "kept").all()
+    parts = [name for name in again if name.startswith("score_") and name != "score_of_theirs"]
+    assert "score_semantic" not in again and "propensity" not in again and (again["score_of_theirs"] == 7.0).all()
     assert np.abs(again[parts].sum(axis=1) - again["score"]).max() < 1e-5
