@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from llm_rerank.data.splits import first_of_pair, hash_users
+from llm_rerank.models.cross_encoder.training_settings import TrainingSettings, learning_rate_at
 from llm_rerank.models.semantic.weights import best_dtype
 from llm_rerank.types import BoolArray, IntArray, Interactions, ObjectArray, Ragged
 
@@ -81,8 +82,7 @@ def purchases_of(past: Interactions, texts: ObjectArray) -> tuple[Purchases, Pur
 
 def own_items(purchases: Purchases, rows: IntArray, second: IntArray) -> BoolArray:
     """Tell which second items each user took: no negatives of theirs. Shape (n_rows, n_rows), False on the diagonal."""
-    taken = [np.isin(second, purchases.items[row]) for row in rows]
-    own = np.stack(taken)
+    own = np.stack([np.isin(second, purchases.items[row]) for row in rows])
     np.fill_diagonal(own, False)
     return own
 
@@ -107,6 +107,7 @@ def tune_encoder(
     rng = np.random.default_rng(settings.seed)
     dtype = torch.bfloat16 if best_dtype(str(network.device)) == "bfloat16" else torch.float32
     optimizer = torch.optim.AdamW(network.parameters(), lr=settings.learning_rate, weight_decay=0.01)
+    schedule = TrainingSettings(steps=settings.steps, warmup_steps=max(1, settings.steps // 10))
     longest, network.max_seq_length = network.max_seq_length, settings.item_tokens
 
     def loss_of(purchases: Purchases, drawn: np.random.Generator) -> Tensor:
@@ -128,7 +129,7 @@ def tune_encoder(
         torch.manual_seed(settings.seed)
         for step in range(1, settings.steps + 1):
             for group in optimizer.param_groups:
-                group["lr"] = settings.learning_rate * _rate(step - 1, settings.steps)
+                group["lr"] = settings.learning_rate * learning_rate_at(step - 1, schedule)
             network.train()
             loss = loss_of(tuned_on, rng)
             loss.backward()
@@ -159,11 +160,3 @@ def _vectors(network: Any, texts: Sequence[str], dtype: torch.dtype) -> Tensor:
     with torch.autocast(network.device.type, dtype, enabled=dtype is not torch.float32):
         vectors = network(features)["sentence_embedding"]
     return torch.nn.functional.normalize(vectors.float(), dim=1)[[place[text] for text in texts]]
-
-
-def _rate(step: int, n_steps: int) -> float:
-    """Share of the full learning rate: up over the first tenth of the steps, then a cosine down to 0."""
-    warm_up = max(1, n_steps // 10)
-    if step < warm_up:
-        return (step + 1) / warm_up
-    return 0.5 * (1 + float(np.cos(np.pi * (step - warm_up) / max(n_steps - warm_up, 1))))

@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from benchmarks._keeping import keep_arrays, kept_arrays
 from benchmarks.systems import Settings
 from llm_rerank.evaluation.comparison import RankingResult, evaluate_ranking
 from llm_rerank.evaluation.protocols import Trial
-from llm_rerank.storage import read_arrays, write_arrays
 from llm_rerank.types import Ragged
 
 DEPTH = 100
@@ -45,18 +45,16 @@ class Outcome:
 
     def keep(self, path: Path, made_by: Mapping[str, Any]) -> None:
         """Write the lists, and beside them what cannot be computed from them. made_by: what ``kept`` will ask for."""
-        path.parent.mkdir(parents=True, exist_ok=True)
         names = ("seconds_fit", "seconds_score", "peak_memory_mb", "settings", "extra")
-        values = {"made_by": dict(made_by), **{name: getattr(self, name) for name in names}}
-        write_arrays(path, {"values": self.ranked.values, "offsets": self.ranked.offsets}, values)
+        values = {name: getattr(self, name) for name in names}
+        keep_arrays(path, {"values": self.ranked.values, "offsets": self.ranked.offsets}, values, made_by)
 
 
 def kept(path: Path, made_by: Mapping[str, Any], trial: Trial, seed: int) -> Outcome | None:
     """Read an outcome that ``Outcome.keep`` wrote; None where there is none, or one that something else made."""
-    if not path.exists():
+    found = kept_arrays(path, made_by)
+    if found is None:
         return None
-    arrays, values = read_arrays(path)
-    if values.pop("made_by") != dict(made_by):
-        return None
+    arrays, values = found
     ranked = Ragged(arrays["values"], arrays["offsets"])
     return Outcome(ranked, evaluate_ranking(ranked, trial, depth=DEPTH, seed=seed), **values)

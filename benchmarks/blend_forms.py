@@ -22,8 +22,8 @@ from benchmarks._blend_forms import FORMS
 from benchmarks._blend_half import Half
 from benchmarks._common import run_information, table, write_report
 from benchmarks._halves import SEQUENCE, Halves, judged_ndcg, load_halves
+from benchmarks._keeping import keep_arrays, kept_arrays
 from llm_rerank.statistics import holm, paired_difference
-from llm_rerank.storage import read_arrays, write_arrays
 
 PRESENT = "present blend"
 JUDGED = ("halves", "later")
@@ -136,14 +136,16 @@ def _error(values: np.ndarray) -> float:
     return float(values.std(ddof=1)) / len(values) ** 0.5
 
 
-def measure_forms(label: str, halves: Halves, options: argparse.Namespace) -> dict[str, Measured]:
+def measure_forms(label: str, halves: Halves, options: argparse.Namespace, commit: str | None) -> dict[str, Measured]:
     """Measure the forms asked for; those that an earlier run kept are read."""
     turns = [Half(train, halves.names, halves.n_items, options.seed) for train, _ in halves.turns()]
     found: dict[str, Measured] = {}
     for name in options.forms:
         path = None if options.keep is None else options.keep / label / f"{name.replace(' ', '_')}.safetensors"
-        if path is not None and path.exists():
-            arrays, said = read_arrays(path)
+        made_by = {"commit": commit, "seed": options.seed}
+        earlier = kept_arrays(path, made_by)
+        if earlier is not None:
+            arrays, said = earlier
             found[name] = Measured(arrays["halves"], arrays["later"], said)
         else:
             try:
@@ -151,9 +153,7 @@ def measure_forms(label: str, halves: Halves, options: argparse.Namespace) -> di
             except ModuleNotFoundError as error:
                 print(f"{label}: {name} not tried: {error}", flush=True)
                 continue
-            if path is not None:
-                path.parent.mkdir(parents=True, exist_ok=True)
-                write_arrays(path, {j: getattr(found[name], j) for j in JUDGED}, found[name].said)
+            keep_arrays(path, {j: getattr(found[name], j) for j in JUDGED}, found[name].said, made_by)
         form = found[name]
         print(f"{label}: {name}: halves {form.halves.mean():.4f}, later {form.later.mean():.4f}", flush=True)
     return found
@@ -211,10 +211,11 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
             keep=options.keep,
         )
         label = f"{dataset} with {SEQUENCE}" if options.with_sequence else dataset
-        measured = measure_forms(label, halves, options)
+        measured = measure_forms(label, halves, options, information["commit"])
         found = compare(measured, options.seed)
         if options.with_sequence:
-            without = measure_forms(f"{label} left out", halves.without(SEQUENCE), options)
+            left = halves.without(SEQUENCE)
+            without = measure_forms(f"{label} left out", left, options, information["commit"])
             found["gains"] = gains(measured, without, options.seed)
         found["fits"] = {name: form.said["halves"] for name, form in measured.items()}
         sets[dataset] = {"components": halves.names, **found, "fit_said": halves.said}

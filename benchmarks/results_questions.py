@@ -33,22 +33,25 @@ def _nats(found: dict[str, Any]) -> str:
 def fine_tunings(results: Results) -> str:
     """Say what each way of fine-tuning a cross-encoder adds to the whole rest, the conventional one among them.
 
-    A way all of whose fine-tunings kept their untrained start was not tested. A report of several seeds is of ways that
-    were chosen from the first report on the same users, so its p values say nothing.
+    A way all of whose fine-tunings kept their untrained start was not tested. Of a way that an earlier report has,
+    judged by as many users, p says nothing: it was chosen from there.
     """
-    lines = []
+    lines: list[str] = []
+    known: set[tuple[Any, ...]] = set()
     for report in load(results.folder, "fine_tuning_ablation").values():
         tested = report["n_judged"], report["n_users"]
         for way, found in report["variants"].items():
             steps = [tuning["best_step"] for tuning in found["fine_tunings"]]
-            p = f"p = {found['p of gain, adjusted']:.3f} (Holm)" if found["p of gain, adjusted"] is not None else ""
-            again = f"the mean of {len(steps)} seeds, chosen from a first run on the same users" if steps[1:] else p
-            gain = (
-                f"{_nats(found['gain'])} nats on {tested[0]:,} users whose target is among the first 100, {again}; "
-                f"NDCG@10 of all {tested[1]:,} {_nats(found['ndcg@10 of all users'])}"
-            )
-            kept = f" (kept step {', '.join(map(str, steps))})"
-            told = gain + kept if any(steps) else "no step beat the untrained start, which is kept"
+            told = "no step beat the untrained start, which is kept"
+            if any(steps):
+                is_again = (report["dataset"], *tested, way) in known
+                p = "chosen from the report above" if is_again else f"p = {found['p of gain, adjusted']:.3f} (Holm)"
+                told = (
+                    f"{_nats(found['gain'])} nats on {tested[0]:,} users whose target is among the first 100, {p}; "
+                    f"NDCG@10 of all {tested[1]:,} {_nats(found['ndcg@10 of all users'])} (steps kept, one a seed: "
+                    f"{', '.join(map(str, steps))})"
+                )
+            known.add((report["dataset"], *tested, way))
             lines.append(f"- {report['dataset']} ({report['split']}), {way}: {told}")
     return _section("Which way of fine-tuning a cross-encoder adds to the rest?", lines)
 
@@ -71,13 +74,13 @@ def calibration(results: Results) -> str:
     """Say whether probabilities hold on later users, on validation and on the test."""
     lines = []
     for folder in ("calibration_validation", "calibration"):
-        for name, report in load(results.folder, folder).items():
-            split = "validation" if folder.endswith("validation") else "test"
+        for report in load(results.folder, folder).values():
+            split = report["trial"].split(", ")[1]
             refit = ", without a refit" if "--no-refit" in report["command"] else ""
             for lists, found in report["calibration"].items():
                 mean = found["mean_probability_top_10"]
                 lines.append(
-                    f"- {name.removesuffix('_without_refit')} ({split}{refit}), {lists}: slope {found['slope']:.2f} "
+                    f"- {report['dataset']} ({split}{refit}), {lists}: slope {found['slope']:.2f} "
                     f"[{found['slope_ci95'][0]:.2f}, {found['slope_ci95'][1]:.2f}]; of the first ten the mean "
                     f"probability is {mean / found['rate_top_10']:.2f} of the share taken, the calibration error "
                     f"{found['ece_top_10'] / mean:.1%} of it ({found['ece_top_10_if_perfect'] / mean:.1%} if perfect); "

@@ -134,15 +134,8 @@ def help_of(command: Callable[..., object]) -> str:
     return inspect.cleandoc(command.__doc__ or "").replace("\\b", "\b")
 
 
-app.command(help=help_of(demo))(demo)
-app.command(help=help_of(evaluate))(evaluate)
-app.command(help=help_of(fit))(fit)
-app.command(help=help_of(finetune))(finetune)
-app.command(help=help_of(update))(update)
-app.command(help=help_of(refit))(refit)
-app.command(help=help_of(forget))(forget)
-app.command(help=help_of(export))(export)
-app.command(help=help_of(serve))(serve)
+for command in (demo, evaluate, fit, finetune, update, refit, forget, export, serve):
+    app.command(help=help_of(command))(command)
 
 
 @app.command()
@@ -305,10 +298,7 @@ def _as_option(mapping: re.Match[str]) -> str:
 
 def _stop(line: str, code: int) -> NoReturn:
     line = re.sub(r"columns=\{'([^']+)': '([^']+)'\}", _as_option, line)  # the remedy in the words of this door
-    line = line.replace(
-        "at least 1, or None for every candidate",
-        "at least 1; recommend --all, or rerank without -k, gives every candidate",
-    )
+    line = line.replace("or None for every candidate", "or all: recommend --all, rerank without -k")
     line = re.sub(r"encoding='([^']+)'", r"--encoding \1", line)
     typer.echo(f"llm-rerank: {line}", err=True)
     raise typer.Exit(code)

@@ -153,7 +153,10 @@ def failing(shop: Path, tmp_path: Path) -> dict[str, tuple[tuple, str]]:
         "no model": (("recommend", tmp_path / "nothing"), "nothing is not a folder"),
         "damaged model": (("recommend", damaged, "1000"), "config.json is damaged"),
         "unknown item": (("explain", shop / "model", "1000", "zzz"), "'zzz' is absent"),
-        "k": (("recommend", shop / "model", "1000", "-k", "0"), "k is 0"),
+        "k": (
+            ("recommend", shop / "model", "1000", "-k", "0"),
+            "k is 0; it must be a whole number of at least 1, or all: ",
+        ),
         "suffix": (("recommend", tmp_path / "nothing", "--out", tmp_path / "list.xls"), "list.xls has no known suffix"),
         "folder of the output": (("rerank", tmp_path / "nothing", orders, "--out", tmp_path / "no" / "a.csv"), "make"),
         "cut": (("evaluate", orders, items, *COLUMNS, "--cut", "1999-01-01"), "1999-01-01"),

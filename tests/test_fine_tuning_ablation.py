@@ -24,7 +24,8 @@ from llm_rerank.models.cross_encoder.lists import TrainingLists
 from llm_rerank.models.cross_encoder.scorer import HistoryCrossEncoder
 from llm_rerank.models.cross_encoder.scoring import cases_of_visits
 from llm_rerank.models.cross_encoder.training_settings import TrainingSettings
-from llm_rerank.types import Interactions, Items, Ragged
+from llm_rerank.types import Items, Ragged
+from tests.planted import events_of
 
 
 def lists_of(candidates, taken, offsets, history):
@@ -103,14 +104,7 @@ def test_a_score_that_holds_for_rare_items_only_gains_by_support():
 
 
 def events(users, items):
-    n = len(users)
-    return Interactions(
-        user_ids=np.array(["a", "b"], dtype=object), user_rows=np.full(2, -1), n_items=6, time_kind="position",
-        users=np.array(users), items=np.array(items), times=np.arange(n), weights=np.ones(n, dtype=np.float32),
-        positive=np.ones(n, dtype=bool), ratings=np.full(n, np.nan, dtype=np.float32),
-        quantities=np.ones(n, dtype=np.float32), reviews=np.full(n, "", dtype=object),
-        queries=np.full(n, "", dtype=object),
-    )  # fmt: skip
+    return events_of(list(zip(users, items, range(len(users)), strict=True)), 6, n_users=2)
 
 
 def test_lists_of_all_purchases_by_hand():

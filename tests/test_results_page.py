@@ -249,33 +249,39 @@ def test_single_questions_give_the_figures_of_their_reports(tmp_path):
         "gain": {"mean": 0.001, "ci95": [-0.002, 0.004]},
         "ndcg@10 of all users": {"mean": -0.002, "ci95": [-0.003, -0.001]},
     }
-    text = results_page.page(
-        stored(
-            tmp_path,
-            ranking=ranking(),
-            calibration={"command": "c", "calibration": {"retrieved": calibrated}},
-            calibration_validation={"command": "c --no-refit", "calibration": {"retrieved": calibrated}},
-            fine_tuning_ablation={
-                "dataset": "made_up", "split": "validation", "n_judged": 50, "n_users": 90,
-                "variants": {
-                    "pairwise": {**way, "p of gain, adjusted": 0.5, "fine_tunings": [{"best_step": 20}]},
-                    "seeds": {**way, "p of gain, adjusted": 0.1, "fine_tunings": [{"best_step": 20}] * 2},
-                    "idle": {**way, "p of gain, adjusted": None, "fine_tunings": [{"best_step": 0}]},
-                },
-            },
-            tuned_encoder={
-                "split": "validation", "settings": {"steps": 60},
-                "log": [{"step": 0.0, "loss": 3.0}, {"step": 50.0, "loss": 2.0}, {"step": 60.0, "loss": 2.5}],
-                "forms": {"similarity alone": {"untuned": 0.06, "mean": 0.004, "low": 0.002, "high": 0.006}},
-            },
-        )
-    )  # fmt: skip
+    held = {"dataset": "made_up", "calibration": {"retrieved": calibrated}}
+    ways = {
+        "pairwise": {**way, "p of gain, adjusted": 0.5, "fine_tunings": [{"best_step": 20}]},
+        "idle": {**way, "p of gain, adjusted": None, "fine_tunings": [{"best_step": 0}]},
+    }
+    tuned = {"dataset": "made_up", "split": "validation", "n_judged": 50, "n_users": 90, "variants": ways}
+    stored(
+        tmp_path,
+        ranking=ranking(),
+        calibration={**held, "trial": "made_up, test, cut", "command": "c"},
+        calibration_validation={**held, "trial": "made_up, validation, cut", "command": "c --no-refit"},
+        fine_tuning_ablation=tuned,
+        tuned_encoder={
+            "split": "validation",
+            "settings": {"steps": 60},
+            "log": [{"step": 0.0, "loss": 3.0}, {"step": 50.0, "loss": 2.0}, {"step": 60.0, "loss": 2.5}],
+            "forms": {"similarity alone": {"untuned": 0.06, "mean": 0.004, "low": 0.002, "high": 0.006}},
+        },
+    )
+    again = {**way, "p of gain, adjusted": 0.1, "fine_tunings": [{"best_step": 20}, {"best_step": 0}]}
+    (tmp_path / "fine_tuning_ablation" / "made_up_seeds.json").write_text(
+        json.dumps({**tuned, "variants": {"pairwise": again}}), encoding="utf-8"
+    )
+    text = results_page.page(Results.read(tmp_path))
     told = "retrieved: slope 0.90 [0.80, 1.00]; of the first ten the mean probability is 0.80 of the share taken, the "
     told += "calibration error 15.0% of it (5.0% if perfect); Brier skill +.0100 [+.0050, +.0150]"
     assert f"- made_up (test), {told}" in text and f"- made_up (validation, without a refit), {told}" in text
-    assert "- made_up (validation), pairwise: +.0010 [−.0020, +.0040] nats on 50 users" in text
-    assert "p = 0.500 (Holm); NDCG@10 of all 90 −.0020 [−.0030, −.0010] (kept step 20)" in text
-    assert "the mean of 2 seeds, chosen from a first run on the same users; NDCG@10 of all 90" in text
+    told = (
+        "- made_up (validation), pairwise: +.0010 [−.0020, +.0040] nats on 50 users whose target is among the first 100"
+    )
+    ndcg = "NDCG@10 of all 90 −.0020 [−.0030, −.0010]"
+    assert f"{told}, p = 0.500 (Holm); {ndcg} (steps kept, one a seed: 20)" in text
+    assert f"{told}, chosen from the report above; {ndcg} (steps kept, one a seed: 20, 0)" in text
     assert "- made_up (validation), idle: no step beat the untrained start, which is kept" in text
     assert "NDCG@10 untuned .0600, tuned +.0040 [+.0020, +.0060] over it (step 50 of 60 is kept)" in text
 

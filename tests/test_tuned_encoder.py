@@ -8,19 +8,12 @@ from benchmarks import tuned_encoder
 from benchmarks._encoder_tuning import EncoderTuning, Purchases, own_items, pair_loss, purchases_of, tune_encoder
 from llm_rerank.data.splits import hash_users
 from llm_rerank.models.semantic.weights import load_network
-from llm_rerank.types import Interactions, Ragged
+from llm_rerank.types import Ragged
+from tests.planted import events_of
 
 
 def events(users, items, n_users, n_items):
-    n = len(users)
-    names = np.array([f"u{user}" for user in range(n_users)], dtype=object)
-    return Interactions(
-        user_ids=names, user_rows=np.full(n_users, -1), n_items=n_items, time_kind="position",
-        users=np.array(users), items=np.array(items), times=np.arange(n), weights=np.ones(n, dtype=np.float32),
-        positive=np.ones(n, dtype=bool), ratings=np.full(n, np.nan, dtype=np.float32),
-        quantities=np.ones(n, dtype=np.float32), reviews=np.full(n, "", dtype=object),
-        queries=np.full(n, "", dtype=object),
-    )  # fmt: skip
+    return events_of(list(zip(users, items, range(len(users)), strict=True)), n_items, n_users=n_users)
 
 
 def test_purchases_are_distinct_items_with_a_text_of_users_with_two():

@@ -53,7 +53,7 @@ def validate_candidates(
     if on_unknown not in ("keep", "drop", "raise"):
         raise DataError(f"on_unknown is {on_unknown!r}; it must be 'keep', 'drop' or 'raise'")
     report = DataReport() if report is None else report
-    if isinstance(table, pd.DataFrame) and table.shape == (0, 0) and not table.index.names[1:]:  # of an empty sequence
+    if isinstance(table, pd.DataFrame) and table.shape == (0, 0):  # of an empty sequence
         table = pd.DataFrame({"user_id": [], "item_id": []}, dtype=object)
     frame = named_columns(table, name, ("user_id", "item_id"), columns, report)
     users = clean_ids(frame["user_id"], f"user_id of {name}", report)

@@ -5,7 +5,7 @@ Leaves out what a column means (``schema.py``). Inputs are never changed.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,12 +37,14 @@ def to_pandas(
     """
     if isinstance(table, (str, Path)):
         return read_table(table, columns=columns, encoding=encoding, report=report)
+    exact: Callable[[Any], list[Any]] | None = None  # a column as it was given, for frames round some numbers
     if isinstance(table, pd.DataFrame):
         frame = table
     elif isinstance(table, Mapping):
         frame = pd.DataFrame(table)
     elif isinstance(table, Sequence) and all(isinstance(row, Mapping) for row in table):
-        frame = _frame_of_rows(table)
+        rows, frame = table, pd.DataFrame(table)
+        exact = lambda name: [row.get(name) for row in rows]  # noqa: E731
     else:
         import narwhals
 
@@ -53,39 +55,27 @@ def to_pandas(
                 f"a table is of type {type(table).__name__}; pass a path, or a pandas, polars or Arrow table"
             ) from error
         whole = native.collect() if isinstance(native, narwhals.LazyFrame) else native
-        frame = _of_arrow(whole.to_arrow())
+        frame, exact = whole.to_pandas(), lambda name: whole[name].to_list()
     if any(isinstance(kind, pd.ArrowDtype) for kind in frame.dtypes):  # numpy's kinds: one path for what follows
         import pyarrow as pa
 
-        frame = _of_arrow(pa.Table.from_pandas(frame, preserve_index=False))
+        given = frame
+        frame = pa.Table.from_pandas(given, preserve_index=False).to_pandas(ignore_metadata=True)
+        exact = lambda name: given[name].tolist()  # noqa: E731
     repeated = frame.columns[frame.columns.duplicated()].unique().tolist()
     if repeated:
         raise DataError(f"a table has the columns {repeated} more than once; rename or remove one of each")
-    return frame.reset_index(drop=True)
+    frame = frame.reset_index(drop=True)
+    return frame if exact is None else _with_whole_numbers(frame, exact)
 
 
-def _of_arrow(table: Any) -> pd.DataFrame:
-    """Give an Arrow table as a frame; beside a missing one, whole numbers beyond 2^53 stay whole: floats round them."""
-    import pyarrow as pa
-    import pyarrow.compute
-
-    frame = table.to_pandas(ignore_metadata=True)
-    for place, field in enumerate(table.schema):
-        column = table.column(place)
-        if not (pa.types.is_integer(field.type) and 0 < column.null_count < len(column)):
-            continue
-        least, greatest = pyarrow.compute.min_max(column).as_py().values()
-        if max(-least, greatest) >= GREATEST_WHOLE:
-            frame[field.name] = pd.array(column.to_pylist(), dtype="UInt64" if greatest >= 2**63 else "Int64")
-    return frame
-
-
-def _frame_of_rows(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
-    """Give row mappings as a frame; ids beyond 2^53 stay whole beside a missing one, which makes floats of all."""
-    frame = pd.DataFrame(rows)
-    for name in ("user_id", "item_id"):
-        if name in frame and frame[name].dtype == np.float64 and frame[name].abs().max() >= GREATEST_WHOLE:
-            frame[name] = object_array([row.get(name) for row in rows])
+def _with_whole_numbers(frame: pd.DataFrame, exact: Callable[[Any], list[Any]]) -> pd.DataFrame:
+    """Put back whole numbers beyond 2^53 that became floats, and were rounded, beside a missing one. frame: changed."""
+    floats = frame.columns[frame.dtypes == np.float64]
+    for name in [name for name in floats if frame[name].abs().max() >= GREATEST_WHOLE]:
+        known = [None if pd.isna(value) else value for value in exact(name)]
+        if all(value is None or isinstance(value, int) for value in known):
+            frame[name] = object_array(known)
     return frame
 
 

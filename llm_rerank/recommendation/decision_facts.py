@@ -60,9 +60,8 @@ def decision_facts(
         drift = drift_of(profile, shares)
     elif profile is not None:
         drift = drift_from(profile, decided.scores, decided.candidates, cases.history.lengths)
-    reason = _why_no_guarantee(decided, drift, config, k) or other_lists
-    if not reason and profile is not None and profile.no_history == 0 and (cases.history.lengths == 0).any():
-        reason = NEWCOMERS
+    has_newcomers = bool((cases.history.lengths == 0).any())
+    reason = _why_no_guarantee(decided, drift, config, k, has_newcomers) or other_lists
     if warn and drift.shifted and (cut is not None or decided.stage.calibrator is not None):
         warnings.warn(
             f"{drift.sentence()}: probabilities and cut may not hold for them; fit again on recent events, or fit "
@@ -121,7 +120,9 @@ def decision_sentence(facts: Mapping[str, Any]) -> str:
     return f"{kept}{changed}; no guarantee: {facts['no_guarantee']}{warned}"
 
 
-def _why_no_guarantee(decided: Decided, drift: Drift, config: RerankerConfig, k: int | None) -> str:
+def _why_no_guarantee(
+    decided: Decided, drift: Drift, config: RerankerConfig, k: int | None, has_newcomers: bool
+) -> str:
     """Say why the cut's guarantee does not hold for a batch; "" where it does."""
     cut = decided.stage.cut
     if cut is None:
@@ -132,6 +133,9 @@ def _why_no_guarantee(decided: Decided, drift: Drift, config: RerankerConfig, k:
         return cut.no_guarantee
     if drift.shifted:
         return drift.sentence()
+    profile = decided.stage.profile
+    if has_newcomers and profile is not None and profile.no_history == 0:
+        return NEWCOMERS
     if config.cross_encoder_depth is not None and decided.stage.residual_verdict is not None:
         return f"cross_encoder_depth ({config.cross_encoder_depth}) leaves candidates unread that were read for the cut"
     promised, asked = cut.guarantee, config.threshold
