@@ -177,10 +177,10 @@ def measured(reranker: Reranker, trial: Trial, wrong: pd.DataFrame | None) -> di
     A user's own seen items are in no list; with a wrong history neither are that one's, which a list would open with.
     """
     users = list(trial.user_ids)
-    own = reranker.recommend(users, histories=trial.interactions, at=trial.at, k=10)
+    own = reranker.recommend(users, histories=trial.interactions, at=trial.moments, k=10)
     found = {"own": ndcg_of_lists(own, trial)}
     if wrong is not None:
-        found["wrong"] = ndcg_of_lists(reranker.recommend(users, histories=wrong, at=trial.at, k=DEPTH), trial)
+        found["wrong"] = ndcg_of_lists(reranker.recommend(users, histories=wrong, at=trial.moments, k=DEPTH), trial)
     return found
 
 

@@ -128,7 +128,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         shown = before(trial.past, holdout.as_of)
         impressions = upstream_lists(shown, trial, np.unique(shown.users), holdout.as_of, options.seed)
     reranker = fitted_on(trial, config, options.model, impressions=impressions)
-    retrieved = reranker.recommend(list(trial.user_ids), k=None, at=trial.at)
+    retrieved = reranker.recommend(list(trial.user_ids), k=None, at=trial.moments)
     judged = {"retrieved": JudgedLists.from_result(retrieved, trial).describe(trial)}
     days, seconds = None, int(trial.past.times.max()) - holdout.as_of
     if isinstance(protocol, TimeCut) and holdout.protocol == "time":

@@ -203,7 +203,7 @@ def fits_by_length(trial: Trial, reranker: Reranker, sizes: Sequence[int]) -> di
         seconds_fit = time.perf_counter() - began
         began = time.perf_counter()
         lists = [
-            ranking_from_frame(fitted.recommend(list(part.user_ids), at=trial.at, k=None), part)
+            ranking_from_frame(fitted.recommend(list(part.user_ids), at=trial.moments, k=None), part)
             for part in (
                 trial.take(np.arange(start, min(start + USERS_A_BLOCK, len(trial.cases))))
                 for start in range(0, len(trial.cases), USERS_A_BLOCK)

@@ -152,9 +152,9 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         began = time.perf_counter()
         rerankers[choice] = Reranker(config).fit(trial.interactions, trial.item_frame, users=trial.user_frame)
         seconds[choice] = time.perf_counter() - began
-    retrieved = rerankers["off"].recommend(list(trial.user_ids), k=DEPTH, at=trial.at)[["user_id", "item_id"]]
+    retrieved = rerankers["off"].recommend(list(trial.user_ids), k=DEPTH, at=trial.moments)[["user_id", "item_id"]]
     without, with_it = (
-        lists_with_target(rerankers[choice].rerank(retrieved, at=trial.at), trial) for choice in ("off", "always")
+        lists_with_target(rerankers[choice].rerank(retrieved, at=trial.moments), trial) for choice in ("off", "always")
     )
     half = np.random.default_rng(options.seed).permutation(len(without.user_ids)) % 2 == 0
     support = np.bincount(trial.past.items[trial.past.items >= 0], minlength=len(trial.items))

@@ -114,7 +114,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     began = time.perf_counter()
     reranker = fitted_on(trial, config, options.model)
     seconds_fit = time.perf_counter() - began
-    best = reranker.recommend(list(trial.user_ids), k=CANDIDATES, at=trial.at)
+    best = reranker.recommend(list(trial.user_ids), k=CANDIDATES, at=trial.moments)
     # vectors and groups in the codes of the trial, which are those of the reranker: both read the same item table
     fitted = reranker._fit_result()
     assert (id_codes(fitted.items.ids, trial.items.ids) == np.arange(len(trial.items))).all()

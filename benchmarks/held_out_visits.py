@@ -83,7 +83,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         )
         with visits_of(seconds):
             reranker = Reranker(config, verbose=False).fit(trial.interactions, trial.item_frame, users=trial.user_frame)
-        lists = reranker.recommend(list(trial.user_ids), k=None, at=trial.at)
+        lists = reranker.recommend(list(trial.user_ids), k=None, at=trial.moments)
         values = reranker.report().values
         fits[name] = {
             "protocol": values["protocol"],

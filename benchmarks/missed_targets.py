@@ -223,7 +223,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     print(trial.describe(), flush=True)
     config = RerankerConfig(cache_folder=options.cache, cross_encoder="off", seed=options.seed)
     reranker = fitted_on(trial, config, options.model)
-    ranked = ranking_from_frame(reranker.recommend(list(trial.user_ids), at=trial.at, k=None), trial)
+    ranked = ranking_from_frame(reranker.recommend(list(trial.user_ids), at=trial.moments, k=None), trial)
     targets, n_items, past = trial.cases.targets, len(trial.items), trial.past
 
     ranks = ranks_of(ranked, targets, n_items)

@@ -62,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     reranker = fitted_on(trial, config, options.model)
     (model,) = [c.scorer for c in reranker.components if c.name == CROSS_ENCODER]
     assert isinstance(model, HistoryCrossEncoder)
-    frame = reranker.recommend(list(trial.user_ids), k=CANDIDATES, at=trial.at)[["user_id", "item_id"]]
+    frame = reranker.recommend(list(trial.user_ids), k=CANDIDATES, at=trial.moments)[["user_id", "item_id"]]
     users = id_codes(frame["user_id"], trial.user_ids)
     codes = id_codes(frame["item_id"], trial.items.ids)[np.argsort(users, kind="stable")]
     lists = Ragged.from_lengths(codes, np.bincount(users, minlength=len(trial.user_ids)).astype(np.int64))
@@ -71,7 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     def judge(cache_type: StateType | None) -> tuple[FloatArray, Ragged, Float64Array]:
         model._table = read_from(model, trial, cache_type)._table
         scores = model.score(cases)
-        fused = ranking_from_frame(reranker.rerank(frame, at=trial.at), trial)
+        fused = ranking_from_frame(reranker.rerank(frame, at=trial.moments), trial)
         return scores, fused, ndcg_at_k(hit_matrix(fused, trial.cases.targets, K), trial.cases.targets.lengths, K)
 
     exact, fused, ndcg = judge(None)

@@ -174,7 +174,7 @@ class Benchmark:
             lambda seed: FUSED[name](trial, seed, cache).fit(
                 trial.interactions, trial.item_frame, users=trial.user_frame
             ),
-            lambda r: ranking_from_frame(r.recommend(list(trial.user_ids), k=DEPTH, at=trial.at), trial),
+            lambda r: ranking_from_frame(r.recommend(list(trial.user_ids), k=DEPTH, at=trial.moments), trial),
             drawn=True,
         )
         extra = {

@@ -83,10 +83,13 @@ def ndcg_of(
     k = 10 if exclude is None else 200
     if histories is None:
         stranger = {f"newcomer {row}": user for row, user in enumerate(trial.user_ids)}
-        result = reranker.recommend(list(stranger), at=trial.at, k=k)
+        moments = trial.moments
+        if isinstance(moments, dict):
+            moments = {name: moments[user] for name, user in stranger.items()}
+        result = reranker.recommend(list(stranger), at=moments, k=k)
         result["user_id"] = result["user_id"].map(stranger)
     else:
-        result = reranker.recommend(list(trial.user_ids), histories=histories, at=trial.at, k=k)
+        result = reranker.recommend(list(trial.user_ids), histories=histories, at=trial.moments, k=k)
     if exclude is not None:
         seen = pd.MultiIndex.from_frame(exclude[["user_id", "item_id"]])
         result = result[~pd.MultiIndex.from_frame(result[["user_id", "item_id"]]).isin(seen)]
@@ -136,7 +139,7 @@ def hits_among_new(reranker: Reranker, trial: Trial, codes: np.ndarray) -> np.nd
     n_users, new_ids = len(trial.user_ids), trial.items.ids[codes]
     shuffled = np.random.default_rng(0).permutation(new_ids)  # equal scores fall in the order given: not the file's
     candidates = pd.DataFrame({"user_id": np.repeat(trial.user_ids, len(codes)), "item_id": np.tile(shuffled, n_users)})
-    ranked = ranking_from_frame(reranker.rerank(candidates, at=trial.at, k=10), trial)
+    ranked = ranking_from_frame(reranker.rerank(candidates, at=trial.moments, k=10), trial)
     return hit_rate_at_k(hit_matrix(ranked, trial.cases.targets, 10), trial.cases.targets.lengths, 10)
 
 

@@ -62,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     seconds = []
     for _ in range(N_RUNS):
         began = time.perf_counter()
-        result = reranker.rerank(candidates, at=trial.at)
+        result = reranker.rerank(candidates, at=trial.moments)
         seconds.append(time.perf_counter() - began)
     assert len(result) == len(candidates)
     median = float(np.median(seconds))

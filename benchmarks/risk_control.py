@@ -268,7 +268,7 @@ def run_on_data(options: argparse.Namespace) -> dict[str, Any]:
     )
     reranker = fitted_on(trial, config, options.model)
     fit = reranker.report().values
-    result = reranker.recommend(list(trial.user_ids), k=None, at=trial.at)
+    result = reranker.recommend(list(trial.user_ids), k=None, at=trial.moments)
     population = Population.of(JudgedLists.from_result(result, trial), len(trial.user_ids))
     found = judge_population(population, fit["n_cases"], fit["n_retrieved"], options.draws or 2_000, options.seed)
     print(say(found, options.dataset))

@@ -49,7 +49,7 @@ LESS = {"started": "alone", "alone, own cross-encoder": "alone", "started, lent 
 
 def ndcg_of(reranker: Reranker, trial: Trial) -> np.ndarray:
     """NDCG@10 of each of the trial's cases, histories given with the question: float64, shape (n_cases,)."""
-    result = reranker.recommend(list(trial.user_ids), histories=trial.interactions, at=trial.at, k=10)
+    result = reranker.recommend(list(trial.user_ids), histories=trial.interactions, at=trial.moments, k=10)
     ranked = ranking_from_frame(result, trial)
     return ndcg_at_k(hit_matrix(ranked, trial.cases.targets, 10), trial.cases.targets.lengths, 10)
 

@@ -68,7 +68,7 @@ def measured(trial: Trial, encoder: str, cache: str | None, seed: int) -> dict[s
         targets = trial.cases.targets
         alone.append(ndcg_at_k(hit_matrix(ranked, targets, 10), targets.lengths, 10))
     reranker = Reranker(config, verbose=False).fit(trial.interactions, trial.item_frame, users=trial.user_frame)
-    whole = ndcg_of_lists(reranker.recommend(list(trial.user_ids), k=10, at=trial.at), trial)
+    whole = ndcg_of_lists(reranker.recommend(list(trial.user_ids), k=10, at=trial.moments), trial)
     return {"similarity alone": max(alone, key=np.mean), "all but the cross-encoder": whole}
 
 

@@ -16,10 +16,12 @@ from llm_rerank.options import (
     Encoding,
     InteractionsFile,
     ItemsFile,
+    MinRating,
     Quiet,
     Seed,
     SemanticChoice,
     SequenceChoice,
+    TargetEvents,
     Threshold,
     TimeUnitOption,
     UsersFile,
@@ -69,6 +71,11 @@ def evaluate(
         str | None,
         typer.Option("--cut", help="Hold out everything from this date on; 'last': each user's last event instead."),
     ] = None,
+    most_users: Annotated[
+        int, typer.Option("--most-users", help="Test no more users than these, drawn at random.")
+    ] = 20_000,
+    target_event: TargetEvents = None,
+    min_rating: MinRating = None,
     encoder: Encoder = "default",
     cache_folder: CacheFolder = None,
     sequence: SequenceChoice = "auto",
@@ -99,6 +106,8 @@ def evaluate(
         sequence=sequence,
         semantic=semantic,
         cross_encoder=cross_encoder,
+        target_events=target_event,
+        min_rating=min_rating,
         threshold=threshold_rule(threshold),
         refit=refit,
         device=device,
@@ -112,6 +121,7 @@ def evaluate(
         time_unit=time_unit,  # type: ignore[arg-type]  # the library checks it and names the choices
         encoding=encoding,
         cut=cut,
+        most_users=most_users,
         config=config,
         verbose=not quiet,
     )

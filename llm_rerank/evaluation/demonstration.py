@@ -42,7 +42,12 @@ def demonstrate(dataset: Dataset, *, config: RerankerConfig | None = None, say: 
     """
     config = config or RerankerConfig()
     # the made-up sample has nothing to protect; of published sets the test part is kept for benchmarks
-    trial = hold_out(dataset, split="test" if dataset.name == "sample" else "validation")
+    trial = hold_out(
+        dataset,
+        split="test" if dataset.name == "sample" else "validation",
+        target_events=config.target_events,
+        min_rating=config.min_rating,
+    )
     say("\n".join([*dataset.notes, f"held out: {trial.describe()}", ""]))
     reranker = Reranker(config).fit(trial.interactions, trial.item_frame, users=trial.user_frame)
     second = second_selection(reranker, trial, seed=config.seed)
@@ -91,7 +96,7 @@ def second_selection(reranker: Reranker, trial: Trial, *, seed: int = 0) -> Seco
     with warnings.catch_warnings():
         # item_knn's lists differ from those of the fit, which bears on probabilities; only the order is read here
         warnings.simplefilter("ignore", DriftWarning)
-        after = ranking_from_frame(reranker.rerank(candidates, at=trial.at), trial)
+        after = ranking_from_frame(reranker.rerank(candidates, at=trial.moments), trial)
     ndcg = [evaluate_ranking(ranked, trial, depth=CANDIDATES).per_case["ndcg@10"] for ranked in (before, after)]
     return SecondSelection(trial, before, after, *ndcg)
 
@@ -114,9 +119,9 @@ def one_list(reranker: Reranker, second: SecondSelection, case: int) -> list[str
         left, right = (f"{'*' if item in taken else ' '}{_short(titles[item], TITLE_WIDTH)}" for item in (old, new))
         lines.append(f"{place:>3} {left:<{TITLE_WIDTH + 1}}   {right} ({before.index(new) + 1})")
     lines += ["", "Why the biggest moves: parts of the score, against the mean of the first ten before"]
-    usual = _mean_parts([reranker.explain(user, ids[item], at=trial.at) for item in before[:SHOWN]])
+    usual = _mean_parts([reranker.explain(user, ids[item], at=trial.moments) for item in before[:SHOWN]])
     for item, old_place, new_place in biggest_moves(before, after):
-        explanation = reranker.explain(user, ids[item], at=trial.at)
+        explanation = reranker.explain(user, ids[item], at=trial.moments)
         lines += [f"  {old_place} → {new_place}  {titles[item]}", *_reasons(explanation, usual)]
     return lines
 

@@ -7,8 +7,9 @@ the future. Ranking metrics and comparisons are in ``comparison.py``.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -27,7 +28,7 @@ from llm_rerank.data.splits import (
     last_out,
     quantile_time,
 )
-from llm_rerank.data.times import parse_times
+from llm_rerank.data.times import parse_times, seconds_of_date
 from llm_rerank.types import (
     Cases,
     CatalogueScorer,
@@ -114,7 +115,7 @@ class Trial:
     interactions, item_frame, user_frame: tables of the past, for ``Reranker.fit``; no held-out row is in them.
     past, items: the same past for scorers; the items' texts are rendered from it.
     cases: one a user, with targets and without candidates. user_ids: their ids. seen: what must not be recommended.
-    at: the moment of all decisions; None where each user has their own.
+    at: the moment of all decisions; None where each user has their own (``moments`` has either form).
     item_support: distinct users with a positive event on each item in the past, int64, shape (n_items,).
     removed: what is not in the past or not tested, counted by reason.
     """
@@ -134,6 +135,16 @@ class Trial:
     item_support: IntArray
     removed: dict[str, int] = field(default_factory=dict)
 
+    @property
+    def moments(self) -> int | dict[Any, int] | None:
+        """When the lists are decided, as ``Reranker.recommend`` takes it: once for all, or by user id.
+
+        None where times are positions: a user's next one is all that they say.
+        """
+        if self.at is not None or self.past.time_kind == "position":
+            return self.at
+        return dict(zip(self.user_ids, self.cases.times.tolist(), strict=True))
+
     def take(self, rows: IntArray) -> Trial:
         """Only these cases (positions, int64); the past stays whole."""
         return replace(self, cases=self.cases.take(rows), user_ids=self.user_ids[rows], seen=self.seen.take(rows))
@@ -149,11 +160,18 @@ class Trial:
 
 
 def hold_out(
-    dataset: Dataset, protocol: Protocol | None = None, split: Split = "validation", *, least_history: int = 1
+    dataset: Dataset,
+    protocol: Protocol | None = None,
+    split: Split = "validation",
+    *,
+    least_history: int = 1,
+    target_events: Sequence[str] | None = None,
+    min_rating: float | None = None,
 ) -> Trial:
     """Split a data set's tables by a protocol (None: the one of ``PROTOCOLS``).
 
-    least_history: distinct positive items that a user needs before the decision.
+    least_history: distinct positive items that a user needs before the decision. target_events, min_rating: what counts
+    as positive, as in ``RerankerConfig``: a test asks for what the fit learned.
 
     Raises DataError where the data set has no protocol, or no user is left to test on.
     """
@@ -163,7 +181,8 @@ def hold_out(
         protocol = PROTOCOLS[dataset.name]
     if split not in ("validation", "test"):
         raise DataError(f"split is {split!r}; it must be 'validation' or 'test'")
-    tables = _Tables.read(dataset.interactions, dataset.items, dataset.users)
+    rule = _Rule(target_events, min_rating)
+    tables = _Tables.read(dataset.interactions, dataset.items, dataset.users, rule)
     at: int | None = None
     if isinstance(protocol, TimeCut):
         tables, cuts, held_out, at = _cut_in_time(tables, protocol, split)
@@ -231,6 +250,13 @@ def item_support(past: Interactions) -> IntArray:
     return np.bincount(past.items[rows], minlength=past.n_items).astype(np.int64)
 
 
+class _Rule(NamedTuple):
+    """What counts as positive."""
+
+    target_events: Sequence[str] | None
+    min_rating: float | None
+
+
 @dataclass(frozen=True)
 class _Tables:
     """A data set validated, with user and time of each row of its table, so that rows can be cut as events are.
@@ -243,27 +269,33 @@ class _Tables:
     items: Items
     events: Interactions
     user_frame: pd.DataFrame | None
+    rule: _Rule
     row_users: IntArray
     row_times: IntArray
     row_known: BoolArray
 
     @classmethod
-    def read(cls, frame: pd.DataFrame, item_frame: pd.DataFrame, user_frame: pd.DataFrame | None) -> _Tables:
+    def read(
+        cls, frame: pd.DataFrame, item_frame: pd.DataFrame, user_frame: pd.DataFrame | None, rule: _Rule
+    ) -> _Tables:
         report = DataReport()
         items = validate_items(item_frame, report=report)
         users = None if user_frame is None else validate_users(user_frame, report=report)
-        events = validate_interactions(frame, items, users=users, report=report)
+        events = validate_interactions(
+            frame, items, users=users, target_events=rule.target_events, min_rating=rule.min_rating, report=report
+        )
         times, known, _ = parse_times(frame["timestamp"], report=report)
         row_users = id_codes(clean_ids(frame["user_id"], "user_id of interactions", report), events.user_ids)
-        return cls(frame, item_frame, items, events, user_frame, row_users, times, known)
+        return cls(frame, item_frame, items, events, user_frame, rule, row_users, times, known)
 
     def only_items(self, kept: BoolArray) -> _Tables:
-        """Read the tables as if the catalogue had only these items (bool, shape (n_items,))."""
-        rows = [
-            id_codes(clean_ids(table["item_id"], "item_id", DataReport()), self.items.ids[kept]) >= 0
-            for table in (self.frame, self.item_frame)
-        ]
-        return _Tables.read(self.frame[rows[0]], self.item_frame[rows[1]], self.user_frame)
+        """Read the tables as if the catalogue had only these items (bool, shape (n_items,)); searches stay."""
+        of_events, of_items = (
+            clean_ids(table["item_id"], "item_id", DataReport()) for table in (self.frame, self.item_frame)
+        )
+        rows, item_rows = (id_codes(ids, self.items.ids[kept]) >= 0 for ids in (of_events, of_items))
+        rows |= of_events.isna().to_numpy()
+        return _Tables.read(self.frame[rows], self.item_frame[item_rows], self.user_frame, self.rule)
 
 
 def _last_of_each_user(events: Interactions, split: Split) -> tuple[IntArray, HeldOut]:
@@ -303,11 +335,9 @@ def _cut_in_time(tables: _Tables, protocol: TimeCut, split: Split) -> tuple[_Tab
 
 def _seconds(cut: str) -> int:
     try:
-        moment = pd.Timestamp(cut)
+        return int(seconds_of_date(cut))
     except ValueError as error:
         raise DataError(f"cut is {cut!r}; give a date such as '2017-12-01'") from error
-    moment = moment.tz_localize("UTC") if moment.tzinfo is None else moment
-    return int(moment.timestamp())
 
 
 def _date(seconds: int) -> str:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from llm_rerank.evaluation.charts import interval_words
 from llm_rerank.evaluation.demonstration import SecondSelection, second_selection
 from llm_rerank.evaluation.diversity_curve import diversity_curve
 from llm_rerank.evaluation.page import Page, Tile, write_page
+from llm_rerank.evaluation.protocols import ranking_from_frame
 from llm_rerank.evaluation.report_examples import examples_section
 from llm_rerank.evaluation.report_probability import cut_section, diversity_section, probability_section
 from llm_rerank.evaluation.report_sections import (
@@ -32,8 +33,10 @@ from llm_rerank.evaluation.report_sections import (
     tuning_section,
 )
 from llm_rerank.evaluation.scales import number_words
-from llm_rerank.evaluation.systems import ShopEvaluation, SystemTable
+from llm_rerank.evaluation.systems import DEPTH, ShopEvaluation, SystemTable
 from llm_rerank.evaluation.timeline import TimeLine, time_line
+from llm_rerank.recommendation.reranker import Reranker
+from llm_rerank.types import Ragged
 
 
 def write_report(path: Path, evaluation: ShopEvaluation) -> None:
@@ -53,13 +56,22 @@ def write_report(path: Path, evaluation: ShopEvaluation) -> None:
         config,
         line=line,
         second=second_selection(reranker, trial, seed=config.seed),
-        diversity=diversity_curve(table.fused, trial, reranker.components),
+        diversity=diversity_curve(lists_by_relevance(evaluation), trial, reranker.components),
         data=[
             f"{trial.dataset[:1].upper()}{trial.dataset[1:]}: {len(trial.past):,} events of the past, "
             f"{trial.past.n_users:,} users and {len(trial.items):,} items in all."
         ],
     )
     write_page(path, page)
+
+
+def lists_by_relevance(evaluation: ShopEvaluation) -> Ragged:
+    """Give the lists as relevance alone orders them: where the shop's are varied already, they are asked for again."""
+    reranker, trial = evaluation.reranker, evaluation.trial
+    if not reranker.config.diversity_settings.changes_ranks:
+        return evaluation.table.fused
+    plain = Reranker.from_saved(replace(reranker.saved, config=replace(reranker.config, diversity=0.0)))
+    return ranking_from_frame(plain.recommend(list(trial.user_ids), k=DEPTH, at=trial.moments), trial)
 
 
 def report_page(

@@ -12,7 +12,7 @@ from llm_rerank.evaluation.charts import Axis, Row, Series, bar_chart, dot_plot,
 from llm_rerank.evaluation.page import Figure, Section, Table
 from llm_rerank.evaluation.report_probability import stratum_words
 from llm_rerank.evaluation.scales import number_words
-from llm_rerank.evaluation.systems import SHOWN, SystemTable
+from llm_rerank.evaluation.systems import DEPTH, SHOWN, SystemTable
 from llm_rerank.evaluation.timeline import TimeLine
 from llm_rerank.models.cross_encoder.training_plot import PANELS
 from llm_rerank.recommendation.guard import GuardVerdict
@@ -112,8 +112,8 @@ def systems_section(table: SystemTable) -> Section:
             f"[{low:+.4f}, {high:+.4f}]."
         )
     paragraphs.append(
-        f"{table.ceiling['candidate_recall']:.1%} of the targets are among the candidates; the best order of those "
-        f"would have NDCG@10 {table.ceiling['oracle_ndcg@10']:.3f}."
+        f"{table.ceiling['candidate_recall']:.1%} of the targets are among the first {DEPTH} of fused; the best order "
+        f"of those would have NDCG@10 {table.ceiling['oracle_ndcg@10']:.3f}."
     )
     figures = [_forest(table, order), *_differences(table, order)]
     return Section("systems", "Systems compared", paragraphs, figures, [Table("All figures, best first", heads, rows)])

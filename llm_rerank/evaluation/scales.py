@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from llm_rerank.types import DataError
 
@@ -87,7 +88,8 @@ def around(values: Iterable[float], *, zero: bool = False, log: bool = False) ->
     if zero:
         low, high = min(low, 0.0), max(high, 0.0)
     room = ROOM * (high - low) or 0.1 * abs(high) or 1.0
-    return low if zero and low == 0 else low - room, high if zero and high == 0 else high + room
+    # a side ends at 0 only where the other one does not
+    return low if zero and low == 0 < high else low - room, high if zero and high == 0 > low else high + room
 
 
 def number_words(value: float | None, digits: int = 3) -> str:
@@ -102,10 +104,18 @@ def number_words(value: float | None, digits: int = 3) -> str:
 
 
 def tick_words(ticks: Sequence[float], *, percent: bool = False) -> list[str]:
-    """Write ticks with no more decimals than tell them apart; percent: as 0.4 %."""
-    values = [100.0 * tick for tick in ticks] if percent else list(ticks)
-    words = [number_words(round(value, 10), 3) for value in values]
+    """Write ticks with no more digits than tell them apart, and three where fewer do; percent: as 0.4 %."""
+    values = [round(100.0 * tick if percent else tick, 10) for tick in ticks]
+    digits = next((n for n in range(3, 12) if _true_words(values, n)), 12)
+    words = [number_words(value, digits) for value in values]
     return [f"{word} %" for word in words] if percent else words
+
+
+def _true_words(values: Sequence[float], digits: int) -> bool:
+    """Tell whether numbers written so are off by less than a hundredth of the least step between them."""
+    steps = [abs(b - a) for a, b in pairwise(values) if a != b]
+    written = [float(number_words(value, digits).replace(",", "")) for value in values]
+    return all(abs(a - b) <= 0.01 * min(steps, default=math.inf) for a, b in zip(values, written, strict=True))
 
 
 def spread(places: Sequence[float], least: float, low: float, high: float) -> list[float]:

@@ -74,14 +74,14 @@ def history_frame(user_id: Any, item_ids: Sequence[Any], moment: int) -> pd.Data
 def cases_of_users(
     user_ids: ObjectArray,
     events: Interactions,
-    at: int,
+    at: int | IntArray,
     *,
     given: Interactions | None = None,
 ) -> tuple[Cases, Ragged]:
-    """Build one case a user at time ``at``, candidates empty, and the distinct items each has had before.
+    """Build one case a user at time ``at`` (or each at their own), candidates empty, and the distinct items had before.
 
     given: histories that come with the question; a user with any event there is read from there alone. A user
-    known to neither has an empty history. user_ids: object, shape (n_cases,).
+    known to neither has an empty history. user_ids: object, shape (n_cases,). at: one moment, or int64, same shape.
     """
     times = np.full(len(user_ids), at, dtype=np.int64)
     known = id_codes(user_ids, events.user_ids)

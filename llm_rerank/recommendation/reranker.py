@@ -39,6 +39,7 @@ from llm_rerank.types import (
     DataError,
     DataReport,
     FloatArray,
+    IntArray,
     Interactions,
     Ragged,
 )
@@ -110,9 +111,10 @@ class Reranker(ChangingReranker):
         candidates: user_id, item_id, optional upstream_score (with any, and impressions at the fit, the whole batch is
         decided as lists of that recommender); further columns pass through. histories: interactions
         that stand for the history of the users in them. at: the moment of the decision, a date, seconds or a position
-        (default: after the last known event). k: rows a user to return (default: all). on_unknown: what to do with
-        candidates absent from the catalogue: keep them last with score NaN, drop them, or raise. columns: the shop's
-        column names to ours, of both tables. encoding: of the files, None to find it.
+        (default: after the last known event), or a mapping of user ids to such moments, where lists were decided at
+        different times; users that it lacks get the default. k: rows a user to return (default: all). on_unknown: what
+        to do with candidates absent from the catalogue: keep them last with score NaN, drop them, or raise. columns:
+        the shop's column names to ours, of both tables. encoding: of the files, None to find it.
 
         Returns the kind of frame given: user_id, item_id, rank (from 1), score, probability, kept, score_<group>
         (which add up to score), upstream_score, then the columns passed through; users in order of appearance, best
@@ -220,7 +222,8 @@ class Reranker(ChangingReranker):
         upstream = upstream_of_both(upstream_score, versus_upstream_score, other is not None)
         report = DataReport()
         if isinstance(history, list | tuple):
-            listed = history_frame(user_id, history, self._moment(None, at))
+            moment = at.get(user_id) if isinstance(at, Mapping) else at
+            listed = history_frame(user_id, history, self._moment(None, moment))
             given = self._given(listed, time_unit="s", report=report)
             if given is not None and not len(given):
                 raise DataError(
@@ -292,8 +295,14 @@ class Reranker(ChangingReranker):
         )
 
     def _cases(self, user_ids: list[Any], given: Interactions | None, at: Any) -> tuple[Cases, Ragged]:
-        events = self._data().events
-        return cases_of_users(object_array(user_ids), events, self._moment(given, at), given=given)
+        times: int | IntArray
+        if isinstance(at, Mapping):
+            usual = self._moment(given, None)
+            moments = [self._moment(given, at[user]) if user in at else usual for user in user_ids]
+            times = np.array(moments, dtype=np.int64)
+        else:
+            times = self._moment(given, at)
+        return cases_of_users(object_array(user_ids), self._data().events, times, given=given)
 
     def _moment(self, given: Interactions | None, at: Any) -> int:
         """Time of the decision: as asked, or just after the last event that is known."""

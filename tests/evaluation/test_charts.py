@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llm_rerank.evaluation.charts import Axis, Row, Series, bar_chart, dot_plot, xy_chart
-from llm_rerank.evaluation.scales import Scale, around, linear_ticks, log_ticks, number_words, spread
+from llm_rerank.evaluation.scales import Scale, around, linear_ticks, log_ticks, number_words, spread, tick_words
 from llm_rerank.evaluation.svg import SOFT, WIDTH, fitted_text, safe, text_width
 from llm_rerank.types import DataError
 
@@ -108,6 +108,8 @@ def test_bounds_leave_room_and_pass_over_what_is_not_finite():
     assert around([1.0, 2.0, math.nan, math.inf]) == pytest.approx((0.94, 2.06))
     assert around([1.0, 2.0], zero=True) == pytest.approx((0.0, 2.12))
     assert around([0.3, 0.3]) == pytest.approx((0.27, 0.33))
+    assert around([0.0, 0.0], zero=True) == (-1.0, 1.0)
+    assert around([-2.0], zero=True) == pytest.approx((-2.12, 0.0))
     low, high = around([0.0, -1.0, 0.01, 0.1], log=True)
     assert 0.005 < low < 0.01
     assert 0.1 < high < 0.2
@@ -121,6 +123,26 @@ def test_numbers_in_words():
     shown = {0.0042: "0.0042", 0.5: "0.5", 12.0: "12", 1234.4: "1,234", 0: "0", -0.25: "-0.25", 0.00001234: "0.000012"}
     assert {value: number_words(value) for value in shown} == shown
     assert number_words(math.nan) == number_words(None) == "unknown"
+
+
+@pytest.mark.parametrize(
+    ("ticks", "words"),
+    [
+        ([0.0, 0.5, 1.0], ["0", "0.5", "1"]),
+        ([0.1102, 0.1104, 0.1106], ["0.1102", "0.1104", "0.1106"]),
+        ([1.235, 1.236, 1.237], ["1.235", "1.236", "1.237"]),
+        ([0.1075, 0.11, 0.1125], ["0.1075", "0.11", "0.1125"]),
+        ([1000.0, 1250.0, 1500.0], ["1,000", "1,250", "1,500"]),
+        ([-0.0005, 0.0, 0.0005], ["-0.0005", "0", "0.0005"]),
+        ([0.001, 0.01, 0.1, 1.0], ["0.001", "0.01", "0.1", "1"]),
+    ],
+)
+def test_labels_of_ticks_tell_them_apart_and_say_where_they_stand(ticks, words):
+    assert tick_words(ticks) == words
+
+
+def test_ticks_in_percent():
+    assert tick_words([0.0, 0.0025, 0.005], percent=True) == ["0 %", "0.25 %", "0.5 %"]
 
 
 @given(st.lists(st.floats(-20, 120), max_size=8))

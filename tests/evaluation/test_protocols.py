@@ -162,6 +162,14 @@ def test_least_buyers_counts_buyers_before_the_cut_of_the_split_only() -> None:
         hold_out(CLOCK, TimeCut(CUT, least_buyers=2), "validation")
 
 
+def test_searches_stay_where_rare_items_are_left_out() -> None:
+    searched = pd.concat(
+        [CLOCK.interactions.assign(query=""), pd.DataFrame([{"user_id": "b", "timestamp": at(60), "query": "kettle"}])]
+    )
+    test = hold_out(replace(CLOCK, interactions=searched), TimeCut(CUT, least_buyers=2), "test")
+    assert dict(zip(test.user_ids, test.cases.queries, strict=True)) == {"b": "kettle"}
+
+
 def test_least_history_counts_distinct_items() -> None:
     assert targets_of(hold_out(CLOCK, TimeCut(CUT), "test", least_history=2)) == {"a": ["i2", "i3"]}
 
@@ -236,6 +244,9 @@ def test_reviews_of_the_past_are_in_the_texts_and_those_of_the_future_are_not() 
         (None, "test", "data set 'shop' has no protocol; pass LastOut"),
         (LastOut(), "train", "split is 'train'; it must be 'validation' or 'test'"),
         (TimeCut("soon"), "test", "cut is 'soon'; give a date such as"),
+        (TimeCut(""), "test", "cut is ''; give a date such as"),
+        (TimeCut("nat"), "test", "cut is 'nat'; give a date such as"),
+        (TimeCut("01/02/2024"), "test", "cut is '01/02/2024'; give a date such as"),
         (TimeCut("1999-01-01"), "test", "the test cut 1999-01-01T00:00:00 leaves no past or no future"),
         (TimeCut(pd.Timestamp(at(20), unit="s").isoformat()), "validation", "the validation cut .* leaves no past"),
     ],

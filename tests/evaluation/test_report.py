@@ -13,7 +13,7 @@ from llm_rerank.config import DiversityConfig, RerankerConfig, ThresholdConfig
 from llm_rerank.evaluation.demonstration import second_selection
 from llm_rerank.evaluation.diversity_curve import diversity_curve
 from llm_rerank.evaluation.page import Page, Section, Table, Tile, render_page, write_page
-from llm_rerank.evaluation.report import changed_settings, report_page, tiles, write_report
+from llm_rerank.evaluation.report import changed_settings, lists_by_relevance, report_page, tiles, write_report
 from llm_rerank.evaluation.report_examples import chosen_users
 from llm_rerank.evaluation.report_probability import (
     cut_section,
@@ -22,9 +22,10 @@ from llm_rerank.evaluation.report_probability import (
     wilson_interval,
 )
 from llm_rerank.evaluation.report_sections import guard_section, parts_section, systems_section, tuning_section
-from llm_rerank.evaluation.systems import evaluate_shop
+from llm_rerank.evaluation.systems import compare_systems, evaluate_shop
 from llm_rerank.evaluation.timeline import time_line
 from llm_rerank.recommendation.parts import PartVerdict
+from llm_rerank.recommendation.reranker import Reranker
 from llm_rerank.recommendation.thresholds import Cut
 from llm_rerank.statistics import Difference
 from tests.browser import browser_of_the_system
@@ -402,6 +403,17 @@ def test_variety_says_what_two_percent_buy():
     svg = section.figures[0].svg
     places = [(read_off(tick_places(svg, "x"), x), read_off(tick_places(svg, "y"), y)) for x, y in marks(svg)]
     assert places == [(pytest.approx(p["ild"], abs=0.005), pytest.approx(p["ndcg"], abs=0.002)) for p in curve]
+
+
+def test_the_price_of_variety_is_counted_from_relevance_alone_where_variety_is_in_use(evaluation):
+    plain = evaluation.reranker
+    varied = Reranker.from_saved(replace(plain.saved, config=replace(plain.config, diversity=0.6)))
+    in_use = replace(evaluation, reranker=varied, table=compare_systems(varied, evaluation.trial))
+    lists = lists_by_relevance(in_use)
+    assert lists.values.tolist() == evaluation.table.fused.values.tolist() != in_use.table.fused.values.tolist()
+    curve = diversity_curve(lists, evaluation.trial, plain.components, [0.0, 0.6])
+    shown = [evaluation.table.results["fused"], in_use.table.results["fused"]]
+    assert [point["ndcg"] for point in curve] == pytest.approx([found.intervals["ndcg@10"].mean for found in shown])
 
 
 def test_the_diversity_curve_starts_at_the_lists_themselves_and_widens(evaluation, parts):
