@@ -1,8 +1,9 @@
-"""Films, articles, songs: what somebody has read so far, and the words that they type now.
+"""Music, films, articles: what somebody has heard or read so far, and the words that they type now.
 
-MovieLens, where 61 readers wrote tags on films, stands in for a library of any kind. Ratings from 3.5 on are what a
-reader liked; lower ones are dislikes. The tags that were written first join the fit as searches of who wrote them; the
-later ones are typed by strangers, of whom nothing else is known, and should find the film they were written on.
+Last.fm: artists are described by the words that listeners wrote on them. A fifth of the listeners are strangers to the
+fit; of the others a search of such a word stands before the artist that they wrote it on (simulated: the file has no
+searches, and no times). Then each stranger types one of their own words, and should find the artists that they wrote it
+on: from nothing, from the word, from what else they listen to, and from both.
 
     python examples/content.py DIR            # DIR holds the published files; words alone
     python examples/content.py DIR encoder    # the sentence encoder's vectors too
@@ -12,76 +13,106 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 
 from llm_rerank import Reranker, RerankerConfig, load_dataset
 from llm_rerank.data.datasets import Dataset
+from llm_rerank.data.frames import id_codes
+from llm_rerank.metrics import hit_matrix, hit_rate_at_k, ndcg_at_k
+from llm_rerank.statistics import bootstrap_interval
+from llm_rerank.types import Ragged
 
-LIKED = 3.5
-MOST_FILMS_OF_A_TAG = 5
-SHARE_ASKED = 0.3
+LEAST_LISTENERS = 5
+SHARE_OF_STRANGERS = 0.2
+TAGS_OF_AN_ARTIST = 5
 K = 10
-READER, PHRASE = 15, "pirates at sea"
 
 
-def phrases(dataset: Dataset) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Split tags in two by time: user_id, item_id, query, timestamp of the earlier and of the later ones.
-
-    A tag that one reader wrote on many films ("getdvd") is a mark on their own shelf and no search: left out.
-    """
-    tags = dataset.tables["tags"].rename(columns={"tag": "query"})
-    n_films = tags.groupby(["user_id", "query"])["item_id"].transform("nunique")
-    known = tags["item_id"].isin(dataset.items["item_id"])
-    tags = tags[known & (n_films <= MOST_FILMS_OF_A_TAG)].sort_values("timestamp", kind="stable")
-    n_early = round(len(tags) * (1 - SHARE_ASKED))
-    return tags[:n_early], tags[n_early:].drop_duplicates("query")
+def known_artists(dataset: Dataset) -> Dataset:
+    """Keep artists that enough people listen to, and what was written on them."""
+    listeners = dataset.interactions.groupby("item_id")["user_id"].nunique()
+    kept = set(listeners.index[listeners >= LEAST_LISTENERS])
+    tables = {"taggings": dataset.tables["taggings"]}
+    found = [table[table["item_id"].isin(kept)] for table in (dataset.interactions, dataset.items, tables["taggings"])]
+    return replace(dataset, interactions=found[0], items=found[1], tables={"taggings": found[2]})
 
 
-def searches(tags: pd.DataFrame) -> pd.DataFrame:
-    """Make searches of tags: words without an item."""
-    return tags[["user_id", "timestamp", "query"]].assign(event="search", item_id=None)
+def described(items: pd.DataFrame, taggings: pd.DataFrame) -> pd.DataFrame:
+    """Describe each artist by the words written on them most often: item_id, title, description."""
+    counts = taggings.value_counts(["item_id", "tag"]).rename("n").reset_index()
+    counts = counts.sort_values(["item_id", "n", "tag"], ascending=[True, False, True])
+    words = counts[counts.groupby("item_id").cumcount() < TAGS_OF_AN_ARTIST].groupby("item_id")["tag"].agg(", ".join)
+    return items[["item_id", "title"]].assign(description=items["item_id"].map(words).fillna(""))
 
 
-def fitted(dataset: Dataset, early: pd.DataFrame, *, encoder: bool) -> Reranker:
-    """Fit on all ratings and on the early searches; whoever types the later ones is a stranger to it."""
-    events = pd.concat([dataset.interactions, searches(early)], ignore_index=True)
-    config = RerankerConfig(
-        min_rating=LIKED, sequence="off", semantic="always" if encoder else "off", cross_encoder="off"
-    )
-    return Reranker(config).fit(events, dataset.items)
+def events_with_searches(listens: pd.DataFrame, taggings: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
+    """Order each user's artists by their drawn positions; before a tagged one stands a search of one of its words."""
+    events = listens[["user_id", "item_id", "timestamp"]].assign(event="interaction")
+    events["timestamp"] *= 2
+    one_word = taggings.sample(frac=1.0, random_state=seed).drop_duplicates(["user_id", "item_id"])
+    searched = events.merge(one_word, on=["user_id", "item_id"])
+    searched = searched.assign(event="search", query=searched["tag"], item_id=None, timestamp=searched["timestamp"] - 1)
+    return pd.concat([events, searched[["user_id", "item_id", "timestamp", "event", "query"]]], ignore_index=True)
 
 
-def places(reranker: Reranker, asked: pd.DataFrame) -> np.ndarray:
-    """Place of the tagged film on each stranger's list, float64, from 1; infinite where it is not on it."""
-    strangers = asked.assign(user_id=[f"stranger {number}" for number in range(len(asked))])
-    lists = reranker.recommend(strangers["user_id"].tolist(), histories=searches(strangers), k=100)
-    found = strangers.merge(lists, on=["user_id", "item_id"], how="left")
-    return found["rank"].fillna(np.inf).to_numpy(dtype=np.float64)
+def asked(taggings: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
+    """Draw one word a stranger: user_id, item_id, tag, a row for each artist that they wrote it on."""
+    drawn = taggings.sample(frac=1.0, random_state=seed).drop_duplicates("user_id")[["user_id", "tag"]]
+    return taggings.merge(drawn, on=["user_id", "tag"])
+
+
+def questions(listens: pd.DataFrame, wanted: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """Lay out what is known of each stranger: interactions of what else they listen to, of their word, of both."""
+    targets = pd.MultiIndex.from_frame(wanted[["user_id", "item_id"]])
+    others = listens[~pd.MultiIndex.from_frame(listens[["user_id", "item_id"]]).isin(targets)]
+    others = others[others["user_id"].isin(wanted["user_id"])][["user_id", "item_id", "timestamp"]]
+    others = others.assign(event="interaction")
+    words = wanted.drop_duplicates("user_id")
+    typed = pd.DataFrame(
+        {"user_id": words["user_id"], "item_id": None, "query": words["tag"], "event": "search"}
+    ).assign(timestamp=listens["timestamp"].max() + 1)
+    both = pd.concat([others, typed], ignore_index=True)
+    return {"the word alone": typed, "what else they listen to": others, "both": both}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Print how often a phrase alone finds its film, and how one reader's list changes when they search."""
+    """Print how well each kind of knowledge finds the artists, and one stranger's list without and with the word."""
     folder, *words = sys.argv[1:] if arguments is None else arguments
-    dataset = load_dataset("movielens_small", folder)
-    early, asked = phrases(dataset)
-    reranker = fitted(dataset, early, encoder="encoder" in words)
-    found = places(reranker, asked)
-    without = places(reranker, asked.assign(query=""))
-    print(f"\n{len(asked)} phrases of strangers, {len(dataset.items):,} films to choose from")
-    for name, ranks in (("phrase", found), ("no phrase", without)):
-        hits = ", ".join(f"HR@{k} {np.mean(ranks <= k):.3f}" for k in (K, 100))
-        print(f"  {name:10} NDCG@{K} {np.where(ranks <= K, 1 / np.log2(ranks + 1), 0).mean():.4f}, {hits}")
+    dataset = known_artists(load_dataset("lastfm_friends", folder))
+    listens, taggings = dataset.interactions, dataset.tables["taggings"]
+    users = np.random.default_rng(0).permutation(listens["user_id"].unique())
+    strangers = set(users[: round(SHARE_OF_STRANGERS * len(users))])
+    strange, strange_tags = listens["user_id"].isin(strangers), taggings["user_id"].isin(strangers)
+    items = described(dataset.items, taggings[~strange_tags])
+    config = RerankerConfig(sequence="off", semantic="auto" if "encoder" in words else "off", cross_encoder="off")
+    events = events_with_searches(listens[~strange], taggings[~strange_tags])
+    reranker = Reranker(config).fit(events, items, time_unit="position")
 
-    titles = dataset.items[["item_id", "title"]]
-    past = dataset.interactions[dataset.interactions["user_id"] == READER]
-    typed = pd.DataFrame({"user_id": [READER], "timestamp": [past["timestamp"].max() + 60], "query": [PHRASE]})
-    before = reranker.recommend([READER], histories=past, k=K)
-    after = reranker.recommend([READER], histories=pd.concat([past, searches(typed)]), k=K)
-    for name, shown in (("before", before), (f"after a search for {PHRASE!r}", after)):
-        print(f"\nreader {READER} {name}:")
-        print(shown.merge(titles, on="item_id")[["rank", "title", "probability"]].to_string(index=False))
+    wanted = asked(taggings[strange_tags])
+    ids = wanted["user_id"].unique()
+    catalogue = items["item_id"].to_numpy()
+    rows, codes = id_codes(wanted["user_id"], ids), id_codes(wanted["item_id"], catalogue)
+    targets = Ragged.from_lists([codes[rows == row] for row in range(len(ids))])
+    print(f"\n{len(ids)} strangers, a word each, {len(codes):,} artists to find among {len(catalogue):,}")
+    known: dict[str, pd.DataFrame | None] = {"nothing": None, **questions(listens[strange], wanted)}
+    lists = {name: reranker.recommend(ids.tolist(), histories=given, k=K) for name, given in known.items()}
+    for name, shown in lists.items():
+        found = [id_codes(own["item_id"], catalogue) for _, own in shown.groupby("user_id", sort=False)]
+        hits = hit_matrix(Ragged.from_lists(found), targets, K)
+        interval = bootstrap_interval(ndcg_at_k(hits, targets.lengths, K))
+        rate = hit_rate_at_k(hits, targets.lengths, K).mean()
+        print(f"  {name:24} NDCG@{K} {interval.mean:.4f} [{interval.low:.4f}, {interval.high:.4f}], HR@{K} {rate:.3f}")
+
+    user = ids[0]
+    print(f"\nstranger {user}, who types {wanted['tag'].iloc[0]!r}; * = wrote it on them")
+    own = set(wanted[wanted["user_id"] == user]["item_id"])
+    titles = items.set_index("item_id")["title"]
+    for name, shown in lists.items():
+        first = shown[shown["user_id"] == user]["item_id"]
+        print(f"  {name}: {', '.join(('*' if item in own else '') + titles[item] for item in first)}")
 
 
 if __name__ == "__main__":

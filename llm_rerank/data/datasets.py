@@ -36,7 +36,7 @@ HOME_PAGES = {
 class Dataset:
     """A data set as frames with our column names, ready for ``schema.py``.
 
-    notes: what was cleaned, with counts. tables: further tables of the set by name ("tags", "friends").
+    notes: what was cleaned, with counts. tables: further tables of the set by name ("tags", "friends", "taggings").
     """
 
     name: str
@@ -149,8 +149,11 @@ def _lastfm(name: str, data_dir: Path | None, report: DataReport) -> Dataset:
     items["tags"] = items["item_id"].map(_artist_tags(tables["user_taggedartists"], tables["tags"])).fillna("")
     items = items[items["item_id"].isin(interactions["item_id"])].reset_index(drop=True)
     friends = tables["user_friends"].rename(columns={"userID": "user_id", "friendID": "friend_id"})
+    taggings = tables["user_taggedartists"].merge(tables["tags"], on="tagID")
+    taggings = taggings.rename(columns={"userID": "user_id", "artistID": "item_id", "tagValue": "tag"})
     report.notes.append("listens have no time: their positions are drawn, the same on every machine")
-    return Dataset(name, interactions, items, None, report.lines(), {"friends": friends})
+    further = {"friends": friends, "taggings": taggings[["user_id", "item_id", "tag"]]}
+    return Dataset(name, interactions, items, None, report.lines(), further)
 
 
 def _drawn_order(rows: pd.DataFrame) -> np.ndarray:

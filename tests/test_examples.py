@@ -1,0 +1,154 @@
+"""The examples on made-up data whose right answers are known; what they print on real data is in docs/coverage.md."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from examples import advertising, content, friends, stock_selection
+from llm_rerank.data.datasets import Dataset
+from llm_rerank.evaluation.protocols import TimeCut, hold_out
+from llm_rerank.types import Ragged
+from tests.shops import make_shop
+
+DAY = 86_400
+
+
+@pytest.fixture(scope="module")
+def shop() -> Dataset:
+    events, items = make_shop(n_users=500)
+    return Dataset("sample", events, items, None, [])
+
+
+# ----------------------------------------------------------------- stock
+
+
+def test_demand_is_set_against_what_was_bought_for_the_first_time(shop):
+    table = stock_selection.forecast(shop)
+    at = hold_out(shop, TimeCut(), "validation").at
+    bought = shop.interactions[shop.interactions["event"] == "purchase"].sort_values("timestamp")
+    first = bought.drop_duplicates(["user_id", "item_id"])
+    after = first[(first["timestamp"] >= at) & (first["timestamp"] < at + 28 * DAY)]
+    pd.testing.assert_series_equal(
+        table["bought"],
+        after.groupby("item_id").size().reindex(table.index, fill_value=0),
+        check_dtype=False,
+        check_names=False,
+    )
+    assert table["recent"].sum() == len(first[(first["timestamp"] >= at - 28 * DAY) & (first["timestamp"] < at)])
+    assert table["demand"].sum() == pytest.approx(table["recent"].sum())
+    # what is in fashion moves on from noun to noun: both look back, and both see most of it
+    assert stock_selection.agreement(table, "demand")[0] > 0.5
+    gain, low, high = stock_selection.difference(table)
+    assert low <= gain <= high
+
+
+def test_agreement_by_hand():
+    table = pd.DataFrame({"bought": [3.0, 2.0, 1.0, 0.0], "right": [9, 5, 4, 1], "wrong": [0, 1, 2, 3]})
+    assert stock_selection.agreement(table, "right") == pytest.approx((1.0, 1.0))
+    assert stock_selection.agreement(table, "wrong")[0] == pytest.approx(-1.0)
+
+
+# --------------------------------------------------------------- friends
+
+
+def circles(n_circles: int = 12, size: int = 14, seed: int = 0) -> Dataset:
+    """Circles in which most are friends of each other; each circle plays its own artists."""
+    rng = np.random.default_rng(seed)
+    pairs, plays = [], []
+    for circle in range(n_circles):
+        members = range(circle * size, (circle + 1) * size)
+        pairs += [(a, b) for a in members for b in members if a < b and rng.random() < 0.7]
+        plays += [(member, 10 * circle + artist, 5 + artist) for member in members for artist in range(4)]
+    listens = pd.DataFrame(plays, columns=["user_id", "item_id", "plays"])
+    artists = pd.DataFrame({"item_id": range(10 * n_circles), "title": [f"band {n}" for n in range(10 * n_circles)]})
+    named = pd.DataFrame(pairs, columns=["user_id", "friend_id"])
+    return Dataset("lastfm_friends", listens, artists, None, [], {"friends": named})
+
+
+def test_lost_friends_are_found_and_nobody_is_their_own_friend():
+    dataset = circles()
+    people, everyone = friends.friendships(dataset)
+    assert (everyone == everyone.T).all() and not everyone.diagonal().any()
+    lost = friends.held_out(everyone)
+    assert (lost == lost.T).all() and not (lost & ~everyone).any()
+    assert 0.05 < lost.sum() / everyone.sum() < 0.15
+    known = everyone & ~lost
+    table = friends.people_table(dataset, people)
+    assert table["description"][0] == "band 3, band 2, band 1, band 0"  # most played first
+    reranker = friends.fitted(table, known)
+    rows = np.flatnonzero(lost.any(axis=1))
+    shown = friends.suggestions(reranker, people[rows].tolist())
+    pairs = people.get_indexer(shown["user_id"]), people.get_indexer(shown["item_id"])
+    assert not (pairs[0] == pairs[1]).any() and not known[pairs].any()
+    assert (shown.groupby("user_id")["rank"].agg(list).map(lambda ranks: ranks == list(range(1, 11)))).all()
+    # of 14 in a circle about 4 are left to suggest, the lost ones among them
+    assert lost[pairs].sum() > 0.9 * lost[rows].sum()
+
+
+def test_the_baselines_leave_out_oneself_and_friends():
+    known = np.array([[0, 1, 0, 0], [1, 0, 1, 0], [0, 1, 0, 0], [0, 0, 0, 0]], dtype=bool)
+    ranked = friends.best(np.array([[9.0, 8, 1, 2]] * 4), known, np.array([0, 1]))
+    assert isinstance(ranked, Ragged)
+    assert ranked[0].tolist()[:2] == [3, 2] and ranked[1].tolist()[:1] == [3]
+
+
+# --------------------------------------------------------------- content
+
+
+def test_a_search_stands_before_the_artist_whose_word_it_is():
+    listens = pd.DataFrame({"user_id": [1, 1, 2], "item_id": [10, 11, 10], "timestamp": [5, 3, 4]})
+    taggings = pd.DataFrame({"user_id": [1, 2, 2], "item_id": [10, 10, 12], "tag": ["dub", "ska", "soul"]})
+    events = content.events_with_searches(listens, taggings).sort_values("timestamp")
+    seen = list(events[["user_id", "event", "query"]].fillna("").itertuples(index=False, name=None))
+    assert seen == [
+        (1, "interaction", ""),
+        (2, "search", "ska"),
+        (2, "interaction", ""),
+        (1, "search", "dub"),
+        (1, "interaction", ""),
+    ]
+
+
+def test_what_is_asked_about_a_stranger_holds_none_of_the_answers():
+    listens = pd.DataFrame({"user_id": [1, 1, 1, 2], "item_id": [10, 11, 12, 10], "timestamp": [0, 1, 2, 3]})
+    taggings = pd.DataFrame({"user_id": [1, 1], "item_id": [10, 11], "tag": ["dub", "dub"]})
+    wanted = content.asked(taggings)
+    assert sorted(wanted["item_id"]) == [10, 11]
+    asked = content.questions(listens, wanted)
+    assert asked["what else they listen to"]["item_id"].tolist() == [12]
+    assert asked["the word alone"][["user_id", "query", "event"]].values.tolist() == [[1, "dub", "search"]]
+    assert len(asked["both"]) == 2 and asked["both"]["timestamp"].iloc[-1] > listens["timestamp"].max()
+
+
+def test_an_artist_is_described_by_the_words_written_most_often():
+    items = pd.DataFrame({"item_id": [10, 11], "title": ["a", "b"]})
+    taggings = pd.DataFrame({"user_id": [1, 2, 3], "item_id": [10, 10, 10], "tag": ["ska", "dub", "dub"]})
+    assert content.described(items, taggings)["description"].tolist() == ["dub, ska", ""]
+
+
+# ------------------------------------------------------------------- ads
+
+
+def test_what_the_first_places_earn_by_hand():
+    result = pd.DataFrame(
+        {
+            "user_id": ["b"] * 4 + ["a"] * 2,
+            "item_id": ["i1", "i2", "i3", "i4", "i1", "i2"],
+            "upstream_score": [4.0, 3.0, 2.0, 1.0, 5.0, 6.0],
+        }
+    )
+    taken = {("b", "i1"), ("b", "i4"), ("a", "i2")}
+    by_bid = advertising.earned(result, result["upstream_score"], taken)
+    assert by_bid.tolist() == [4.0, 6.0]  # users in order of appearance; i4 is in the fourth place of three
+    assert advertising.earned(result, -result["upstream_score"], taken).tolist() == [1.0, 6.0]
+
+
+def test_bids_are_of_items_not_had_and_higher_where_the_user_looked(shop):
+    shop = Dataset("sample", shop.interactions, shop.items.assign(categories=shop.items["theme"]), None, [])
+    trial = hold_out(shop, TimeCut(), "test")
+    ads = advertising.lists_with_bids(trial, trial.user_ids[:40], trial.at, seed=1)
+    had = set(trial.interactions[["user_id", "item_id"]].itertuples(index=False, name=None))
+    assert not had & set(ads[["user_id", "item_id"]].itertuples(index=False, name=None))
+    spread = ads.groupby("item_id")["upstream_score"].agg(["min", "max"])
+    ratio = (spread["max"] / spread["min"]).round(6)
+    assert set(ratio) == {1.0, 1.5}  # a seller has one price, half as much again where the user looked
