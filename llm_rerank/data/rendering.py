@@ -22,6 +22,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from llm_rerank.data.cases import QUERY_SEPARATOR
 from llm_rerank.data.splits import Timeline
+from llm_rerank.data.values import mapping_of_text
 from llm_rerank.types import (
     BoolArray,
     Cases,
@@ -292,12 +293,13 @@ def _item_views(items: Items) -> list[dict[str, Any]]:
 
 
 def _specs(text: str) -> list[str]:
-    """Read a JSON mapping as "name: value" parts, lists joined by commas."""
-    if not text:
-        return []
+    """Read a JSON mapping as "name: value" parts, lists joined by commas; any other text is one part."""
+    mapping = mapping_of_text(text)
+    if mapping is None:
+        return [part] if (part := _part(text)) else []
     return [
         f"{name}: {_part(', '.join(map(str, value)) if isinstance(value, list) else str(value))}"
-        for name, value in json.loads(text).items()
+        for name, value in mapping.items()
     ]
 
 

@@ -51,7 +51,8 @@ def validate_items(table: Any, *, columns: Mapping[str, str] | None = None, repo
     pass through as numbers, dates or texts (``plain_column``).
     columns: from the shop's names to ours. report: takes notes and counts.
     Returns items whose frame has every column of ITEM_COLUMNS: texts are clean and "" where missing, categories one
-    path "A > B", price float64 with NaN where unknown, specs JSON text. ``texts`` are all "".
+    path "A > B", price float64 with NaN where unknown, specs JSON text of a mapping, or plain text. ``texts`` are all
+    "".
     Raises DataError where a column is missing or no row is left.
     """
     report = DataReport() if report is None else report

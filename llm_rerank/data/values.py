@@ -130,7 +130,7 @@ def category_column(values: pd.Series) -> pd.Series:
 
 
 def specs_column(values: pd.Series) -> pd.Series:
-    """Give specifications as JSON text with clean keys and values, "" where there are none."""
+    """Give mappings as JSON text with clean keys and values, lists, numbers and free text as text; "" where none."""
     return _map_distinct(values, _specs_text)
 
 
@@ -230,10 +230,10 @@ def _specs_text(value: Any) -> str:
     if isinstance(value, str):
         try:
             value = json.loads(value)
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):  # text, or a number of more digits than Python reads
             return clean_text(value)
     if not isinstance(value, Mapping):
-        return clean_text(join_texts(value))
+        return clean_text(join_texts(value, ", "))
     pairs = {
         clean_text(str(key)).strip(" :"): clean_text(join_texts(part, ", ")).rstrip(" (") for key, part in value.items()
     }
@@ -241,9 +241,15 @@ def _specs_text(value: Any) -> str:
     return json.dumps(kept, ensure_ascii=False) if kept else ""
 
 
-def _tidy(part: Any) -> str:
-    """Clean one key or value; Amazon's end in colons, or in the bracket of a link that was cut."""
-    return clean_text(join_texts(part, ", ")).rstrip(" :(")
+def mapping_of_text(text: str) -> dict[str, Any] | None:
+    """Read a JSON mapping, as ``specs_column`` writes it; None for any other text."""
+    if not text.startswith("{"):
+        return None
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    return value if isinstance(value, dict) else None
 
 
 def _first_image(value: Any) -> str:

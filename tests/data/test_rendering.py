@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from llm_rerank.data.cases import build_cases
 from llm_rerank.data.rendering import Renderer, approximate_tokens, cut_to_budget, packaged_templates
+from llm_rerank.data.schema import validate_items
 from llm_rerank.types import DataError, StorageError
 from tests.data.making import make_events, make_items
 
@@ -40,6 +41,23 @@ def test_an_item_says_the_most_telling_first():
     assert one_text({"title": "Chair"}) == "Chair"  # nothing is said of what is unknown
     assert one_text({"title": "", "brand": "Bo"}) == "Bo"
     assert one_text({"title": ""}) == ""
+
+
+@pytest.mark.parametrize(
+    ("specs", "said"),
+    [
+        ("Material: cotton; colour: red.", "Material: cotton; colour: red"),
+        (["cotton", "red"], "cotton, red"),
+        ('["cotton", "red"]', "cotton, red"),
+        (5, "5"),
+        ("5", "5"),
+        ("{'Material': 'cotton'}", "{'Material': 'cotton'}"),
+        ({"material": "cotton"}, "material: cotton"),
+    ],
+)
+def test_specs_of_any_form_are_read(specs, said):
+    items = validate_items([{"item_id": "a", "title": "Shirt", "specs": specs}])
+    assert Renderer().render_items(items).texts.tolist() == [f"Shirt. {said}"]
 
 
 def test_further_text_columns_are_read_and_others_are_not():

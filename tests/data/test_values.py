@@ -111,6 +111,13 @@ def test_categories_of_any_form_become_one_path():
     assert category_column(values).tolist() == expected
 
 
+def test_specs_that_are_no_mapping_become_plain_text():
+    values = pd.Series([["cotton", "red"], '["cotton", 2]', 5, "5", 2.5, "{'a': 1", "9" * 5_000, "[" * 100_000])
+    expected = ["cotton, red", "cotton, 2", "5", "5", "2.5", "{'a': 1", "9" * 5_000, "[" * 100_000]
+    assert specs_column(values).tolist() == expected
+    assert specs_column(specs_column(values)).tolist() == expected  # a saved catalogue is read again
+
+
 def test_specs_become_json_text():
     values = pd.Series(
         [{"\n Weight: ": "3 oz (", "empty": "", "n": 2}, '{"a": ["x", "y"]}', "loose <b>text</b>", None, {}]
