@@ -16,6 +16,7 @@ LAYERS = {
     "": ["types", "config", "metrics", "statistics", "reliability", "strata", "storage", "folders", "steps"],
     "data": [
         "values",
+        "whole_numbers",
         "times",
         "columns",
         "layouts",

@@ -16,6 +16,7 @@ from pandas.api import types as dtypes
 from llm_rerank.data.columns import map_columns, require_columns
 from llm_rerank.data.readers import read_table
 from llm_rerank.data.values import GREATEST_WHOLE, object_array, plain_id, without_categories
+from llm_rerank.data.whole_numbers import frame_of_columns, frame_of_rows, with_whole_numbers
 from llm_rerank.types import UNKNOWN, DataError, DataReport, IntArray, ObjectArray
 
 PLAIN_KINDS = ("string", "integer", "floating", "boolean", "empty")
@@ -41,10 +42,9 @@ def to_pandas(
     if isinstance(table, pd.DataFrame):
         frame = table
     elif isinstance(table, Mapping):
-        frame = pd.DataFrame(table)
+        frame = frame_of_columns(table)
     elif isinstance(table, Sequence) and all(isinstance(row, Mapping) for row in table):
-        rows, frame = table, pd.DataFrame(table)
-        exact = lambda name: [row.get(name) for row in rows]  # noqa: E731
+        frame = frame_of_rows(list(table))
     else:
         import narwhals
 
@@ -66,17 +66,7 @@ def to_pandas(
     if repeated:
         raise DataError(f"a table has the columns {repeated} more than once; rename or remove one of each")
     frame = frame.reset_index(drop=True)
-    return frame if exact is None else _with_whole_numbers(frame, exact)
-
-
-def _with_whole_numbers(frame: pd.DataFrame, exact: Callable[[Any], list[Any]]) -> pd.DataFrame:
-    """Put back whole numbers beyond 2^53 that became floats, and were rounded, beside a missing one. frame: changed."""
-    floats = frame.columns[frame.dtypes == np.float64]
-    for name in [name for name in floats if frame[name].abs().max() >= GREATEST_WHOLE]:
-        known = [None if pd.isna(value) else value for value in exact(name)]
-        if all(value is None or isinstance(value, int) for value in known):
-            frame[name] = object_array(known)
-    return frame
+    return frame if exact is None else with_whole_numbers(frame, exact)
 
 
 def like_input(result: pd.DataFrame, original: Any) -> Any:
@@ -138,13 +128,21 @@ def clean_ids(values: pd.Series, name: str, report: DataReport) -> pd.Series:
 
     Whole numbers that pandas turned into floats beside a missing value (17850.0) are whole again. A column that mixes
     numbers and texts, as spreadsheets make them, becomes text throughout, which is noted; so do UUIDs and dates.
-    Raises DataError where an id is neither number nor text, or where text would merge two ids (1 and "1").
+    Raises DataError where an id is neither number nor text, where floats have rounded ids (beyond 2^53), or where text
+    would merge two ids (1 and "1").
     """
     values = _as_plain_ids(without_categories(values), name, report)
     if dtypes.is_float_dtype(values.dtype):
         known = values.dropna().to_numpy(dtype=np.float64)
-        whole = bool((known == np.floor(known)).all() and (np.abs(known) < 2**53).all())
-        return values.astype("Int64") if whole else values
+        if not (np.isfinite(known) & (known == np.floor(known))).all():
+            return values
+        rounded = known[np.abs(known) >= GREATEST_WHOLE]
+        if len(rounded):
+            raise DataError(
+                f"{name} holds {rounded[0]:.0f} as a float: ids beyond 2^53 came as floats, which rounds them; bring "
+                "them as Int64 or text"
+            )
+        return values.astype("Int64")
     if dtypes.is_numeric_dtype(values.dtype):
         return values
     kind = pd.api.types.infer_dtype(values, skipna=True)

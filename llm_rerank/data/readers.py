@@ -24,6 +24,7 @@ import pandas as pd
 from llm_rerank.data.columns import holds_ids, map_columns, require_columns
 from llm_rerank.data.layouts import as_interactions, as_items
 from llm_rerank.data.text_encoding import decode
+from llm_rerank.data.whole_numbers import frame_of_rows, with_whole_numbers
 from llm_rerank.types import DataError, DataReport
 
 DELIMITERS = {",": "comma", ";": "semicolon", "\t": "tab", "|": "bar"}
@@ -137,11 +138,16 @@ def _refuse_archives(raw: bytes, path: Path) -> None:
 
 def _read_parquet(raw: bytes, path: Path) -> pd.DataFrame:
     import pyarrow as pa
+    import pyarrow.parquet as pq
 
     try:
-        return pd.read_parquet(io.BytesIO(raw))
+        table = pq.read_table(io.BytesIO(raw))
+        frame = table.to_pandas()
     except (pa.ArrowException, OSError, ValueError) as error:
         raise DataError(f"{path} is a damaged Parquet file ({error}); copy or download it again") from error
+    if not frame.columns.is_unique:  # refused, in other words, where the columns are asked for
+        return frame
+    return with_whole_numbers(frame, lambda name: table[str(name)].to_pylist())
 
 
 def _read_csv(
@@ -291,7 +297,7 @@ def _read_json(text: str, path: Path) -> pd.DataFrame:
         rows = list(_json_lines(text, path))
     if not rows:
         raise DataError(f"{path} has no rows; give at least one")
-    return pd.DataFrame(rows)
+    return frame_of_rows(rows)
 
 
 def _json_lines(text: str, path: Path) -> Iterator[dict[str, Any]]:

@@ -56,7 +56,7 @@ def validate_items(table: Any, *, columns: Mapping[str, str] | None = None, repo
     Raises DataError where a column is missing or no row is left.
     """
     report = DataReport() if report is None else report
-    table = as_items(to_pandas(table, report=report), report)
+    table = as_items(to_pandas(table, columns=columns, report=report), report)
     frame = named_columns(table, "items", ("item_id", "title"), columns, report)
     ids = _required_ids(frame, "items", "item_id", report)
     keep = _first_of_each(ids, "items: item_id", report)
@@ -123,7 +123,7 @@ def validate_interactions(
     Raises DataError where a column is missing, time cannot be read, or no event or no target is left.
     """
     report = DataReport() if report is None else report
-    table = as_interactions(to_pandas(table, report=report), report)
+    table = as_interactions(to_pandas(table, columns=columns, report=report), report)
     frame = named_columns(table, name, ("user_id", "item_id", "timestamp"), columns, report)
     _require_rows(frame, name)
     user_ids = clean_ids(frame["user_id"], f"user_id of {name}", report)

@@ -2,12 +2,14 @@ from __future__ import annotations
 
 import datetime
 import decimal
+import json
 import uuid
 
 import numpy as np
 import pandas as pd
 import polars as pl
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from llm_rerank.data.frames import applicable, as_objects, clean_ids, id_codes, like_input, named_columns, to_pandas
@@ -164,18 +166,46 @@ def test_numbers_and_texts_meet_as_text():
 GREAT = 2**53 + 1
 
 
-@pytest.mark.parametrize(
-    "make",
-    [
-        pl.DataFrame,
-        pa.table,
-        lambda rows: pd.DataFrame({name: pd.array(column, dtype="int64[pyarrow]") for name, column in rows.items()}),
-    ],
-    ids=["polars", "arrow", "pandas over arrow"],
-)
-def test_great_whole_numbers_stay_whole_beside_a_missing_one(make):
-    frame = to_pandas(make({"user_id": [GREAT - 1, GREAT, None], "order": [None, -GREAT, 3], "n": [1, None, 2]}))
+@pytest.fixture
+def kept(tmp_path):
+    """Writes columns to a file of a form, and gives its path."""
+
+    def write(form, columns):
+        path, table = tmp_path / "table", pa.table(columns)
+        if form == "parquet":
+            pq.write_table(table, path)
+        else:
+            rows = [json.dumps(row) for row in table.to_pylist()]
+            path.write_text("\n".join(rows) if form == "lines" else f"[{', '.join(rows)}]")
+        return path
+
+    return write
+
+
+MAKES = {
+    "polars": pl.DataFrame,
+    "arrow": pa.table,
+    "pandas over arrow": lambda rows: pd.DataFrame(
+        {name: pd.array(column, dtype="int64[pyarrow]") for name, column in rows.items()}
+    ),
+    "mapping": dict,
+    "rows": lambda rows: pa.table(rows).to_pylist(),
+}
+
+
+@pytest.mark.parametrize("form", [*MAKES, "parquet", "lines", "list"])
+def test_great_whole_numbers_stay_whole_beside_a_missing_one(form, kept):
+    rows = {"user_id": [GREAT - 1, GREAT, None], "order": [None, -GREAT, 3], "n": [1, None, 2]}
+    frame = to_pandas(MAKES[form](rows) if form in MAKES else kept(form, rows))
     users = clean_ids(frame["user_id"], "user_id", DataReport())
     assert users.tolist()[:2] == [GREAT - 1, GREAT] and users.isna().tolist() == [False, False, True]
     assert frame["order"][1] == -GREAT
     assert frame["n"].dtype == np.float64  # small ones are floats, as ever
+
+
+@pytest.mark.parametrize("values", [[float(GREAT), None], [1.0, -(2.0**60)], pd.Series([2.0**53, 1], dtype=object)])
+def test_ids_that_floats_have_rounded_are_refused(values):
+    message = r"item_id of items holds -?\d+ as a float: ids beyond 2\^53 came as floats, which rounds them; bring"
+    with pytest.raises(DataError, match=message):
+        ids_of(values)
+    assert ids_of([2.0**53 - 1, None])[0] == [2**53 - 1, None]  # every whole number up to there has a float of its own

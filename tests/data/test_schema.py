@@ -31,6 +31,16 @@ def events_of(rows, names=("user_id", "item_id", "timestamp"), items=None, **set
     return events, report
 
 
+def test_ids_of_mapped_columns_of_files_stay_as_written(tmp_path):
+    (tmp_path / "items.csv").write_text("article,title\n1.10,a\n1.1,b\n")
+    (tmp_path / "events.csv").write_text("guest,article,timestamp\n2.10,1.1,1700000000\n2.1,1.10,1700000001\n")
+    items = validate_items(tmp_path / "items.csv", columns={"article": "item_id"})
+    assert items.ids.tolist() == ["1.10", "1.1"]
+    columns = {"guest": "user_id", "article": "item_id"}
+    events = validate_interactions(tmp_path / "events.csv", items, columns=columns)
+    assert events.user_ids.tolist() == ["2.10", "2.1"] and events.items.tolist() == [1, 0]
+
+
 class TestItems:
     def test_every_column_is_there_and_unknown_columns_pass_through(self):
         given = pd.DataFrame(
