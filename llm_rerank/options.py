@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -180,9 +181,11 @@ def diversity_setting(text: str | None) -> float | DiversityConfig | None:
 
 
 def moment(at: str | None) -> str | float | None:
-    """Read seconds, or leave a date as it is."""
+    """Read seconds, or leave a date as it is, 20240531 too."""
+    if at is None or re.fullmatch(r"\d{8}|\d{12}|\d{14}", at):
+        return at
     try:
-        return None if at is None else float(at)
+        return float(at)
     except ValueError:
         return at
 

@@ -34,6 +34,8 @@ SIZE_BANDS: tuple[tuple[TimeUnit, float, float], ...] = (
 )
 EARLIEST, LATEST = -2208988800, 7258118400  # 1900-01-01, 2200-01-01: dates outside are typing errors
 STRAY_SHARE = 0.01  # up to this share of values in another band is dirt; above it, the column mixes units
+SMALLEST_SECONDS = 1e8  # 1973: a smaller number is a position, or a date written as one
+DATE_NUMBERS = {8: ("%Y%m%d", "YYYYMMDD"), 12: ("%Y%m%d%H%M", "YYYYMMDDHHMM"), 14: ("%Y%m%d%H%M%S", "YYYYMMDDHHMMSS")}
 SLOW_PARSER_LIMIT = 20_000  # distinct texts that pandas' free-form parser (about 50 microseconds each) may read
 
 
@@ -80,7 +82,15 @@ def read_moment(value: Any, kind: TimeKind, *, name: str = "at") -> int:
     remedy = "give seconds since 1970, or a date such as 2024-05-31"
     if kind == "position":
         remedy = "this shop's times are positions: give a whole number"
+    if isinstance(value, str) and value.strip().isdecimal():
+        if kind == "position":
+            return read_moment(int(value), kind, name=name)
+        dates = _dates_as_numbers(np.array([int(value.strip()[:18])]), np.array([True]))
+        if dates is not None:
+            return int(_seconds_of_dates(dates[0], known=None)[0][0])
     if isinstance(value, int | float | np.number) and not isinstance(value, bool):
+        if kind == "time" and -SMALLEST_SECONDS < value < SMALLEST_SECONDS:
+            raise DataError(f"{name} is {value!r}, which is too small for a time of a shop; {remedy} as text")
         low, high = (EARLIEST, LATEST) if kind == "time" else (-(2**62), 2**62)
         if not math.isfinite(value) or not low <= value <= high:
             rule = "which is no time between 1900 and 2200" if kind == "time" else "which is no position"
@@ -147,7 +157,7 @@ def _read_numbers(numbers: pd.Series, time_unit: TimeUnit, name: str) -> tuple[I
     if time_unit in ("auto", "datetime"):
         dates = _dates_as_numbers(whole, known)
         if dates is not None:
-            return *_seconds_of_dates(dates, known), "dates written as numbers (YYYYMMDD)"
+            return *_seconds_of_dates(dates[0], known), f"dates written as numbers ({dates[1]})"
         if time_unit == "datetime":
             raise DataError(
                 f"timestamp in {name} holds numbers (first: {whole[known][0]}), but time_unit is 'datetime'; "
@@ -172,13 +182,16 @@ def _read_numbers(numbers: pd.Series, time_unit: TimeUnit, name: str) -> tuple[I
     return np.where(known, seconds, 0), known, f"{UNIT_WORDS[time_unit]} since 1970"
 
 
-def _dates_as_numbers(whole: IntArray, known: BoolArray) -> pd.Series | None:
-    """Give dates where every known number reads as YYYYMMDD (20171201), else None."""
-    inside = whole[known]
-    if inside.min() < 19000101 or inside.max() > 21991231:
-        return None
-    dates = pd.to_datetime(pd.Series(whole.astype(str)), format="%Y%m%d", errors="coerce", utc=True)
-    return dates if dates[known].notna().all() else None
+def _dates_as_numbers(whole: IntArray, known: BoolArray) -> tuple[pd.Series, str] | None:
+    """Give dates and their form where the known numbers read as YYYYMMDD (20171201), also with a time, else None."""
+    most_strays = STRAY_SHARE * known.sum()
+    for n_digits, (form, said) in DATE_NUMBERS.items():
+        inside = known & (whole >= 1900 * 10 ** (n_digits - 4)) & (whole < 2200 * 10 ** (n_digits - 4))
+        if inside.any() and known.sum() - inside.sum() <= most_strays:
+            dates = pd.to_datetime(pd.Series(whole.astype(str)).where(inside), format=form, errors="coerce", utc=True)
+            if dates[known].isna().sum() <= most_strays:
+                return dates, said
+    return None
 
 
 def _unit_by_size(whole: IntArray, known: BoolArray, name: str) -> TimeUnit:
@@ -212,7 +225,8 @@ def _as_dates(values: pd.Series, name: str) -> pd.Series:
 
 
 def _read_date_texts(texts: pd.Series, name: str) -> pd.Series:
-    dates = pd.to_datetime(texts, format="ISO8601", utc=True, errors="coerce")
+    # microseconds: pandas' own unit, which follows the texts, would refuse the fractions of those that are read later
+    dates = pd.to_datetime(texts, format="ISO8601", utc=True, errors="coerce").dt.as_unit("us")
     missing = dates.isna()
     if not missing.any():
         return dates
@@ -224,12 +238,12 @@ def _read_date_texts(texts: pd.Series, name: str) -> pd.Series:
     day_first = _day_comes_first(rest, name)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # "could not infer format": unreadable texts are counted
-        dates[missing] = pd.to_datetime(rest, dayfirst=day_first, utc=True, errors="coerce")
+        dates[missing] = pd.to_datetime(rest, dayfirst=day_first, utc=True, errors="coerce").dt.as_unit("us")
         missing = dates.isna() & whole
         if 0 < missing.sum() <= SLOW_PARSER_LIMIT:
             dates[missing] = pd.to_datetime(
                 texts[missing], format="mixed", dayfirst=day_first, utc=True, errors="coerce"
-            )
+            ).dt.as_unit("us")
     return dates
 
 

@@ -42,6 +42,16 @@ def read(values, **settings):
         ("2024/5/31 18:00", "dates"),
         ("2024年5月31日 18:00", "dates"),
         ("May 31, 2024 6:00 PM", "dates"),
+        ("05/31/2024 18:00:00.123", "dates"),
+        ("5/31/2024 6:00:00.123 PM", "dates"),
+        ("31.05.2024 18:00:00.123", "dates"),
+        ("2024-05-31 18:00:00,123", "dates"),
+        ("Fri, 31 May 2024 18:00:00.5 GMT", "dates"),
+        ("202405311800", "dates written as numbers (YYYYMMDDHHMM)"),
+        (202405311800, "dates written as numbers (YYYYMMDDHHMM)"),
+        ("20240531180000", "dates written as numbers (YYYYMMDDHHMMSS)"),
+        (20240531180000, "dates written as numbers (YYYYMMDDHHMMSS)"),
+        (20240531180000.0, "dates written as numbers (YYYYMMDDHHMMSS)"),
         (pd.Timestamp("2024-05-31 18:00"), "dates"),
         (pd.Timestamp("2024-05-31 20:00", tz="Europe/Berlin"), "dates"),
         (datetime.datetime(2024, 5, 31, 18, 0), "dates"),
@@ -58,6 +68,13 @@ def test_dates_as_numbers_and_plain_dates():
     assert read([20240531, 20240531])[0] == [midnight, midnight]
     assert read(pd.Series([datetime.date(2024, 5, 31)]))[0] == [midnight]
     assert read(pd.Series(pd.PeriodIndex(["2024-05-31"], freq="D")))[0] == [midnight]
+
+
+def test_a_few_numbers_that_are_no_date_are_dirt_beside_many_dates():
+    times, known, kind, _ = read([202405311800] * 198 + [0, 202405319999])
+    assert times[0] == MOMENT and known == [True] * 198 + [False] * 2 and kind == "time"
+    # 220,000,000,000 ms are in 1976, and there is no month 0
+    assert read([202405311800] * 9 + [220_000_000_000] * 9)[0][0] == 202_405_311
 
 
 def test_small_whole_numbers_are_positions():

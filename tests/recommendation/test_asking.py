@@ -11,6 +11,7 @@ import pytest
 
 from llm_rerank.config import RerankerConfig
 from llm_rerank.data.times import read_moment
+from llm_rerank.options import moment
 from llm_rerank.recommendation.reranker import Reranker
 from llm_rerank.types import DataError, DroppedRowsWarning
 from tests.planted import CLOCK_START
@@ -119,7 +120,15 @@ def test_moments_of_every_kind():
     ):
         assert read_moment(value, "time") == seconds
     assert read_moment(datetime.date(2024, 5, 31), "time") == seconds - 36_000
-    assert read_moment(7, "position") == 7
+    assert read_moment("20240531", "time") == seconds - 36_000
+    assert read_moment("202405311000", "time") == read_moment("20240531100000", "time") == seconds
+    for text in ("20240531", "202405311000", "2024-05-31"):
+        assert moment(text) == text  # of the command line
+    assert moment(str(seconds)) == seconds and moment("12") == 12 and moment(None) is None
+    assert read_moment(7, "position") == 7 and read_moment("20240531", "position") == 20240531
+    for value in (20240531, 20240531.0, 0):
+        with pytest.raises(DataError, match=r"now is \d+(\.0)?, which is too small for a time of .* as text"):
+            read_moment(value, "time", name="now")
     for value in ("2024-05-31", float("nan"), 2.0**70):
         with pytest.raises(DataError, match="now is .*this shop's times are positions: give a whole number"):
             read_moment(value, "position", name="now")
