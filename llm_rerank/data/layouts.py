@@ -5,55 +5,70 @@ What only the future could know stays out of items: average ratings, sales ranks
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
-from llm_rerank.data.values import clean_text, join_texts
+from llm_rerank.data.columns import map_columns
+from llm_rerank.data.values import clean_text, join_texts, mapping_of_text
 from llm_rerank.types import DataReport
 
+LISTS = (list, tuple, np.ndarray)  # Parquet and polars give arrays
 LONGEST_CATEGORY = 60  # characters; Amazon's category lists of 2018 hold whole sentences from the product page
 FUTURE_SPECS = ("best sellers rank", "amazon best sellers rank", "customer reviews")
 
 
-def as_interactions(frame: pd.DataFrame, report: DataReport) -> pd.DataFrame:
-    """Give events of a published layout our columns; any other frame comes back as it is."""
-    have = set(frame.columns)
-    if {"reviewerID", "asin", "unixReviewTime"} <= have:
-        report.notes.append("interactions: Amazon reviews of 2014 or 2018")
-        return _reviews(frame, "reviewerID", "asin", "overall", "unixReviewTime", "summary", "reviewText", report)
-    if {"user_id", "parent_asin", "rating", "timestamp"} <= have:
-        # Metadata of 2023 are by parent_asin, the product; asin is one size or colour of it.
-        report.notes.append("interactions: Amazon reviews of 2023")
-        return _reviews(frame, "user_id", "parent_asin", "rating", "timestamp", "title", "text", report)
-    if {"userId", "movieId", "rating", "timestamp"} <= have:
-        report.notes.append("interactions: MovieLens ratings")
-        names = {"userId": "user_id", "movieId": "item_id"}
-        return frame.rename(columns=names).assign(event="rating")
-    return frame
+@dataclass(frozen=True)
+class _Layout:
+    """A published layout. names: columns that tell it, to ours; others: what else it makes of its columns."""
+
+    title: str
+    names: Mapping[str, str]
+    read: Callable[[pd.DataFrame, DataReport], pd.DataFrame]
+    others: Mapping[str, str] = field(default_factory=dict)
+
+    def is_of(self, frame: pd.DataFrame) -> bool:
+        """Tell by the columns; a table with an item_id is a shop's own."""
+        return set(self.names) <= set(frame.columns) and "item_id" not in frame.columns
 
 
-def as_items(frame: pd.DataFrame, report: DataReport) -> pd.DataFrame:
-    """Give items of a published layout our columns; any other frame comes back as it is."""
-    have = set(frame.columns)
-    if {"parent_asin", "title"} <= have:
-        report.notes.append("items: Amazon metadata of 2023")
-        return _metadata(frame, "parent_asin", "store", "categories", "main_category", "images", "features", report)
-    if {"asin", "title"} <= have and "item_id" not in have:
-        report.notes.append("items: Amazon metadata of 2014 or 2018")
-        newer = "category" in have
-        categories, image = ("category", "image") if newer else ("categories", "imUrl")
-        return _metadata(frame, "asin", "brand", categories, "main_cat", image, "feature", report)
-    if {"movieId", "title", "genres"} <= have:
-        report.notes.append("items: MovieLens movies")
-        genres = frame["genres"].replace("(no genres listed)", "")
-        return frame.drop(columns="genres").rename(columns={"movieId": "item_id"}).assign(categories=genres)
-    return frame
+def as_interactions(
+    frame: pd.DataFrame, report: DataReport, columns: Mapping[str, str] | None = None, name: str = "interactions"
+) -> pd.DataFrame:
+    """Give events our columns: those of a published layout, or by the mapping.
+
+    columns: from the shop's names to ours, of columns of the frame. Where it says another thing than a layout, the
+    table is read by the mapping alone. name: the table, for messages.
+    Raises DataError as ``map_columns`` does.
+    """
+    return _by_layout(frame, INTERACTION_LAYOUTS, name, columns, report)
+
+
+def as_items(frame: pd.DataFrame, report: DataReport, columns: Mapping[str, str] | None = None) -> pd.DataFrame:
+    """Give items our columns, as ``as_interactions`` does events."""
+    return _by_layout(frame, ITEM_LAYOUTS, "items", columns, report)
+
+
+def _by_layout(
+    frame: pd.DataFrame,
+    layouts: Sequence[_Layout],
+    name: str,
+    columns: Mapping[str, str] | None,
+    report: DataReport,
+) -> pd.DataFrame:
+    told = {(given, ours) for given, ours in (columns or {}).items() if given != ours}
+    layout = next((layout for layout in layouts if layout.is_of(frame)), None)
+    if layout is None or not told <= {*layout.names.items(), *layout.others.items()}:
+        return map_columns(frame, name, columns, report)
+    report.notes.append(f"{name}: {layout.title}")
+    return layout.read(frame, report)
 
 
 def _reviews(
-    frame: pd.DataFrame, user: str, item: str, rating: str, time: str, headline: str, body: str, report: DataReport
+    frame: pd.DataFrame, report: DataReport, user: str, item: str, rating: str, time: str, headline: str, body: str
 ) -> pd.DataFrame:
     events = pd.DataFrame(
         {
@@ -82,13 +97,13 @@ def _review_texts(frame: pd.DataFrame, headline: str, body: str) -> Iterator[str
 
 def _metadata(
     frame: pd.DataFrame,
+    report: DataReport,
     item: str,
     brand: str,
     categories: str,
     main: str,
     image: str,
     features: str,
-    report: DataReport,
 ) -> pd.DataFrame:
     def column(name: str) -> pd.Series:
         return frame[name] if name in frame else pd.Series("", index=frame.index, dtype=object)
@@ -120,13 +135,13 @@ def _metadata(
 
 
 def _texts(value: Any) -> list[Any]:
-    return list(value) if isinstance(value, (list, tuple)) else [value]
+    return list(value) if isinstance(value, LISTS) else [value]
 
 
 def _path(value: Any, fallback: str) -> list[str]:
     """Clean one category path: the main one of several, no sentences, no name twice."""
     parts = _texts(value)
-    if parts and isinstance(parts[0], (list, tuple)):
+    if parts and isinstance(parts[0], LISTS):
         parts = list(parts[0])
     names = (clean_text(join_texts(part)) for part in parts)
     kept = list(dict.fromkeys(name for name in names if name and len(name) <= LONGEST_CATEGORY))
@@ -135,6 +150,60 @@ def _path(value: Any, fallback: str) -> list[str]:
 
 
 def _past_specs(value: Any) -> Any:
+    value = mapping_of_text(value) if isinstance(value, str) else value
     if not isinstance(value, dict):
         return ""
     return {name: text for name, text in value.items() if str(name).strip(" :\n").lower() not in FUTURE_SPECS}
+
+
+def _metadata_of_2014_or_2018(frame: pd.DataFrame, report: DataReport) -> pd.DataFrame:
+    categories, image = ("category", "image") if "category" in frame else ("categories", "imUrl")
+    return _metadata(frame, report, "asin", "brand", categories, "main_cat", image, "feature")
+
+
+def _ratings(frame: pd.DataFrame, report: DataReport) -> pd.DataFrame:
+    return frame.rename(columns={"userId": "user_id", "movieId": "item_id"}).assign(event="rating")
+
+
+def _movies(frame: pd.DataFrame, report: DataReport) -> pd.DataFrame:
+    genres = frame["genres"].replace("(no genres listed)", "")
+    return frame.drop(columns="genres").rename(columns={"movieId": "item_id"}).assign(categories=genres)
+
+
+INTERACTION_LAYOUTS = (
+    _Layout(
+        "Amazon reviews of 2014 or 2018",
+        {"reviewerID": "user_id", "asin": "item_id", "overall": "rating", "unixReviewTime": "timestamp"},
+        lambda frame, report: _reviews(
+            frame, report, "reviewerID", "asin", "overall", "unixReviewTime", "summary", "reviewText"
+        ),
+    ),
+    # Metadata of 2023 are by parent_asin, the product; asin is one size or colour of it.
+    _Layout(
+        "Amazon reviews of 2023",
+        {"parent_asin": "item_id", "user_id": "user_id", "rating": "rating", "timestamp": "timestamp"},
+        lambda frame, report: _reviews(frame, report, "user_id", "parent_asin", "rating", "timestamp", "title", "text"),
+    ),
+    _Layout(
+        "MovieLens ratings",
+        {"userId": "user_id", "movieId": "item_id", "rating": "rating", "timestamp": "timestamp"},
+        _ratings,
+    ),
+)
+ITEM_LAYOUTS = (
+    _Layout(
+        "Amazon metadata of 2023",
+        {"parent_asin": "item_id", "title": "title"},
+        lambda frame, report: _metadata(
+            frame, report, "parent_asin", "store", "categories", "main_category", "images", "features"
+        ),
+        {"store": "brand", "details": "specs", "images": "image"},
+    ),
+    _Layout(
+        "Amazon metadata of 2014 or 2018",
+        {"asin": "item_id", "title": "title"},
+        _metadata_of_2014_or_2018,
+        {"category": "categories", "imUrl": "image", "details": "specs"},
+    ),
+    _Layout("MovieLens movies", {"movieId": "item_id", "title": "title", "genres": "categories"}, _movies),
+)

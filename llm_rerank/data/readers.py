@@ -21,7 +21,7 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
-from llm_rerank.data.columns import holds_ids, map_columns, require_columns
+from llm_rerank.data.columns import holds_ids, require_columns
 from llm_rerank.data.layouts import as_interactions, as_items
 from llm_rerank.data.text_encoding import decode
 from llm_rerank.data.whole_numbers import frame_of_rows, with_whole_numbers
@@ -83,8 +83,8 @@ def read_interactions(
     Raises DataError as ``read_table`` does, and where user_id, item_id or timestamp is missing.
     """
     report = DataReport() if report is None else report
-    frame = as_interactions(read_table(path, columns=columns, encoding=encoding, report=report), report)
-    frame = map_columns(frame, "interactions", columns, report)
+    table = read_table(path, columns=columns, encoding=encoding, report=report)
+    frame = as_interactions(table, report, columns)
     return require_columns(frame, "interactions", ("user_id", "item_id", "timestamp"))
 
 
@@ -100,8 +100,8 @@ def read_items(
     Raises DataError as ``read_table`` does, and where item_id or title is missing.
     """
     report = DataReport() if report is None else report
-    frame = as_items(read_table(path, columns=columns, encoding=encoding, report=report), report)
-    return require_columns(map_columns(frame, "items", columns, report), "items", ("item_id", "title"))
+    table = read_table(path, columns=columns, encoding=encoding, report=report)
+    return require_columns(as_items(table, report, columns), "items", ("item_id", "title"))
 
 
 def read_bytes(path: Path) -> bytes:

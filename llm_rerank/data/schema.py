@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 
 from llm_rerank.data.candidates import CandidateTable, validate_candidates
+from llm_rerank.data.columns import require_columns
 from llm_rerank.data.events import EVENT_WEIGHTS, read_events
 from llm_rerank.data.frames import as_objects, clean_ids, id_codes, like_input, named_columns, to_pandas
 from llm_rerank.data.layouts import as_interactions, as_items
@@ -56,8 +57,8 @@ def validate_items(table: Any, *, columns: Mapping[str, str] | None = None, repo
     Raises DataError where a column is missing or no row is left.
     """
     report = DataReport() if report is None else report
-    table = as_items(to_pandas(table, columns=columns, report=report), report)
-    frame = named_columns(table, "items", ("item_id", "title"), columns, report)
+    frame = as_items(to_pandas(table, columns=columns, report=report), report, columns)
+    require_columns(frame, "items", ("item_id", "title"))
     ids = _required_ids(frame, "items", "item_id", report)
     keep = _first_of_each(ids, "items: item_id", report)
     ids, frame = ids[keep].reset_index(drop=True), frame[keep].reset_index(drop=True)
@@ -123,8 +124,8 @@ def validate_interactions(
     Raises DataError where a column is missing, time cannot be read, or no event or no target is left.
     """
     report = DataReport() if report is None else report
-    table = as_interactions(to_pandas(table, columns=columns, report=report), report)
-    frame = named_columns(table, name, ("user_id", "item_id", "timestamp"), columns, report)
+    frame = as_interactions(to_pandas(table, columns=columns, report=report), report, columns, name)
+    require_columns(frame, name, ("user_id", "item_id", "timestamp"))
     _require_rows(frame, name)
     user_ids = clean_ids(frame["user_id"], f"user_id of {name}", report)
     item_ids = clean_ids(frame["item_id"], f"item_id of {name}", report)

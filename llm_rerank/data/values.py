@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from datetime import date
 from decimal import Decimal
+from itertools import zip_longest
 from typing import Any
 from uuid import UUID
 
@@ -255,8 +256,10 @@ def mapping_of_text(text: str) -> dict[str, Any] | None:
 def _first_image(value: Any) -> str:
     if isinstance(value, (list, tuple, np.ndarray)):
         return next((image for part in value if (image := _first_image(part))), "")
-    if isinstance(value, Mapping):  # Amazon 2023: one mapping of sizes an image
-        return next((str(value[size]) for size in ("hi_res", "large", "thumb") if value.get(size)), "")
+    if isinstance(value, Mapping):  # Amazon 2023: sizes of one image, or, in Parquet, a list of all images by size
+        sizes = [value.get(size) for size in ("hi_res", "large", "thumb")]
+        lists = [part if isinstance(part, (list, tuple, np.ndarray)) else [part] for part in sizes]
+        return _first_image([part for images in zip_longest(*lists) for part in images])
     return _without_halves(join_texts(value).strip())
 
 

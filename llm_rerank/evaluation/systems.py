@@ -163,10 +163,10 @@ def evaluate_shop(
     """
     config = config or RerankerConfig()
     report = DataReport()
-    events = as_interactions(to_pandas(interactions, columns=columns, encoding=encoding, report=report), report)
-    events = map_columns(events, "interactions", applicable(columns, events), report)
-    catalogue = as_items(to_pandas(items, columns=columns, encoding=encoding, report=report), report)
-    catalogue = map_columns(catalogue, "items", applicable(columns, catalogue), report)
+    events = to_pandas(interactions, columns=columns, encoding=encoding, report=report)
+    events = as_interactions(events, report, applicable(columns, events))
+    catalogue = to_pandas(items, columns=columns, encoding=encoding, report=report)
+    catalogue = as_items(catalogue, report, applicable(columns, catalogue))
     attributes = None
     if users is not None:
         attributes = to_pandas(users, columns=columns, encoding=encoding, report=report)

@@ -148,12 +148,16 @@ def check_shop(
 
 
 def _our_columns(name: str, table: pd.DataFrame, columns: Mapping[str, str] | None) -> dict[str, str]:
-    """Our name of each of a table's columns, as ``fit`` would see them: published layouts first, then the mapping."""
-    recognise = {"interactions": as_interactions, "items": as_items}.get(name)
-    if recognise is not None:
-        table = recognise(table, DataReport())
+    """Our name of each of a table's columns, as ``fit`` would see them; of a published layout its columns in ours."""
     mapping = applicable(columns, table)
-    return {str(column): mapping.get(column, str(column)) for column in table.columns}
+    ours = {str(column): mapping.get(column, str(column)) for column in table.columns}
+    named = table
+    if name == "interactions":
+        named = as_interactions(table, DataReport(), mapping)
+    elif name == "items":
+        named = as_items(table, DataReport(), mapping)
+    own = [str(column) for column in named.columns]
+    return ours if set(own) == set(ours.values()) else dict(zip(own, own, strict=True))
 
 
 def _described(name: str, table: pd.DataFrame, ours: Mapping[str, str]) -> str:

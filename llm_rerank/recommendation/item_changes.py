@@ -12,7 +12,8 @@ import numpy as np
 import pandas as pd
 
 from llm_rerank.config import NumberFormat
-from llm_rerank.data.frames import applicable, named_columns, to_pandas
+from llm_rerank.data.columns import require_columns
+from llm_rerank.data.frames import applicable, to_pandas
 from llm_rerank.data.id_index import code_of, codes_by_id
 from llm_rerank.data.layouts import as_items
 from llm_rerank.data.merging import with_items
@@ -178,8 +179,8 @@ def _merged_frame(
     old: Items, table: Any, columns: Mapping[str, str] | None, report: DataReport
 ) -> tuple[pd.DataFrame, IntArray, IntArray]:
     """Catalogue after the table, and codes of known items that differ: in anything, and in the title."""
-    given = as_items(to_pandas(table, report=report), report)
-    given = named_columns(given, "items", ("item_id",), applicable(columns, given), report)
+    given = to_pandas(table, report=report)
+    given = require_columns(as_items(given, report, applicable(columns, given)), "items", ("item_id",))
     untitled = given.assign(title="") if "title" not in given else given
     valid = validate_items(untitled.assign(**{_ROW: np.arange(len(given))}), report=report)
     by_id = codes_by_id(old.ids)

@@ -16,9 +16,10 @@ from typing import Any
 
 import numpy as np
 
+from llm_rerank.data.columns import require_columns
 from llm_rerank.data.event_mappings import read_mappings
 from llm_rerank.data.events import EVENT_ALIASES
-from llm_rerank.data.frames import applicable, named_columns, open_tables, to_pandas
+from llm_rerank.data.frames import applicable, open_tables, to_pandas
 from llm_rerank.data.id_index import code_of, codes_by_id
 from llm_rerank.data.layouts import as_interactions
 from llm_rerank.data.merging import match_users, with_events
@@ -141,10 +142,9 @@ def _read_frame(
     saved: Saved, table: Any, columns: Mapping[str, str] | None, time_unit: TimeUnit, report: DataReport
 ) -> Interactions:
     events = saved.events
-    frame = as_interactions(to_pandas(table, report=report), report)
-    frame = named_columns(
-        frame, "interactions", ("user_id", "item_id", "timestamp"), applicable(columns, frame), report
-    )
+    frame = to_pandas(table, report=report)
+    frame = as_interactions(frame, report, applicable(columns, frame))
+    require_columns(frame, "interactions", ("user_id", "item_id", "timestamp"))
     kinds = set(frame["event"].dropna().unique()) if "event" in frame else set()
     new = validate_interactions(
         frame,

@@ -5,9 +5,16 @@ from __future__ import annotations
 import json
 
 import pandas as pd
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
 
+from llm_rerank.config import RerankerConfig
+from llm_rerank.data.layouts import as_interactions, as_items
 from llm_rerank.data.readers import read_interactions, read_items
 from llm_rerank.data.schema import validate_interactions, validate_items
+from llm_rerank.recommendation.planning import read_shop
 from llm_rerank.types import DataReport
 
 
@@ -158,6 +165,30 @@ def test_metadata_of_2023_leave_out_what_the_future_knows(tmp_path):
     assert record["description"] == "A lamp. Warm."
 
 
+@pytest.mark.parametrize("form", ["parquet", "polars"])
+def test_metadata_of_2023_in_columns_as_parquet_and_polars_hold_them(tmp_path, form):
+    row = {
+        "parent_asin": "P",
+        "title": "Doll",
+        "main_category": "Toys",
+        "store": "Lumo",
+        "price": "12.99",
+        "features": ["Soft.", "Red."],
+        "description": ["A doll."],
+        "categories": ["Toys", "Dolls", "Big"],
+        "details": '{"Weight": "3 ounces", "Best Sellers Rank": "5"}',
+        "images": {"hi_res": [None, "h2"], "large": ["l1", "l2"], "thumb": ["t1", "t2"], "variant": ["MAIN", "PT"]},
+    }
+    nested = {**row, "parent_asin": "Q", "images": {**row["images"], "hi_res": [], "large": ["l9"]}}
+    table = pa.Table.from_pylist([row, nested])
+    pq.write_table(table, tmp_path / "meta.parquet")
+    items = validate_items(tmp_path / "meta.parquet" if form == "parquet" else pl.from_arrow(table))
+    first, second = items.frame.to_dict("records")
+    assert first["description"] == "A doll. Soft. Red." and first["categories"] == "Toys > Dolls > Big"
+    assert first["specs"] == '{"Weight": "3 ounces"}' and first["price"] == 12.99
+    assert (first["image"], second["image"]) == ("l1", "l9")  # in the largest size that the first image has
+
+
 def test_movielens(tmp_path):
     (tmp_path / "ratings.csv").write_text("userId,movieId,rating,timestamp\n1,31,2.5,1260759144\n", encoding="utf-8")
     (tmp_path / "movies.csv").write_text(
@@ -168,3 +199,59 @@ def test_movielens(tmp_path):
     assert items.frame["categories"].tolist() == ["Drama > Comedy", ""]
     events = validate_interactions(tmp_path / "ratings.csv", items)
     assert events.ratings.tolist() == [2.5] and events.items.tolist() == [0] and events.user_ids.tolist() == [1]
+
+
+RATINGS = pd.DataFrame({"userId": [1, 2], "movieId": [10, 10], "rating": [4.0, 5.0], "timestamp": [1_700_000_000] * 2})
+MOVIES = pd.DataFrame({"movieId": [10], "title": ["Silence"], "genres": ["Drama"]})
+REVIEWS_2023 = pd.DataFrame(
+    {
+        "user_id": ["u", "v"],
+        "parent_asin": ["P", "P"],
+        "asin": ["A1", "A2"],
+        "rating": [4.0, 5.0],
+        "timestamp": [1_700_000_000_000, 1_700_000_000_100],
+        "text": ["Good", "Well"],
+    }
+)
+
+
+def shop_of(events, items, columns=None):
+    """Read as ``fit`` and ``check`` do: ids of users and items, the items of the events, reviews, notes."""
+    report = DataReport()
+    read, catalogue, _, _ = read_shop(RerankerConfig(encoder=None), events, items, None, None, columns, "auto", report)
+    return read.user_ids.tolist(), catalogue.ids[read.items].tolist(), read.reviews.tolist(), report.notes
+
+
+@pytest.mark.parametrize(
+    "columns", [None, {"userId": "user_id"}, {"userId": "user_id", "movieId": "item_id", "genres": "categories"}]
+)
+def test_a_mapping_that_says_what_the_layout_says_changes_nothing(columns):
+    users, taken, _, notes = shop_of(RATINGS, MOVIES, columns)
+    assert (users, taken) == ([1, 2], [10, 10]) and "interactions: MovieLens ratings" in notes
+    told = {given: ours for given, ours in (columns or {}).items() if given in RATINGS}
+    assert as_interactions(RATINGS, DataReport(), told)["item_id"].tolist() == [10, 10]
+    told = {given: ours for given, ours in (columns or {}).items() if given in MOVIES}
+    assert as_items(MOVIES, DataReport(), told)["categories"].tolist() == ["Drama"]
+
+
+def test_a_mapping_that_says_another_thing_than_the_layout_is_followed(tmp_path):
+    items = pd.DataFrame({"asin": ["A1", "A2"], "title": ["red", "blue"]})
+    columns = {"asin": "item_id", "text": "review"}
+    assert shop_of(REVIEWS_2023, items, columns)[:3] == (["u", "v"], ["A1", "A2"], ["Good", "Well"])
+    path = tmp_path / "reviews.csv"
+    REVIEWS_2023.to_csv(path, index=False)
+    assert read_interactions(path, columns=columns)["item_id"].tolist() == ["A1", "A2"]
+    by_product = pd.DataFrame({"parent_asin": ["P"], "title": ["lamp"]})
+    same = shop_of(REVIEWS_2023, by_product, {"parent_asin": "item_id"})
+    assert same[:3] == (["u", "v"], ["P", "P"], ["Good", "Well"])
+
+
+def test_a_shop_s_own_ids_and_kinds_of_event_stay():
+    own = REVIEWS_2023.assign(item_id=["S1", "S2"], event="purchase")
+    items = pd.DataFrame({"item_id": ["S1", "S2"], "parent_asin": ["P", "P"], "title": ["red", "blue"]})
+    users, taken, _, notes = shop_of(own, items)
+    assert (users, taken) == (["u", "v"], ["S1", "S2"])
+    assert notes[-1] == "targets are events of kind purchase: 2 of 2"
+    ratings, movies = RATINGS.assign(item_id=[7, 8]), MOVIES.assign(item_id=7)
+    assert as_interactions(ratings, DataReport())["item_id"].tolist() == [7, 8]
+    assert as_items(movies, DataReport())["item_id"].tolist() == [7]

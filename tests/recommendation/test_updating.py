@@ -311,6 +311,16 @@ def test_a_component_that_cannot_grow_is_named(model):
         updated(stiff, items=[{"item_id": "n", "title": "premium easel"}])
 
 
+def test_a_mapped_item_comes_before_a_published_layout(model):
+    item = model.saved.fitted.items.ids[3]
+    frame = pd.DataFrame({"user_id": ["u0"], "parent_asin": ["P"], "sku": [item], "rating": [5], "timestamp": [LATER]})
+    assert model.update(frame, columns={"sku": "item_id"}).n_events == 1
+    assert model.saved.events.items[-1] == 3
+    titled = pd.DataFrame({"sku": [item], "parent_asin": ["P"], "title": ["tent of another name"]})
+    report = model.update(items=titled, columns={"sku": "item_id"})
+    assert (report.new_items, report.changed_items) == ([], [item])
+
+
 def test_columns_are_mapped_and_searches_kept(model):
     frame = pd.DataFrame({"who": ["u0"], "item_id": [None], "timestamp": [LATER], "query": ["a red tent"]})
     assert model.update(frame, columns={"who": "user_id"}).n_events == 1
