@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from llm_rerank.data.values import factorized
 from llm_rerank.types import BoolArray, DataError, DataReport, FloatArray, IntArray
 
 EVENT_WEIGHTS = {
@@ -158,7 +159,7 @@ def _kinds(
     if "event" not in frame.columns:
         kinds, names = pd.factorize(implied)
         return kinds, [str(name) for name in names]
-    codes, spellings = pd.factorize(frame["event"])
+    codes, spellings = factorized(frame["event"])
     own = [str(spelling).strip().lower() for spelling in spellings]
     own = [EVENT_ALIASES.get(name, name) for name in own]
     unsaid = np.append(np.isin(own, [""]), True)[codes]  # code -1, a missing kind, finds the last

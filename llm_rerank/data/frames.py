@@ -56,17 +56,30 @@ def to_pandas(
             ) from error
         whole = native.collect() if isinstance(native, narwhals.LazyFrame) else native
         frame, exact = whole.to_pandas(), lambda name: whole[name].to_list()
-    if any(isinstance(kind, pd.ArrowDtype) for kind in frame.dtypes):  # numpy's kinds: one path for what follows
-        import pyarrow as pa
-
-        given = frame
-        frame = pa.Table.from_pandas(given, preserve_index=False).to_pandas(ignore_metadata=True)
-        exact = lambda name: given[name].tolist()  # noqa: E731
     repeated = frame.columns[frame.columns.duplicated()].unique().tolist()
     if repeated:
         raise DataError(f"a table has the columns {repeated} more than once; rename or remove one of each")
     frame = frame.reset_index(drop=True)
-    return frame if exact is None else with_whole_numbers(frame, exact)
+    plain = _without_arrow(frame)
+    if plain is not frame:
+        given = frame
+        exact = lambda name: given[name].tolist()  # noqa: E731
+    return plain if exact is None else with_whole_numbers(plain, exact)
+
+
+def _without_arrow(frame: pd.DataFrame) -> pd.DataFrame:
+    """Give columns that Arrow keeps in numpy's kinds, one path for what follows; the very frame where there are none.
+
+    Other columns stay as they are: Arrow would refuse one of values of several kinds.
+    """
+    kept = [name for name in frame.columns if isinstance(frame[name].dtype, pd.ArrowDtype)]
+    if not kept:
+        return frame
+    import pyarrow as pa
+
+    numbered = frame[kept].set_axis([str(place) for place in range(len(kept))], axis=1)  # Arrow's names are texts
+    plain = pa.Table.from_pandas(numbered, preserve_index=False).to_pandas(ignore_metadata=True).set_axis(kept, axis=1)
+    return pd.DataFrame({name: plain[name] if name in plain else frame[name] for name in frame.columns})
 
 
 def like_input(result: pd.DataFrame, original: Any) -> Any:

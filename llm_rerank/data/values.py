@@ -31,6 +31,8 @@ GREATEST_WHOLE = 2**53
 GREATEST_ID = 2**63 - 1
 """Of ids that are whole numbers: what tables hold."""
 
+NULLABLE = {"i": "Int64", "u": "UInt64", "b": "boolean"}
+"""pandas' dtypes that hold a missing value, by the kind of numpy's that do not."""
 
 _CURRENCY = (
     r"(?:[A-Za-z]{0,3}[$€£¥￥₹₽₩₪₺₫₴₦₱฿]|[A-Z]{3}(?![a-z])|Rs\.?|kr\.?|zł|Kč|Ft|lei|лв\.?|руб\.?|元|円|원|,-|\.-)"
@@ -58,7 +60,7 @@ def parse_prices(values: pd.Series) -> tuple[npt.NDArray[np.float64], npt.NDArra
         prices = values.to_numpy(dtype=np.float64, na_value=np.nan).copy()
         given = ~np.isnan(prices)
     else:
-        codes, distinct = pd.factorize(values)
+        codes, distinct = factorized(values)
         texts = [str(value).strip() for value in distinct]
         amounts = [match.group(1) if (match := _PRICE.fullmatch(text)) else None for text in texts]
         comma_is_decimal = _comma_is_decimal([amount for amount in amounts if amount])
@@ -201,9 +203,21 @@ def is_missing(value: Any) -> bool:
 
 def without_categories(values: pd.Series) -> pd.Series:
     """Give a categorical column as the plain values it stands for; any other as it is."""
-    if isinstance(values.dtype, pd.CategoricalDtype):
-        return values.astype(values.cat.categories.dtype)
-    return values
+    if not isinstance(values.dtype, pd.CategoricalDtype):
+        return values
+    kind = values.cat.categories.dtype
+    if isinstance(kind, np.dtype) and kind.kind in NULLABLE and values.isna().any():
+        return values.astype(object).astype(NULLABLE[kind.kind])
+    return values.astype(kind)
+
+
+def factorized(values: pd.Series) -> tuple[npt.NDArray[np.int64], Sequence[Any]]:
+    """Codes of the values, -1 where missing, and the distinct ones; lists and mappings go by their text."""
+    try:
+        codes, distinct = pd.factorize(values)
+    except TypeError:
+        codes, distinct = pd.factorize(_map_distinct(values, _plain_text))
+    return codes, distinct.tolist()
 
 
 def _map_distinct(values: pd.Series, function: Callable[[Any], str | None]) -> pd.Series:

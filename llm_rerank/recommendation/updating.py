@@ -25,6 +25,7 @@ from llm_rerank.data.layouts import as_interactions
 from llm_rerank.data.merging import match_users, with_events
 from llm_rerank.data.schema import validate_interactions
 from llm_rerank.data.times import TimeUnit
+from llm_rerank.data.values import factorized
 from llm_rerank.recommendation.components import Component
 from llm_rerank.recommendation.item_changes import with_item_table, without_guarantees
 from llm_rerank.recommendation.state import MARKS, Saved, target_kinds
@@ -119,7 +120,7 @@ def _read(
     events = saved.events
     new = None
     if not columns and time_unit in ("auto", "s", events.time_kind):
-        kinds = {row.get("event") for row in table if isinstance(row, Mapping)} if isinstance(table, list) else set()
+        kinds = [row.get("event") for row in table if isinstance(row, Mapping)] if isinstance(table, list) else []
         new = read_mappings(
             table,
             saved.fitted.items,
@@ -145,7 +146,7 @@ def _read_frame(
     frame = to_pandas(table, report=report)
     frame = as_interactions(frame, report, applicable(columns, frame))
     require_columns(frame, "interactions", ("user_id", "item_id", "timestamp"))
-    kinds = set(frame["event"].dropna().unique()) if "event" in frame else set()
+    kinds = factorized(frame["event"])[1] if "event" in frame else ()
     new = validate_interactions(
         frame,
         saved.fitted.items,

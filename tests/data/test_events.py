@@ -52,6 +52,13 @@ def test_target_events_that_are_named_are_taken():
     assert values.positive.tolist() == [True, False, True]
 
 
+def test_kinds_in_lists_are_read_as_their_texts():
+    values, notes = read({"event": [["view"], ["Buy"], None, ["view", "click"]]})
+    assert values.positive.tolist() == [False, True, False, False]
+    assert values.weights.tolist() == [*weights_of("view", "purchase", "interaction"), 1.0]
+    assert any("events of kind view, click are not among" in note for note in notes)
+
+
 def test_spellings_and_gaps():
     values, notes = read(
         {"event": ["Buy", " ORDER ", "addtocart", None, "", None], "rating": [None, None, None, 4, None, None]},

@@ -58,6 +58,15 @@ def test_what_is_no_table_is_refused(table):
         to_pandas(table)
 
 
+@pytest.mark.parametrize("mixed", [[1, "z"], [["A", "B"], "C"], [{"a": 1}, {"a": "x"}]])
+def test_a_column_of_several_kinds_stays_beside_one_of_arrow(mixed):
+    own = pd.Series(mixed, dtype=object)
+    given = pd.DataFrame({"mixed": own, 7: pd.array([GREAT, None], dtype=pd.ArrowDtype(pa.int64())), "n": [1, 2]})
+    frame = to_pandas(given)
+    assert frame.columns.tolist() == ["mixed", 7, "n"] and frame["mixed"].tolist() == mixed
+    assert frame[7].dtype == object and frame[7][0] == GREAT and frame["n"].dtype == np.int64
+
+
 def test_repeated_columns_are_refused():
     with pytest.raises(DataError, match=r"columns \['a'\] more than once; rename"):
         to_pandas(pd.DataFrame([[1, 2]], columns=["a", "a"]))
@@ -129,6 +138,7 @@ def test_whole_floats_are_whole_again_and_blanks_are_missing():
     assert cleaned == [17850, None] and str(cleaned[0]) == "17850"
     assert ids_of(["a", "", "  ", None])[0] == ["a", None, None, None]
     assert ids_of(pd.Series(["b", "b", None]).astype("category"))[0] == ["b", "b", None]
+    assert ids_of(pd.Series(pd.Categorical([GREAT, None, 5])))[0] == [GREAT, None, 5]
 
 
 def test_mixed_ids_become_text_unless_two_would_merge():

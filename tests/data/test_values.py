@@ -14,8 +14,10 @@ from llm_rerank.data.values import (
     image_column,
     is_missing,
     parse_prices,
+    plain_column,
     specs_column,
     text_column,
+    without_categories,
 )
 
 
@@ -103,6 +105,19 @@ def test_text_columns_join_lists_and_never_hold_nan():
     values = pd.Series([["First.", None, "Second."], np.nan, None, "plain", 7])
     assert text_column(values).tolist() == ["First. Second.", "", "", "plain", "7"]
     assert text_column(pd.Series(["a", None, "a"])).tolist() == ["a", "", "a"]
+
+
+def test_categories_of_pandas_are_the_values_that_they_stand_for():
+    for values, kind in (([2, None], "Int64"), ([True, None], "boolean"), ([2, 3], "int64"), ([2.5, None], "float64")):
+        plain = without_categories(pd.Series(pd.Categorical(values)))
+        assert plain.dtype == kind and [None if pd.isna(value) else value for value in plain] == values
+    assert plain_column(pd.Series(pd.Categorical([4, None]))).dtype == "Int64"
+
+
+def test_prices_in_lists_and_mappings():
+    prices, refused = parse_prices(pd.Series([["$12"], {"amount": 12.5, "currency": "EUR"}, [1, 2], None, "3.50"]))
+    np.testing.assert_array_equal(prices, [12, np.nan, np.nan, np.nan, 3.5])
+    assert refused.tolist() == [False, True, True, False, False]
 
 
 def test_categories_of_any_form_become_one_path():

@@ -321,6 +321,12 @@ def test_a_mapped_item_comes_before_a_published_layout(model):
     assert (report.new_items, report.changed_items) == ([], [item])
 
 
+def test_a_kind_of_event_in_a_list_is_read(model):
+    given = event("u0", model.saved.fitted.items.ids[3])
+    assert model.update([{**given, "event": ["view"]}]).n_events == 1
+    assert model.saved.events.weights[-1] == np.float32(0.2)
+
+
 def test_columns_are_mapped_and_searches_kept(model):
     frame = pd.DataFrame({"who": ["u0"], "item_id": [None], "timestamp": [LATER], "query": ["a red tent"]})
     assert model.update(frame, columns={"who": "user_id"}).n_events == 1
