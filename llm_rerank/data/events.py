@@ -96,16 +96,24 @@ def read_events(
         rated = ~np.isnan(ratings)
         if require_targets and not rated.any():
             raise DataError(f"min_rating is {min_rating:g}, but no event has a rating; leave it out or map a column")
+        rated &= ~values.returned
         n_disliked = int((rated & (ratings < min_rating)).sum())
         report.notes.append(f"{n_disliked:,} of {rated.sum():,} rated events are dislikes, below {min_rating:g}")
+    n_returned = int(values.returned.sum())
     if require_targets and not positive.any():
+        if n_returned:
+            raise DataError(
+                f"no event is a target: {n_returned:,} of {len(frame):,} events are purchases of a quantity of 0 or "
+                "less, which are returns; correct the column quantity or leave it out, or name other target_events"
+            )
         raise DataError(
             f"no event is a target: target_events are {', '.join(targets) or 'none'}, min_rating is {min_rating}; "
             f"the data has the events {', '.join(names)}{_range(ratings)}, so name others in target_events or lower "
             "min_rating"
         )
+    n_events = len(frame) - n_returned
     report.notes.append(
-        f"targets are events of kind {', '.join(targets) or '(none)'}: {positive.sum():,} of {len(frame):,}"
+        f"targets are events of kind {', '.join(targets) or '(none)'}: {positive.sum():,} of {n_events:,}"
     )
     return values
 
@@ -142,6 +150,7 @@ def judge_events(
         weights[disliked] = -np.abs(weights[disliked])
         positive &= ~disliked
     returned = np.isin(names, ("purchase", "interaction"))[kinds] & (quantities <= 0)
+    positive &= ~returned
     quantities = np.where(np.isnan(quantities) | (quantities <= 0), np.float32(1), quantities)
     return EventValues(weights, positive, ratings, quantities, returned, tuple(targets))
 
@@ -205,7 +214,8 @@ def _numbers(frame: pd.DataFrame, column: str, report: DataReport) -> FloatArray
     given = frame[column]
     numbers = pd.to_numeric(given, errors="coerce").to_numpy(dtype=np.float64, na_value=np.nan).copy()
     numbers[~np.isfinite(numbers)] = np.nan
-    unreadable = int((np.isnan(numbers) & given.notna().to_numpy() & (given.astype(str) != "").to_numpy()).sum())
+    in_doubt = given[np.isnan(numbers) & given.notna().to_numpy(dtype=bool)]  # few: texts of all rows would be dear
+    unreadable = int((in_doubt.astype(str) != "").sum())
     if unreadable:
         report.notes.append(f"{unreadable:,} values of {column} are no numbers; taken as unknown")
     return numbers.astype(np.float32)

@@ -207,7 +207,7 @@ def without_categories(values: pd.Series) -> pd.Series:
         return values
     kind = values.cat.categories.dtype
     if isinstance(kind, np.dtype) and kind.kind in NULLABLE and values.isna().any():
-        return values.astype(object).astype(NULLABLE[kind.kind])
+        return values.astype(object).astype(dtypes.pandas_dtype(NULLABLE[kind.kind]))
     return values.astype(kind)
 
 

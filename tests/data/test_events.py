@@ -107,10 +107,20 @@ def test_searches_without_an_item_are_never_targets():
     assert values.positive.tolist() == [False, True]
 
 
+def test_an_export_of_returns_alone_is_refused_with_the_true_remedy():
+    for more in ({}, {"event": ["purchase", "purchase", "view"]}):
+        with pytest.raises(DataError, match="2 of 3 events are purchases .* which are returns; correct .*quantity"):
+            read({"quantity": [0, -1, 0 if more else None], **more}, has_item=[True, True, bool(more)])
+    values, _ = read({"quantity": [0]}, require_targets=False)
+    assert values.returned.tolist() == [True] and not values.positive.any()
+
+
 def test_quantities_and_returns():
     values, notes = read({"event": ["purchase", "purchase", "purchase", "view"], "quantity": [3, 0, "two", 0]})
     assert values.quantities.tolist() == [3.0, 1.0, 1.0, 1.0]
     assert values.returned.tolist() == [False, True, False, False]
+    assert values.positive.tolist() == [True, False, True, False]
+    assert notes[-1] == "targets are events of kind purchase: 2 of 3"  # a return is no event
     assert "1 values of quantity are no numbers; taken as unknown" in notes
 
 
