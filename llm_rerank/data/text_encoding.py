@@ -1,4 +1,4 @@
-"""The encoding of a file that does not say it: UTF-8 where it decodes, else a guess that is always said."""
+"""The encoding of a file that does not say it: UTF-8 where all but a few bytes are, else a guess that is said."""
 
 from __future__ import annotations
 
@@ -15,9 +15,13 @@ WESTERN = ("cp1252", "cp1250", "cp1254")
 
 OTHERS = ("gb18030", "big5", "cp932", "euc_jp", "cp949", "cp1251", "koi8_r", "cp1253", "cp1255", "cp1256")
 
+MOST_UNREADABLE = 0.01
+"""Share of bytes that are no UTF-8, among all characters above 127, up to which a file is damaged UTF-8."""
+
 SAMPLE_BYTES = 1 << 16
 """Of the lines that hold other bytes than ASCII: what a guess reads."""
 
+_ESCAPED = re.compile("[\udc80-\udcff]")
 _LINE = re.compile(rb"[^\n]*[\x80-\xff][^\n]*")
 _WORD = re.compile(rb"[A-Za-z]*[\x80-\xff][A-Za-z\x80-\xff]+|[A-Za-z]+[\x80-\xff]")
 
@@ -37,9 +41,22 @@ def decode(raw: bytes, path: Path, encoding: str | None = None) -> tuple[str, st
             raise DataError(
                 f"{path} cannot be read as {found} ({error}); give the file's true encoding, such as encoding='cp1252'"
             ) from error
-        guessed = guess_encoding(raw)
-        text, said = raw.decode(guessed), f"{guessed} (a guess: where letters look wrong, name the encoding)"
+        text, n_unreadable = _damaged_utf8(raw)
+        if n_unreadable <= MOST_UNREADABLE * _n_above_127(text):
+            said = f"utf-8 with {n_unreadable:,} unreadable bytes (shown as \ufffd)"
+        else:
+            guessed = guess_encoding(raw)
+            text, said = raw.decode(guessed), f"{guessed} (a guess: where letters look wrong, name the encoding)"
     return text.replace("\r\n", "\n").replace("\r", "\n").replace("\x00", ""), said
+
+
+def _damaged_utf8(raw: bytes) -> tuple[str, int]:
+    """Decode as UTF-8, with a mark for each byte that is none; also how many these are."""
+    return _ESCAPED.subn("\ufffd", raw.decode("utf-8", "surrogateescape"))
+
+
+def _n_above_127(text: str) -> int:
+    return len(text) - len(text.encode("ascii", "ignore"))
 
 
 def guess_encoding(raw: bytes) -> str:

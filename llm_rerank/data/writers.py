@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import gzip
+import json
+from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from llm_rerank.data.values import is_missing, plain
 from llm_rerank.folders import check_writable
 from llm_rerank.storage import atomic_path, write_frame
 from llm_rerank.types import DataError
@@ -32,6 +37,18 @@ def check_output(path: str | Path) -> Path:
     return path
 
 
+def _json_lines(frame: pd.DataFrame) -> Iterator[str]:
+    """One object a row; pandas' own writer would round numbers to ten digits and times to milliseconds."""
+    names = [str(name) for name in frame.columns]
+    columns = (map(_json_value, frame.iloc[:, place].tolist()) for place in range(len(names)))
+    for row in zip(*columns, strict=True):
+        yield json.dumps(dict(zip(names, row, strict=True)), ensure_ascii=False) + "\n"
+
+
+def _json_value(value: Any) -> Any:
+    return value.isoformat() if isinstance(value, datetime) and not is_missing(value) else plain(value)
+
+
 def write_table(frame: pd.DataFrame, path: str | Path) -> None:
     """Write a frame without its row index; an earlier file at the path stays until the new one is whole.
 
@@ -44,6 +61,8 @@ def write_table(frame: pd.DataFrame, path: str | Path) -> None:
         return
     with atomic_path(path) as unfinished:
         if ".jsonl" in name:
-            frame.to_json(unfinished, orient="records", lines=True, force_ascii=False, date_format="iso")
+            opened = gzip.open if name.endswith(".gz") else open
+            with opened(unfinished, "wt", encoding="utf-8", newline="\n") as lines:
+                lines.writelines(_json_lines(frame))
         else:
             frame.to_csv(unfinished, index=False, sep="\t" if ".tsv" in name else ",")

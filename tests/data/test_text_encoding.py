@@ -37,6 +37,16 @@ def test_the_encoding_is_guessed_and_called_a_guess(text, encoding):
     assert said == f"{encoding} (a guess: where letters look wrong, name the encoding)"
 
 
+def test_a_few_bad_bytes_in_utf_8_cost_these_alone():
+    good = "1,Größe für Büro\n" * 500  # four letters above 127 each
+    found, said = decode(good.encode() + b"2,Stra\xdfe\n3,\xf0\x9f\x98", Path("items.csv"))  # ß of cp1252, a cut emoji
+    assert found == good + "2,Stra\ufffde\n3,\ufffd\ufffd\ufffd"
+    assert said == "utf-8 with 4 unreadable bytes (shown as \ufffd)"
+    # of 4 x 99 letters and 4 bytes 1 % are unreadable, of 4 x 98 more
+    assert decode(b"\xdf" * 4 + ("größe für Büro\n" * 99).encode(), Path("items.csv"))[1].startswith("utf-8 with 4")
+    assert "(a guess" in decode(b"\xdf" * 4 + ("größe für Büro\n" * 98).encode(), Path("items.csv"))[1]
+
+
 def test_a_guess_reads_a_part_and_fits_the_whole():
     russian = ("1,Чашка керамическая белая\n" * 5000).encode("cp1251")
     assert guess_encoding(russian) == "cp1251"

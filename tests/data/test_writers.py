@@ -1,5 +1,9 @@
 """Results to files: by suffix, whole or not at all."""
 
+import json
+from decimal import Decimal
+
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -18,6 +22,30 @@ def test_what_is_written_is_read_back(tmp_path, suffix):
     read = read_table(tmp_path / f"out{suffix}")
     pd.testing.assert_frame_equal(read.astype({"score": float}), FRAME, check_dtype=False)
     assert [path.name for path in tmp_path.iterdir()] == [f"out{suffix}"]
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".jsonl.gz"])
+def test_numbers_and_times_are_written_exactly(tmp_path, suffix):
+    moments = pd.to_datetime(["2024-05-31 18:00:00.123456", None])
+    values = {"probability": [1.23456789012e-11, 0.1234567890123456], "n": [2**60 + 1, -1], "at": moments}
+    frame = pd.DataFrame(values)
+    write_table(frame, tmp_path / f"out{suffix}")
+    read = read_table(tmp_path / f"out{suffix}")
+    assert read["probability"].tolist() == values["probability"]
+    # 19 digits of a CSV may be an id, and stay text
+    assert read["n"].astype(object).map(int).tolist() == values["n"] and pd.to_datetime(read["at"]).equals(frame["at"])
+
+
+def test_json_lines_hold_what_json_has(tmp_path):
+    rows = [
+        {"n": 1, "day": pd.Timestamp("2024-05-31", tz="UTC"), "price": Decimal("1.50"), "parts": np.inf},
+        {"n": None, "day": pd.NaT, "price": None, "parts": {"x": (1, np.float32(0.5))}},
+    ]
+    write_table(pd.DataFrame(rows), tmp_path / "out.jsonl")
+    assert [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()] == [
+        {"n": 1, "day": "2024-05-31T00:00:00+00:00", "price": "1.50", "parts": None},
+        {"n": None, "day": None, "price": None, "parts": {"x": [1, 0.5]}},
+    ]
 
 
 def test_packed_files_are_packed(tmp_path):
