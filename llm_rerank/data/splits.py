@@ -204,7 +204,8 @@ def visit_starts(events: Interactions, users: IntArray, items: IntArray, times: 
         first, end = timeline.ends(codes[len(looks) :], since), timeline.ends(codes[len(looks) :], times)
         looked = first < end
         starts[looked] = events.times[looks][timeline.order[first[looked]]]
-    visits = np.unique(np.stack([users, times], axis=1), axis=0, return_inverse=True)[1].reshape(-1)
+    distinct_times, ranks = np.unique(times, return_inverse=True)  # keys as of Timeline: rows of two are slow to sort
+    visits = np.unique(users * (len(distinct_times) + 1) + ranks, return_inverse=True)[1]
     earliest = np.full(len(times), np.iinfo(np.int64).max, dtype=np.int64)
     np.minimum.at(earliest, visits, starts)
     return earliest[visits]
