@@ -1,14 +1,12 @@
-"""Items and histories as text through the templates of ``prompts/``, within a budget of tokens.
+"""Items as text through the templates of ``prompts/``, within a budget of tokens.
 
-Templates run in a sandbox, and what items, reviews and users say is data in them, never a template. Where a text is
-over its budget the oldest goes first, the newest never. Counting tokens is the encoder's business and comes as a
+Templates run in a sandbox, and what items, reviews and users say is data in them, never a template. Of reviews
+over their budget the oldest goes first, the newest never. Counting tokens is the encoder's business and comes as a
 function.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from itertools import islice
@@ -20,22 +18,19 @@ import numpy.typing as npt
 from jinja2 import StrictUndefined, Template, TemplateError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from llm_rerank.data.cases import QUERY_SEPARATOR
 from llm_rerank.data.splits import Timeline
 from llm_rerank.data.values import mapping_of_text
 from llm_rerank.types import (
     BoolArray,
-    Cases,
     DataError,
     IntArray,
     Interactions,
     Items,
-    ObjectArray,
     Ragged,
     StorageError,
 )
 
-TEMPLATES = ("item", "history", "review_digest")
+TEMPLATES = ("item", "review_digest")
 CountTokens = Callable[[Sequence[str]], IntArray]
 
 MOST_REVIEWS = 8
@@ -43,9 +38,6 @@ MOST_REVIEWS = 8
 
 REVIEW_CHARACTERS = 300
 """A longer review is cut here, so that one talkative customer does not fill the digest."""
-
-SEARCH_SHARE = 0.25
-"""Share of a history's budget that search words may take."""
 
 _ITEM_COLUMNS = ("title", "brand", "categories", "price", "specs", "description")
 _NOT_TEXT = (*_ITEM_COLUMNS, "item_id", "image")
@@ -60,7 +52,7 @@ _EMPTY_ITEM: dict[str, Any] = {
 
 
 class Renderer:
-    """Renders texts with three templates: item.jinja, history.jinja, review_digest.jinja.
+    """Renders texts with two templates: item.jinja, review_digest.jinja.
 
     folder: where they lie; None: the ones that come with the library. Every template is compiled and tried once here.
 
@@ -74,16 +66,10 @@ class Renderer:
         full = _EMPTY_ITEM | {"title": "a", "price": 1.0, "specs": ["a: b"], "extra": ["a: b"]}
         trials: Mapping[str, Sequence[dict[str, Any]]] = {
             "item": [{"item": _EMPTY_ITEM, "digest": ""}, {"item": full, "digest": "a"}],
-            "history": [{"items": [], "searches": []}, {"items": ["a", "b"], "searches": ["a"]}],
             "review_digest": [{"reviews": ["a", "b"]}],
         }
         for name, variables in trials.items():
             _try(self._templates[name], variables, folder / f"{name}.jinja")
-
-    @property
-    def fingerprint(self) -> str:
-        """Hash of the templates: changes when the texts would."""
-        return hashlib.sha256(json.dumps(self._sources, sort_keys=True).encode()).hexdigest()
 
     def save(self, folder: Path) -> None:
         """Copy the templates into a folder, which is made where absent; ``Renderer(folder)`` reads them again."""
@@ -124,57 +110,6 @@ class Renderer:
                 item = reviewed[row]
                 texts[item] = render(item=views[item], digest=digest(reviews=newest_first))
         return items.with_texts(cut_to_budget(texts, max_tokens, count_tokens))
-
-    def render_history(
-        self,
-        texts: Sequence[str],
-        *,
-        queries: str = "",
-        max_tokens: int = 256,
-        count_tokens: CountTokens | None = None,
-    ) -> str:
-        """Render one history: texts of its items, oldest first, and its search words, newest last."""
-        history = Ragged.from_lists([range(len(texts))])
-        return self._render_histories(history, list(texts), [queries], max_tokens, count_tokens)[0]
-
-    def render_histories(
-        self, cases: Cases, items: Items, *, max_tokens: int = 256, count_tokens: CountTokens | None = None
-    ) -> list[str]:
-        """Render the history of each case, newest first, within ``max_tokens``: the oldest items are dropped.
-
-        The newest item stays, cut from its end where it alone is over the budget. Disliked items (weight below 0) are
-        left out, for a text does not say how an item was taken. The items must have texts (``render_items``).
-        """
-        liked = cases.history_weights >= 0
-        lengths = np.bincount(cases.history.row_of_value[liked], minlength=len(cases)).astype(np.int64)
-        history = Ragged.from_lengths(cases.history.values[liked], lengths)
-        return self._render_histories(history, items.texts, cases.queries, max_tokens, count_tokens)
-
-    def _render_histories(
-        self,
-        history: Ragged,
-        texts: Sequence[str] | ObjectArray,
-        queries: Sequence[str],
-        max_tokens: int,
-        count_tokens: CountTokens | None,
-    ) -> list[str]:
-        count = approximate_tokens if count_tokens is None else count_tokens
-        codes, places = np.unique(history.values, return_inverse=True)  # each item is counted once
-        used = [texts[code] for code in codes]
-        searches = [text.split(QUERY_SEPARATOR) if text else [] for text in queries]
-        words = Ragged.from_lists([range(len(row)) for row in searches])
-        search_tokens = count([text for row in searches for text in row])
-        search_kept = _newest_within(words, search_tokens, np.full(len(history), int(max_tokens * SEARCH_SHARE)))
-        spent = np.bincount(words.row_of_value[search_kept], search_tokens[search_kept], minlength=len(history))
-        kept = _newest_within(history, count(used)[places], max_tokens - spent)
-        render, rendered = self._templates["history"].render, []
-        for row in range(len(history)):  # one template call a text; everything that can be is done above
-            items_of_row = slice(history.offsets[row], history.offsets[row + 1])
-            chosen = places[items_of_row][kept[items_of_row]][::-1]
-            keep = search_kept[words.offsets[row] : words.offsets[row + 1]]
-            newest_searches = [text for text, wanted in zip(searches[row], keep, strict=True) if wanted][::-1]
-            rendered.append(render(items=[used[place] for place in chosen], searches=newest_searches))
-        return cut_to_budget(rendered, max_tokens, count_tokens)
 
 
 def packaged_templates() -> Path:

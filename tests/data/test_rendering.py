@@ -5,7 +5,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llm_rerank.data.cases import build_cases
 from llm_rerank.data.rendering import Renderer, approximate_tokens, cut_to_budget, packaged_templates
 from llm_rerank.data.schema import validate_items
 from llm_rerank.types import DataError, StorageError
@@ -74,7 +73,6 @@ def test_what_an_item_says_is_data_and_never_a_template():
     assert one_text(item, max_tokens=1_000) == f"{hostile}. {hostile}: {hostile}"
     review = one_text({"title": "a"}, events=reviewed([(0, 1, hostile)]), max_tokens=1_000)
     assert review == f"a. Reviews: {hostile}"
-    assert Renderer().render_history([hostile], queries=hostile, max_tokens=1_000) == f"Searched: {hostile} | {hostile}"
 
 
 def test_reviews_before_the_time_newest_first():
@@ -98,41 +96,6 @@ def test_the_budget_drops_the_oldest_reviews_and_never_the_newest():
 def test_a_long_review_does_not_fill_the_digest():
     events = reviewed([(0, 1, "short"), (0, 2, "word " * 1_000)])
     assert one_text({"title": "a"}, events=events, max_tokens=500).endswith("word | short")
-
-
-def test_a_history_is_newest_first_and_drops_the_oldest():
-    history = ["first item", "second item", "third item"]
-    render = Renderer().render_history
-    assert render(history) == "third item | second item | first item"
-    assert render(history, max_tokens=5, count_tokens=words) == "third item | second item"
-    assert render(history, max_tokens=1, count_tokens=words) == "third"
-    assert render([]) == ""
-    assert render(["a"], queries="old; new") == "Searched: new; old | a"
-    # A quarter of 12 words is for searches: "very new" fits, "very old" does not
-    assert render(history, queries="very old; very new", max_tokens=12, count_tokens=words) == (
-        "Searched: very new | third item | second item | first item"
-    )
-
-
-def test_histories_of_cases_leave_out_what_was_disliked():
-    rows = [{"item": item, "time": item, "weight": weight} for item, weight in enumerate([1.0, -1.0, 0.5, 1.0])]
-    rows.append({"user": 1, "item": -1, "time": 1, "query": "lamp"})
-    events = make_events(rows, n_users=2, n_items=4)
-    items = Renderer().render_items(make_items([{"title": title} for title in "abcd"]))
-    cases = build_cases(events, np.array([0, 1, -1, 0]), np.array([9, 9, 9, 3]))
-    assert Renderer().render_histories(cases, items) == ["d | c | a", "Searched: lamp", "", "c | a"]
-
-
-RENDERER = Renderer()
-
-
-@given(st.lists(st.sampled_from(["a", "b b", "c c c", "日本語", ""]), max_size=8), st.integers(1, 12))
-def test_a_history_is_a_run_of_its_newest_items_within_the_budget(history, max_tokens):
-    text = RENDERER.render_history(history, max_tokens=max_tokens)
-    assert approximate_tokens([text])[0] <= max_tokens
-    assert " | ".join(history[::-1]).startswith(text)
-    if history and approximate_tokens([history[-1]])[0] <= max_tokens:
-        assert text.startswith(history[-1])
 
 
 alphabet = st.sampled_from(["lamp", "a", ",", "日", "本語", " ", "  ", "\n", "supercalifragilistic", "é", "🙂"])
@@ -180,11 +143,10 @@ def test_a_budget_of_nothing_is_refused():
 
 def test_templates_travel_with_a_model(tmp_path):
     Renderer().save(tmp_path / "templates")
+    (tmp_path / "templates" / "history.jinja").write_text("", encoding="utf-8")  # models saved before have one more
     again = Renderer(tmp_path / "templates")
-    assert again.fingerprint == Renderer().fingerprint
     (tmp_path / "templates" / "item.jinja").write_text("{{ item.brand }}: {{ item.title }}", encoding="utf-8")
     other = Renderer(tmp_path / "templates")
-    assert other.fingerprint != again.fingerprint
     assert other.render_items(make_items([FULL])).texts[0] == "Ari: Desk lamp No. 5"
     assert again.render_items(make_items([FULL])).texts[0].startswith("Desk lamp")
 
@@ -195,7 +157,11 @@ def test_templates_travel_with_a_model(tmp_path):
         ("item", "{{ item.title", r"item.jinja, line 1: .*; correct the template"),
         ("item", "{{ item.titel }}", "item.jinja cannot be rendered .*titel"),
         ("item", "{{ 'Price %.2f' | format(item.price) }}", "item.jinja cannot be rendered"),  # price may be none
-        ("history", "{{ events | join }}", "history.jinja cannot be rendered .*'events' is undefined.*items, searches"),
+        (
+            "review_digest",
+            "{{ texts | join }}",
+            "review_digest.jinja cannot be .*'texts' is undefined.*use reviews",
+        ),
         ("review_digest", "{{ reviews.__class__.__mro__ }}", "review_digest.jinja cannot be rendered .*unsafe"),
         ("review_digest", "{{ reviews | nosuchfilter }}", "review_digest.jinja, line 1: .*nosuchfilter"),
     ],
@@ -209,14 +175,14 @@ def test_a_broken_template_is_refused_when_it_is_loaded(tmp_path, name, source, 
 
 def test_a_missing_template_is_named(tmp_path):
     Renderer().save(tmp_path)
-    (tmp_path / "history.jinja").unlink()
-    with pytest.raises(StorageError, match=r"history\.jinja is missing; a folder of templates needs item, history"):
+    (tmp_path / "review_digest.jinja").unlink()
+    with pytest.raises(StorageError, match=r"digest\.jinja is missing; a folder of templates needs item, review_dig"):
         Renderer(tmp_path)
 
 
 def test_the_packaged_templates_are_all_there():
     names = {path.name for path in packaged_templates().glob("*.jinja")}
-    assert {"item.jinja", "history.jinja", "review_digest.jinja"} <= names
+    assert {"item.jinja", "review_digest.jinja"} <= names
 
 
 def test_four_thousand_items_take_less_than_a_second():

@@ -12,7 +12,7 @@ from llm_rerank.models.cross_encoder.lists import TrainingLists
 from llm_rerank.types import Cases, DataError, FloatArray, IntArray, ObjectArray
 
 SEPARATOR = " | "
-"""Between the items of a history, as in ``prompts/history.jinja``."""
+"""Between the items of a history."""
 
 
 @dataclass(frozen=True)
