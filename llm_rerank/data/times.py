@@ -34,7 +34,7 @@ SIZE_BANDS: tuple[tuple[TimeUnit, float, float], ...] = (
 )
 EARLIEST, LATEST = -2208988800, 7258118400  # 1900-01-01, 2200-01-01: dates outside are typing errors
 STRAY_SHARE = 0.01  # up to this share of values in another band is dirt; above it, the column mixes units
-SMALLEST_SECONDS = 1e8  # 1973: a smaller number is a position, or a date written as one
+FIRST_YEAR = 365 * 86400  # seconds of 1970: smaller numbers are positions, or dates such as 20240531
 DATE_NUMBERS = {8: ("%Y%m%d", "YYYYMMDD"), 12: ("%Y%m%d%H%M", "YYYYMMDDHHMM"), 14: ("%Y%m%d%H%M%S", "YYYYMMDDHHMMSS")}
 SLOW_PARSER_LIMIT = 20_000  # distinct texts that pandas' free-form parser (about 50 microseconds each) may read
 
@@ -89,7 +89,7 @@ def read_moment(value: Any, kind: TimeKind, *, name: str = "at") -> int:
         if dates is not None:
             return int(_seconds_of_dates(dates[0], known=None)[0][0])
     if isinstance(value, int | float | np.number) and not isinstance(value, bool):
-        if kind == "time" and -SMALLEST_SECONDS < value < SMALLEST_SECONDS:
+        if kind == "time" and -FIRST_YEAR < value < FIRST_YEAR:
             raise DataError(f"{name} is {value!r}, which is too small for a time of a shop; {remedy} as text")
         low, high = (EARLIEST, LATEST) if kind == "time" else (-(2**62), 2**62)
         if not math.isfinite(value) or not low <= value <= high:
@@ -173,7 +173,7 @@ def _read_numbers(numbers: pd.Series, time_unit: TimeUnit, name: str) -> tuple[I
         return whole, known, "positions"
     seconds = np.where(known, whole // UNITS_PER_SECOND[time_unit], 0)
     typical = float(np.median(seconds[known]))
-    if not 365 * 86400 <= abs(typical) <= LATEST:
+    if not FIRST_YEAR <= abs(typical) <= LATEST:
         raise DataError(
             f"timestamp in {name} read as {UNIT_WORDS[time_unit]} gives {typical:.0f} seconds since 1970 as its middle "
             "value; times must lie between 1971 and 2200, so pass another time_unit, or 'position'"
