@@ -220,6 +220,13 @@ def counting(n_steps, seconds=0.0, seen=None):
     return n_steps
 
 
+async def given_up(jobs):
+    """What jobs gave that nobody waits for any more; CancelledError where they were not done."""
+    for job in jobs:
+        job.cancel()
+    return await asyncio.gather(*jobs, return_exceptions=True)
+
+
 def test_a_question_that_comes_during_a_long_job_is_answered_before_the_job_ends():
     work = Doubler()
 
@@ -232,6 +239,76 @@ def test_a_question_that_comes_during_a_long_job_is_answered_before_the_job_ends
 
     (answers, done_before, result), _ = with_queue(work, test)
     assert (answers, done_before, result) == ([0, 2, 4], False, 20)
+
+
+def test_however_many_long_jobs_wait_a_question_is_answered_within_two_steps():
+    seen: list[int] = []
+
+    async def test(queue):
+        await queue.ask(0, 5)
+        jobs = [asyncio.create_task(queue.run_steps(counting(50, 0.03, seen), 20)) for _ in range(30)]
+        await asyncio.sleep(0.1)  # it has learned how long a step takes
+        answers, steps = [], []
+        for number in range(1, 9):
+            before = len(seen)
+            # 30 steps before it would take 0.9 s
+            answers.append(await (queue.run(lambda: "cut", 0.5) if number % 4 == 0 else queue.ask(number, 0.5)))
+            steps.append(len(seen) - before)
+        return answers, steps, await given_up(jobs)
+
+    (answers, steps, results), metrics = with_queue(Doubler(), test)
+    assert answers == [2, 4, 6, "cut", 10, 12, 14, "cut"]
+    assert max(steps) <= 2
+    assert [type(result) for result in results] == [asyncio.CancelledError] * 30  # none was done before
+    assert metric(metrics, "llm_rerank_refused_total", reason="queue_full") == 0
+
+
+def test_however_many_questions_wait_long_jobs_go_on():
+    """One step after each batch: of 20 batches of one question, the 10 steps of two jobs need 10."""
+    work = Doubler(0.01)
+
+    async def test(queue):
+        questions = [asyncio.create_task(queue.ask(number, 10)) for number in range(20)]
+        jobs = await asyncio.gather(*(queue.run_steps(counting(4), 10) for _ in range(2)))
+        n_answered = len(work.batches)
+        return jobs, n_answered, await asyncio.gather(*questions)
+
+    (jobs, n_answered, answers), _ = with_queue(work, test, batch_size=1)
+    assert jobs == [4, 4]
+    assert 9 <= n_answered <= 11  # a job of 4 steps takes a fifth turn to end
+    assert answers == [2 * number for number in range(20)]
+
+
+def test_long_jobs_fill_their_own_line_alone():
+    async def test(queue):
+        jobs = [asyncio.create_task(queue.run_steps(counting(50, 0.02), 20))]
+        await asyncio.sleep(0.01)  # it runs, and three wait
+        jobs += [asyncio.create_task(queue.run_steps(counting(50, 0.02), 20)) for _ in range(3)]
+        await asyncio.sleep(0)
+        with pytest.raises(ServiceError) as caught:
+            await queue.run_steps(counting(1), 20)
+        answer = await queue.ask(1, 1)
+        await given_up(jobs)
+        return caught.value, answer
+
+    (error, answer), _ = with_queue(Doubler(), test, length=3)
+    assert (error.code, answer) == ("busy", 2)
+
+
+def test_slow_questions_are_tried_again_while_long_jobs_go_on():
+    work = Doubler(0.3)
+
+    async def test(queue):
+        await queue.ask(0, 5)
+        work.seconds = 0.0
+        job = asyncio.create_task(queue.run_steps(counting(100, 0.02), 20))
+        await asyncio.sleep(0.03)
+        answer = await queue.ask(1, 0.2)  # less than the last one took
+        await given_up([job])
+        return answer
+
+    answer, _ = with_queue(work, test)
+    assert answer == 2
 
 
 def test_long_jobs_share_the_thread_and_their_failures_are_their_own():
