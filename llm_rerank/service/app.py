@@ -107,7 +107,8 @@ def create_app(
             keeping.cancel()
             await asyncio.gather(keeping, return_exceptions=True)
             await context.queue.stop()
-            await context.workers.stop()
+            await context.quick.stop()
+            await context.slow.stop()
 
     app = DescribedApp(
         title="llm_rerank",

@@ -234,7 +234,7 @@ def _stopping() -> ServiceError:
 
 
 class Workers:
-    """A few threads for what is not scoring: the event log, exports, searches; with an end to what may wait."""
+    """A few threads for what is not scoring, the event log or erasures for one; with an end to what may wait."""
 
     def __init__(self, n_threads: int, *, length: int, metrics: Metrics) -> None:
         self._threads = ThreadPoolExecutor(n_threads, thread_name_prefix="work")
@@ -245,19 +245,22 @@ class Workers:
     async def run(self, job: Callable[[], T], time_limit_s: float) -> T:
         """Run a job; its result, or ServiceError (503) where too many wait or it takes too long.
 
-        A job that is late goes on to its end: what it writes is written whole, and asking again finds it so.
+        A job that is late before it has begun is not begun. Later, it goes on to its end: what it writes is written
+        whole.
         """
         if self._n >= self._most:
             self._metrics.refused.labels("queue_full").inc()
             raise ServiceError(503, "too many requests wait; come again", code="busy", retry_after_s=1)
         self._n += 1
-        future = asyncio.get_running_loop().run_in_executor(self._threads, job)
+        submitted = self._threads.submit(job)
+        future = asyncio.wrap_future(submitted)
         future.add_done_callback(self._done)
         try:
             return await asyncio.wait_for(asyncio.shield(future), time_limit_s)
         except TimeoutError:
             if future.done() and not future.cancelled():  # the job's own TimeoutError
                 raise
+            submitted.cancel()  # where it has not begun: an event is not stored after its sender was refused
             self._metrics.refused.labels("late").inc()
             raise ServiceError(
                 503, "no answer within the time limit; come again", code="late", retry_after_s=1

@@ -174,7 +174,7 @@ def add_routes(app: FastAPI, context: Context) -> None:
             raise ServiceError(422, "has no words", field="query")
         warnings: list[str] = []
         try:
-            reader = await context.workers.run(relevance, settings.long_time_limit_s)
+            reader = await context.slow.run(relevance, settings.long_time_limit_s)
             steps = reader.scores(history, documents, body.max_tokens_per_doc)
             limit_s = settings.long_time_limit_s + len(documents) * settings.document_time_limit_s
             scores = await context.queue.run_steps(steps, limit_s)

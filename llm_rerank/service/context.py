@@ -52,7 +52,12 @@ class KeptAnswer:
 
 
 class Context:
-    """Built once by ``create_app``. ``queue`` is set by it too, for its work is that of ``ranking.py``."""
+    """Built once by ``create_app``. ``queue`` is set by it too, for its work is that of ``ranking.py``.
+
+    quick: threads for what takes milliseconds, events and searches. slow: for what reads or writes much, or waits for
+    who does: erasures, new items, exports, tables, loading a reader of texts. However many of these there are, an event
+    waits for none.
+    """
 
     queue: ScoringQueue[Any, Any]
 
@@ -60,7 +65,8 @@ class Context:
         self.shop = shop
         self.settings = settings
         self.metrics = metrics
-        self.workers = Workers(4, length=settings.queue_length, metrics=metrics)
+        self.quick = Workers(4, length=settings.queue_length, metrics=metrics)
+        self.slow = Workers(2, length=settings.queue_length, metrics=metrics)
         self._catalogue: Catalogue | None = None
         self._last: Snapshot | None = None
         self._answers: OrderedDict[str, KeptAnswer] = OrderedDict()

@@ -32,7 +32,7 @@ def add_routes(app: FastAPI, context: Context) -> None:
         """
         events = [event.mapping() for event in body.events]
         try:
-            recorded = await context.workers.run(lambda: context.shop.record(events), settings.time_limit_s)
+            recorded = await context.quick.run(lambda: context.shop.record(events), settings.time_limit_s)
         except DataError as error:
             raise _without_number(error, alone=len(events) == 1) from None
         return _recorded(context, recorded)
@@ -59,7 +59,7 @@ def add_routes(app: FastAPI, context: Context) -> None:
                 ) from None
 
         try:
-            recorded = await context.workers.run(work, settings.time_limit_s)
+            recorded = await context.quick.run(work, settings.time_limit_s)
         except DataError as error:
             raise _without_number(error, alone=len(events) == 1) from None
         return _recorded(context, recorded)
@@ -68,7 +68,7 @@ def add_routes(app: FastAPI, context: Context) -> None:
     async def add_items(body: ItemsBody) -> JsonResponse:
         """Add items, or change them: they can be recommended at once, without a fit."""
         items = [item.mapping() for item in body.items]
-        report = await context.workers.run(lambda: context.shop.add_items(items), settings.long_time_limit_s)
+        report = await context.slow.run(lambda: context.shop.add_items(items), settings.long_time_limit_s)
         context.metrics.items.inc(len(items))
         return JsonResponse(plain(report))
 

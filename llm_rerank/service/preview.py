@@ -59,7 +59,7 @@ def add_routes(app: FastAPI, context: Context) -> None:
         def read() -> tuple[str, Snapshot, list[tuple[Any, Question]]]:
             return _asked(context, _table(raw, report), report)
 
-        kind, snapshot, asked = await context.workers.run(read, settings.long_time_limit_s)
+        kind, snapshot, asked = await context.slow.run(read, settings.long_time_limit_s)
         lists = await context.queue.run_steps(_lists(context, snapshot, asked), settings.long_time_limit_s)
         users = [one["user_id"] for one in lists]
         return JsonResponse({"kind": kind, "users": users, "notes": report.lines(), "lists": lists})

@@ -26,4 +26,4 @@ def add_routes(app: FastAPI, context: Context) -> None:
             catalogue = context.snapshot().catalogue
             return [plain(catalogue.entry(code)) for code in catalogue.search(q, limit)]
 
-        return JsonResponse({"items": await context.workers.run(work, context.settings.time_limit_s)})
+        return JsonResponse({"items": await context.quick.run(work, context.settings.time_limit_s)})

@@ -27,8 +27,8 @@ class ServiceSettings:
     explanations, previews, erasures, new items, and reranks of documents; there each document adds
     document_time_limit_s. head_time_limit_s, body_time_limit_s: seconds within which the head of a request must have
     arrived, and its body.
-    queue_length: rankings that may wait for the scoring thread, and long jobs that may. batch_size: most rankings that
-    are answered at once.
+    queue_length: rankings that may wait for the scoring thread, long jobs that may, and what may for the threads beside
+    it. batch_size: most rankings that are answered at once.
     most_requests: requests in progress at once, beyond which all others are refused (503).
     most_answers, answer_lifetime_s: answers that can be cut anew, and for how long.
     reload_every_s: seconds between looks at the model folder. compact_every_s: seconds between foldings of the event

@@ -37,7 +37,7 @@ def add_routes(app: FastAPI, context: Context) -> None:
             events = context.snapshot().reranker.saved.events
             return [plain(events.user_ids[code]) for code in latest_users(events, limit)]
 
-        return JsonResponse({"users": await context.workers.run(work, settings.time_limit_s)})
+        return JsonResponse({"users": await context.quick.run(work, settings.time_limit_s)})
 
     @app.get("/users/{user_id}/history", response_model=History, responses=refusals(), tags=["users"])
     async def history(user_id: UserPath, limit: Limit = 50) -> JsonResponse:
@@ -51,13 +51,13 @@ def add_routes(app: FastAPI, context: Context) -> None:
                 return None
             return history_rows(events, code, limit, snapshot.catalogue.items.ids, snapshot.catalogue.titles)
 
-        return JsonResponse({"events": _found(await context.workers.run(work, settings.time_limit_s))})
+        return JsonResponse({"events": _found(await context.quick.run(work, settings.time_limit_s))})
 
     @app.get("/users/{user_id}", response_model=HeldOfUser, responses=refusals(), tags=["users"])
     async def export(user_id: UserPath) -> JsonResponse:
         """Give all that is held of a user: events, attributes, the log's entries, lists that were shown."""
         try:
-            held = await context.workers.run(
+            held = await context.slow.run(
                 lambda: context.shop.export(with_slashes(user_id)), settings.long_time_limit_s
             )
         except DataError:  # its words name the user
@@ -79,7 +79,7 @@ def add_routes(app: FastAPI, context: Context) -> None:
             context.snapshot()  # in the place of the last one, which knew the user; and no answer of theirs stays
             return report
 
-        report = await context.workers.run(work, settings.long_time_limit_s)
+        report = await context.slow.run(work, settings.long_time_limit_s)
         context.metrics.forgotten.inc(len(report.forgotten))
         return JsonResponse({**plain(report), "text": str(report)})
 

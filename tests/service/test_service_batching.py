@@ -399,3 +399,25 @@ def test_workers_have_an_end_and_a_limit_and_pass_errors_on():
     assert (full.status_code, full.code) == (503, "busy")
     assert (late.status_code, late.code) == (503, "late")
     assert answers == ["slow", "slow"]
+
+
+def test_a_job_of_the_workers_that_is_late_before_it_has_begun_is_not_begun():
+    done: list[str] = []
+
+    async def run():
+        workers = Workers(1, length=1, metrics=Metrics())
+        first = asyncio.create_task(workers.run(lambda: time.sleep(0.2) or done.append("first"), 5))
+        await asyncio.sleep(0.05)
+        with pytest.raises(ServiceError) as late:
+            await workers.run(lambda: done.append("refused"), 0.05)
+        await first
+        # begun, and late: it goes on to its end
+        with pytest.raises(ServiceError):
+            await workers.run(lambda: time.sleep(0.1) or done.append("begun"), 0.02)
+        # there is room for one beside the one that runs, and no more: what was given up takes none
+        await workers.run(lambda: done.append("last"), 5)
+        await workers.stop()
+        return late.value
+
+    assert asyncio.run(run()).code == "late"
+    assert done == ["first", "begun", "last"]

@@ -1,10 +1,12 @@
 """When something fails: the list without it, the order given, or a refusal; with a flag, a count, and no silence."""
 
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from llm_rerank.recommendation import live
 from tests.service.asking import counted, serving
 
 
@@ -204,3 +206,24 @@ def test_more_than_can_be_answered_gets_refusals_with_a_time_to_come_again(model
         assert refused == statuses.count(503)
         assert client.post("/recommend", json={"user_id": "u1"}).status_code == 200
         assert counted(client, "llm_rerank_queue_depth") == 0
+
+
+def test_events_are_taken_in_time_while_many_erasures_wait_for_a_slow_disk(model, monkeypatch):
+    writing = threading.Event()
+    write = live.write_reranker
+
+    def slowly(*given):
+        writing.set()
+        time.sleep(0.5)
+        write(*given)
+
+    monkeypatch.setattr(live, "write_reranker", slowly)
+    with serving(model, time_limit_s=1.0) as client, ThreadPoolExecutor(5) as threads:
+        item = candidates_of(client)[0]["item_id"]
+        erasures = [threads.submit(client.delete, f"/users/u{number}") for number in range(5)]
+        assert writing.wait(10)
+        taken = [client.post("/events", json={"user_id": "n1", "item_id": item, "event": "view"}) for _ in range(4)]
+        assert [response.status_code for response in taken] == [200] * 4
+        assert len(client.get("/users/n1/history").json()["events"]) == 4
+        assert not all(erasure.done() for erasure in erasures)
+        assert [erasure.result().status_code for erasure in erasures] == [200] * 5
