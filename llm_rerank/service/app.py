@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException
 from starlette.routing import Match
 
+from llm_rerank.folders import current_name
 from llm_rerank.recommendation.live import LiveShop
 from llm_rerank.service import cohere, events, explaining, operations, preview, ranking, searching, users
 from llm_rerank.service.batching import ScoringQueue
@@ -36,6 +37,9 @@ from llm_rerank.service.values import parse_json
 from llm_rerank.types import DataError, StorageError
 
 PAGE = Path(__file__).parent / "page"
+
+TRY_AGAIN_S = 60.0
+"""Seconds after which a model that could not be loaded is tried again."""
 
 DESCRIPTION = """Lists that follow what a user just did, with a probability for each item and the reasons for its place.
 
@@ -174,29 +178,52 @@ def _add_page(app: FastAPI) -> None:
 
 
 async def _keep(context: Context, look: asyncio.Event, loaded: Callable[[], None] | None) -> None:
-    """Take over a replaced model, keep the log's files short, fold the log into the folder; goes on whatever fails."""
-    loop = asyncio.get_running_loop()
-    folded_at, origin = loop.time(), context.shop.origin
+    """Take over a replaced model, keep the log's files short, fold the log into the folder; each whatever else fails.
+
+    A model that cannot be loaded is tried again where the folder names another, where a look is asked for, and after a
+    minute: loading costs seconds, and the file that is wrong seldom mends itself.
+    """
+    loop, shop = asyncio.get_running_loop(), context.shop
+    folded_at, origin = loop.time(), shop.origin
+    failed, try_again_at = "", 0.0
     while True:
         try:
             await asyncio.wait_for(look.wait(), context.settings.reload_every_s)
+            failed = ""
         except TimeoutError:
             pass
         look.clear()
+        replaced = False
         try:
-            replaced = await asyncio.to_thread(context.shop.reload_if_replaced, context.warm_up)
-            if context.shop.origin != origin:  # not so where another process has written the same model back
-                origin = context.shop.origin
+            name = current_name(shop.folder)
+            if name != failed or loop.time() >= try_again_at:
+                failed, try_again_at = name, loop.time() + TRY_AGAIN_S
+                replaced = await asyncio.to_thread(shop.reload_if_replaced, context.warm_up)
+                failed = ""
+        except Exception as error:
+            context.metrics.unexpected.labels("keeping").inc()
+            said = f"{describe(error)}: {error}" if isinstance(error, StorageError) else describe(error)
+            logger.error("the model in the folder cannot be taken over, the last one stays in use: %s", said)
+        with _said_where_it_fails(context):
+            if shop.origin != origin:  # not so where another process has written the same model back
+                origin = shop.origin
                 context.metrics.swaps.inc()
-                logger.info("another model was taken over: %s", context.shop.version)
-            context.metrics.set_model(context.shop.version)
+                logger.info("another model was taken over: %s", shop.version)
+            context.metrics.set_model(shop.version)
             await asyncio.to_thread(context.snapshot)  # whom another process has erased is gone here too
             if replaced and loaded is not None:
                 await asyncio.to_thread(loaded)
-            await asyncio.to_thread(context.shop.log.checkpoint)
-            if loop.time() - folded_at >= context.settings.compact_every_s:
-                folded_at = loop.time()
-                await asyncio.to_thread(context.shop.tidy)
-        except Exception as error:
-            context.metrics.unexpected.labels("keeping").inc()
-            logger.error("the model folder cannot be looked at: %s", describe(error))
+            await asyncio.to_thread(shop.log.checkpoint)
+        if loop.time() - folded_at >= context.settings.compact_every_s:
+            folded_at = loop.time()
+            with _said_where_it_fails(context):
+                await asyncio.to_thread(shop.tidy)
+
+
+@contextmanager
+def _said_where_it_fails(context: Context) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        context.metrics.unexpected.labels("keeping").inc()
+        logger.error("the event log and the model folder cannot be kept in order: %s", describe(error))

@@ -12,6 +12,7 @@ import time
 from contextlib import closing, contextmanager, suppress
 
 import httpx
+from fastapi.testclient import TestClient
 from typer.testing import CliRunner
 
 from llm_rerank.cli import app
@@ -19,8 +20,9 @@ from llm_rerank.config import RerankerConfig
 from llm_rerank.recommendation.live import LiveShop
 from llm_rerank.recommendation.reranker import Reranker
 from llm_rerank.serve_command import read_key
+from llm_rerank.service.app import create_app
 from llm_rerank.service.settings import ServiceSettings
-from tests.service.asking import listening
+from tests.service.asking import ADDRESS, listening
 
 KEY = "a-key-of-the-shop-0123456789"
 
@@ -118,6 +120,51 @@ def test_the_log_is_folded_into_the_model_folder_now_and_then_where_there_is_som
     assert Reranker.load(model, verbose=False).export("u1")["events"][-1]["item_id"] == item
 
 
+def test_a_model_that_cannot_be_loaded_is_tried_once_and_the_rest_is_kept_in_order_meanwhile(
+    model, tables, tmp_path, caplog
+):
+    other = shutil.copytree(model, tmp_path / "other")
+    changed = Reranker.load(other, device="cpu", verbose=False)
+    changed.update(items=[{"item_id": "one-more", "title": "One more"}])
+    changed.save(other)
+    name = (other / "CURRENT").read_text().strip()
+    shutil.copytree(other / name, model / name)
+    texts = model / name / "item_texts.parquet"
+    whole = texts.read_bytes()
+    texts.write_bytes(whole[:-50])
+    days_later = [0.0]
+    settings = ServiceSettings(reload_every_s=0.05, compact_every_s=0.2)
+
+    def said() -> list[str]:
+        lines = [record.getMessage() for record in caplog.records]
+        return [line for line in lines if "StorageError" in line and "kept in order" not in line]  # that is of tidying
+
+    with LiveShop(model, device="cpu", clock=lambda: time.time() + days_later[0] * 86_400) as shop:
+        before = shop.version
+        service = create_app(shop, settings)
+        with TestClient(service, base_url=ADDRESS, client=("127.0.0.1", 50_000)) as client:
+            client.post("/recommend", json={"user_id": "u1"})
+            assert len(shop.shown_lists()) == 1
+            (model / "CURRENT").write_text(name)  # one write, as a rename is seen at once
+            wait_until(said)
+            days_later[0] = 8  # lists shown are kept for 7
+            wait_until(lambda: not shop.shown_lists())
+            time.sleep(1.0)  # some twenty looks
+            (line,) = said()
+            assert "StorageError at folders.py:" in line
+            assert f"{texts} is damaged" in line
+            days_later[0] = 0
+            client.post("/events", json={"user_id": "u1", "item_id": tables[1]["item_id"][0], "event_id": "kept"})
+            wait_until(lambda: is_in_the_main_file(shop, tmp_path))
+            assert (shop.version, client.post("/recommend", json={"user_id": "u1"}).status_code) == (before, 200)
+            client.portal.call(service.state.look.set)  # as the signal does
+            wait_until(lambda: len(said()) == 2)
+            texts.write_bytes(whole)
+            client.portal.call(service.state.look.set)
+            wait_until(lambda: shop.version == name)
+            assert len(said()) == 2
+
+
 def test_what_another_process_writes_back_of_the_same_model_is_no_swap(model, tables):
     item = tables[1]["item_id"][0]
     settings = ServiceSettings(time_limit_s=30, reload_every_s=0.05)
@@ -148,19 +195,20 @@ def test_what_another_process_writes_back_of_the_same_model_is_no_swap(model, ta
         wait_until(lambda: n_swaps() == 1)
 
 
+def is_in_the_main_file(shop, folder) -> bool:
+    """Tell whether the log's main file has an entry without its write-ahead file."""
+    alone = shutil.copy(shop.log.path, folder / "alone.sqlite")
+    with closing(sqlite3.connect(alone)) as connection, suppress(sqlite3.DatabaseError):  # copied while emptied
+        tables = connection.execute("SELECT count(*) FROM sqlite_master WHERE name = 'entries'").fetchone()[0]
+        return bool(tables and connection.execute("SELECT count(*) FROM entries").fetchone()[0])
+    return False
+
+
 def test_the_logs_write_ahead_file_is_emptied_beside_the_requests(model, tables, tmp_path):
     settings = ServiceSettings(time_limit_s=30, reload_every_s=0.05)
     with LiveShop(model, device="cpu") as shop, listening(shop, settings) as base:
         httpx.post(f"{base}/events", json={"user_id": "u1", "item_id": tables[1]["item_id"][0], "event_id": "kept"})
-
-        def is_in_the_main_file() -> bool:
-            alone = shutil.copy(shop.log.path, tmp_path / "alone.sqlite")
-            with closing(sqlite3.connect(alone)) as connection, suppress(sqlite3.DatabaseError):  # copied while emptied
-                tables = connection.execute("SELECT count(*) FROM sqlite_master WHERE name = 'entries'").fetchone()[0]
-                return bool(tables and connection.execute("SELECT count(*) FROM entries").fetchone()[0])
-            return False
-
-        wait_until(is_in_the_main_file)
+        wait_until(lambda: is_in_the_main_file(shop, tmp_path))
 
 
 # ------------------------------------------------------------------ connections that stay open
