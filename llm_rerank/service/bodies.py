@@ -328,3 +328,6 @@ class CohereBody(BaseModel):
         4_096, ge=1, le=GREATEST_WHOLE, description="What follows in a document is not read, if the model read as far."
     )
     return_documents: bool | None = Field(None, description="As in Cohere's first version.")
+    rank_fields: list[ShortText] | None = Field(
+        None, max_length=100, description="Of /v1/rerank: fields of an object that are read, in this order."
+    )

@@ -140,6 +140,17 @@ def document_text(document: str | dict[str, Any]) -> str:
     return "\n".join(f"{name}: {value}" for name, value in document.items() if value not in (None, ""))
 
 
+def first_version_text(document: str | dict[str, Any], rank_fields: list[str] | None) -> str:
+    """Give what Cohere's first version reads: of an object the fields named, in this order, else its text.
+
+    An object without a text, which Cohere refuses, is read as ``document_text`` does.
+    """
+    if isinstance(document, str):
+        return document
+    names = rank_fields or (["text"] if document.get("text") not in (None, "") else list(document))
+    return document_text({name: document[name] for name in names if name in document})
+
+
 def history_of(query: str) -> list[str]:
     """Give the lines of a query that say something, oldest first, the newest 50."""
     return [line.strip() for line in query.splitlines() if line.strip()][-LONGEST_HISTORY:]
@@ -163,15 +174,23 @@ def add_routes(app: FastAPI, context: Context) -> None:
         """Rerank documents for a history of texts, as Cohere's endpoint of this name does.
 
         query: the user's history, one item a line, oldest first. Where scoring fails, the documents come back in the
-        order given with a relevance of 0, and meta.warnings says so.
+        order given with a relevance of 0, and meta.warnings says so. /v1/rerank reads of an object its rank_fields,
+        else its text, and gives it back whole; the others read all its fields.
         """
         settings = context.settings
         most = settings.most_candidates
         if len(body.documents) > most:
             raise ServiceError(422, f"has {len(body.documents):,} entries; at most {most:,}", field="documents")
-        history, documents = history_of(body.query), [document_text(document) for document in body.documents]
+        is_first = request.url.path.startswith("/v1/")
+        history = history_of(body.query)
         if not history:
             raise ServiceError(422, "has no words", field="query")
+        documents = [
+            first_version_text(document, body.rank_fields) if is_first else document_text(document)
+            for document in body.documents
+        ]
+        if is_first and body.rank_fields and not any(documents):
+            raise ServiceError(422, "no document has words in these fields", field="rank_fields")
         warnings: list[str] = []
         try:
             reader = await context.slow.run(relevance, settings.long_time_limit_s)
@@ -186,8 +205,7 @@ def add_routes(app: FastAPI, context: Context) -> None:
             logger.error("request %s: texts cannot be scored: %s", request.scope["request_id"], describe(error))
             scores = np.zeros(len(documents))
             warnings.append("scoring failed; the documents are in the order given")
-        version = "1" if request.url.path.startswith("/v1/") else "2"
-        return JsonResponse(_content(request.scope["request_id"], version, body, documents, scores, warnings))
+        return JsonResponse(_content(request.scope["request_id"], is_first, body, documents, scores, warnings))
 
     for path in COHERE_PATHS:
         app.post(
@@ -200,11 +218,15 @@ def add_routes(app: FastAPI, context: Context) -> None:
 
 
 def _content(
-    request_id: str, version: str, body: CohereBody, documents: list[str], scores: Relevance, warnings: list[str]
+    request_id: str, is_first: bool, body: CohereBody, documents: list[str], scores: Relevance, warnings: list[str]
 ) -> dict[str, Any]:
+    """Lay out a ``CohereAnswer``; the first version gives objects back as they were sent, and with a text."""
     order = np.argsort(-scores, kind="stable")[: body.top_n].tolist()
     results = [{"index": place, "relevance_score": plain(scores[place])} for place in order]
     if body.return_documents:
-        results = [{**result, "document": {"text": documents[result["index"]]}} for result in results]
-    meta: dict[str, Any] = {"api_version": {"version": version}, "billed_units": {"search_units": 0}}
+        for result in results:
+            text, sent = documents[result["index"]], body.documents[result["index"]]
+            whole = sent if is_first and isinstance(sent, dict) else {}
+            result["document"] = {**whole, "text": whole.get("text") or text}
+    meta: dict[str, Any] = {"api_version": {"version": "1" if is_first else "2"}, "billed_units": {"search_units": 0}}
     return {"id": request_id, "results": results, "meta": {**meta, "warnings": warnings} if warnings else meta}

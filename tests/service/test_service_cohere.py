@@ -201,6 +201,33 @@ def test_each_version_is_answered_with_its_own_number(tiny_models):
         assert (old.meta.api_version.version, ask(base, DOCUMENTS).meta.api_version.version) == ("1", "2")
 
 
+def test_the_first_version_reads_the_fields_that_are_named_else_the_text_and_gives_objects_back_whole(tiny_models):
+    objects = [{"id": f"B0{n}", "title": text, "text": DOCUMENTS[-1 - n]} for n, text in enumerate(DOCUMENTS)]
+    titles = [f"title: {text}\nid: B0{n}" for n, text in enumerate(DOCUMENTS)]
+    lines = [f"id: B0{n}\ntitle: {text}\ntext: {DOCUMENTS[-1 - n]}" for n, text in enumerate(DOCUMENTS)]
+    with LiveShop(tiny_models / "plain", device="cpu") as shop, listening(shop, ServiceSettings(api_key=KEY)) as base:
+        old = cohere.Client(api_key=KEY, base_url=base)
+
+        def scored(documents, **settings):
+            answer = old.rerank(model="any", query="\n".join(HISTORY), documents=documents, **settings)
+            return {result.index: result.relevance_score for result in answer.results}, answer.results
+
+        assert scored(objects)[0] == pytest.approx(scored(DOCUMENTS[::-1])[0], rel=1e-5)
+        given, results = scored(objects, rank_fields=["title", "id"], return_documents=True)
+        assert given == pytest.approx(scored(titles)[0], rel=1e-5)
+        assert given != pytest.approx(scored(DOCUMENTS[::-1])[0], rel=1e-3)
+        assert [result.document.dict() for result in results] == [objects[result.index] for result in results]
+        with pytest.raises(UnprocessableEntityError, match="rank_fields"):
+            scored(objects, rank_fields=["heading"])
+        # the second version has texts alone; objects are read as lines
+        sent = {"query": "\n".join(HISTORY), "rank_fields": ["title"], "return_documents": True}
+        whole = httpx.post(f"{base}/v2/rerank", json={**sent, "documents": objects}, headers={"X-API-Key": KEY}).json()
+        assert {one["index"]: one["relevance_score"] for one in whole["results"]} == pytest.approx(
+            scored(lines)[0], rel=1e-5
+        )
+        assert [one["document"] for one in whole["results"]] == [{"text": lines[n["index"]]} for n in whole["results"]]
+
+
 @pytest.mark.parametrize("name", ["plain", "cross"])
 def test_of_each_document_the_first_tokens_are_read(tiny_models, name):
     with LiveShop(tiny_models / name, device="cpu") as shop, listening(shop, ServiceSettings(api_key=KEY)) as base:

@@ -13,7 +13,7 @@ from llm_rerank.recommendation.answering import Question, answer_questions
 from llm_rerank.recommendation.live import LiveShop
 from llm_rerank.recommendation.reranker import Reranker
 from llm_rerank.service.catalogue import MOST_WORDS, Catalogue
-from llm_rerank.service.cohere import document_text, history_of, recency_cosine, relevance_of_logits
+from llm_rerank.service.cohere import document_text, first_version_text, history_of, recency_cosine, relevance_of_logits
 from llm_rerank.service.ranking import Asked, item_rows, list_content, remember
 from tests.recommendation.test_upstream import shown
 from tests.service.asking import counted, serving
@@ -598,6 +598,12 @@ def test_relevance_rises_with_the_score_and_stays_within_bounds():
 def test_documents_and_queries_as_text():
     assert document_text({"title": "Tea", "price": 3, "note": None, "none": ""}) == "title: Tea\nprice: 3"
     assert document_text({"text": "Tea"}) == "Tea"
+    tea = {"title": "Tea", "text": "Black tea", "price": 3}
+    assert first_version_text(tea, None) == "Black tea"
+    assert first_version_text(tea, ["text"]) == "Black tea"
+    assert first_version_text(tea, ["price", "absent", "title"]) == "price: 3\ntitle: Tea"
+    assert first_version_text({"title": "Tea", "text": ""}, None) == "title: Tea"
+    assert first_version_text("Tea", ["title"]) == "Tea"
     assert history_of("first\n\n second \r\nthird\n") == ["first", "second", "third"]
     assert history_of("\n".join(map(str, range(60)))) == [str(number) for number in range(10, 60)]
 
