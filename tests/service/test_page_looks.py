@@ -314,6 +314,23 @@ def test_the_sliders_scale_is_its_own_inverse(modules):
     assert [modules.evaluate(decades, list_) for list_, _ in cases] == [wanted for _, wanted in cases]
 
 
+def test_what_failed_on_the_way_goes_again_under_the_same_id(modules):
+    """An event whose answer a proxy lost may be stored: it must not come under another id."""
+    modules.evaluate(MODULE, "events")
+    ids = """async status => {
+      const fetched = window.fetch, sent = [];
+      window.fetch = async (url, {body}) => {
+        sent.push(JSON.parse(body).event_id);
+        return new Response("", {status});
+      };
+      for (const _ of [1, 2]) await module.recordEvent({user_id: "u1", item_id: `i${status}`}).catch(() => null);
+      window.fetch = fetched;
+      return sent;
+    }"""
+    same = {status: len(set(modules.evaluate(ids, status))) == 1 for status in (422, 500, 502, 503, 504)}
+    assert same == {422: False, 500: False, 502: True, 503: True, 504: True}
+
+
 def test_the_cut_line_by_hand(modules):
     modules.evaluate(MODULE, "moves")
     line = "kept => module.cutLine(kept.map((kept, place) => ({kept, rank: place + 1})))"

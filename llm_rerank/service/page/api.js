@@ -9,9 +9,9 @@ export class ServiceError extends Error {
     Object.assign(this, { status, code, field, retryAfter });
   }
 
-  /** Whether the same question may be answered a moment later. */
+  /** Whether the same question may be answered a moment later, or was and only the answer is lost. */
   get passing() {
-    return [0, 429, 503, 504].includes(this.status);
+    return [0, 502, 503, 504].includes(this.status); // 502, 504: of a proxy that may stand before the service
   }
 
   /** What went wrong and what to do, in one or two sentences. */
@@ -19,9 +19,7 @@ export class ServiceError extends Error {
     if (this.status === 0) return "The service does not answer. Is it running, and is the network up?";
     if (this.status === 401) return "The service wants an API key, or another one than was given.";
     const wait = this.retryAfter ? ` Try again in ${this.retryAfter} s.` : " Try again in a moment.";
-    if (this.status === 429) return `Too many questions at once: ${ended(this.message)}${wait}`;
     if (this.status === 503) return `The service is busy: ${ended(this.message)}${wait}`;
-    if (this.status === 504) return `The service took too long: ${ended(this.message)}${wait}`;
     if (this.status >= 500) return `The service failed: ${ended(this.message)}`;
     const field = this.field && !this.message.includes(this.field) ? ` (${this.field})` : "";
     return ended(`${this.message}${field}`);

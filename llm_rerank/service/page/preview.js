@@ -61,7 +61,6 @@ function draw(place, file, answer, openList) {
     },
     answer.lists.map((list) => el("option", {}, list.user_id)),
   );
-  const problems = answer.problems ?? [];
   fill(
     place,
     el(
@@ -75,13 +74,6 @@ function draw(place, file, answer, openList) {
       {},
       `Read as ${kinds[answer.kind] ?? answer.kind}. ${several(answer.lists.length, "list")} of the first users.`,
     ),
-    problems.length
-      ? el(
-          "ul",
-          { class: "problems", "aria-label": "Problems" },
-          problems.map((text) => el("li", { class: "problem" }, text)),
-        )
-      : null,
     answer.notes?.length
       ? el(
           "ul",
