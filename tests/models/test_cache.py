@@ -1,7 +1,10 @@
 import copy
 import os
+import pickle
 import subprocess
 import sys
+import threading
+import time
 import warnings
 
 import numpy as np
@@ -56,6 +59,47 @@ def test_cache_offers_what_the_encoder_offers():
     assert encoder_reference(cached) == encoder.reference
     assert not hasattr(CachedEncoder(CountingEncoder()), "count_tokens")
     assert copy.copy(cached).fingerprint == encoder.fingerprint
+
+
+def test_a_copy_has_rows_of_its_own():
+    cached = CachedEncoder(CountingEncoder())
+    cached.encode(["a", "bb"])
+    for copied in (copy.copy(cached), copy.deepcopy(cached), pickle.loads(pickle.dumps(cached))):
+        copied.encode(["ccc"])
+        cached.encode(["dddd"])
+        assert copied.encode(["a", "bb", "ccc"])[:, 0].tolist() == [1, 2, 3]
+        assert cached.encode(["a", "bb", "dddd"])[:, 0].tolist() == [1, 2, 4]
+        assert cached.knows(["ccc"]).tolist() == [False]
+        assert (len(cached), len(copied)) == (3, 3)
+        cached.clear()
+        cached.encode(["a", "bb"])
+
+
+def test_threads_that_encode_the_same_new_text_do_not_shift_rows(tmp_path):
+    class Slow(CountingEncoder):
+        def encode(self, inputs):
+            vectors = super().encode(inputs)
+            time.sleep(0.05)  # the others come meanwhile
+            return vectors
+
+    inner = Slow()
+    cached = CachedEncoder(inner, tmp_path)
+    start = threading.Barrier(4)
+
+    def encode():
+        start.wait()
+        cached.encode(["a"])
+
+    threads = [threading.Thread(target=encode) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert (inner.asked, len(cached)) == ([["a"]], 1)
+    assert cached.encode(["bb"]).tolist() == [[2, 1, 0]]
+    assert cached.encode(["a"]).tolist() == [[1, 1, 0]], "a later text must not take an earlier one's row"
+    cached.flush()
+    assert CachedEncoder(CountingEncoder(), tmp_path).encode(["a", "bb"])[:, 0].tolist() == [1, 2]
 
 
 def test_cache_on_disk_serves_the_next_process(tmp_path):

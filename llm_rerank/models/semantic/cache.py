@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import threading
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -29,8 +30,9 @@ class CachedEncoder:
     named by its fingerprint; a file that is damaged or of another encoder is reported, not used, and written anew.
     A file is replaced in one step, so a killed process leaves the old one or the new one. Small additions are written
     when they amount to 5 % of the file, or on ``flush``; where writing fails, that is reported once and the vectors
-    stay in memory only. Known limits: it only grows until ``clear``; of two processes that write at once the later
-    one's vectors stay, and the other's new texts are encoded again next time.
+    stay in memory only. Threads take turns: a text that one encodes another waits for. Known limits: it only grows
+    until ``clear``; of two processes that write at once the later one's vectors stay, and the other's new texts are
+    encoded again next time.
 
     Raises StorageError where the folder cannot be made.
     """
@@ -42,6 +44,7 @@ class CachedEncoder:
         self._rows: dict[bytes, int] = {}
         self._vectors = np.empty((0, self.embedding_size), dtype=np.float32)  # spare rows at the end
         self._n_written = 0
+        self._turn = threading.Lock()  # rows are given out by count: two threads would give one row to two texts
         self.path = None if folder is None else Path(folder) / f"{self.fingerprint[:32]}.safetensors"
         if self.path is not None:
             try:  # now, not after hours of encoding
@@ -61,12 +64,25 @@ class CachedEncoder:
             raise AttributeError(name)
         return getattr(self.encoder, name)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Give what a copy starts from: rows of its own, no spare ones to share, and no lock."""
+        with self._turn:
+            mine = {"_rows": dict(self._rows), "_vectors": self._vectors[: len(self)], "_turn": None}
+            return self.__dict__ | mine
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _turn=threading.Lock())
+
     def knows(self, inputs: Sequence[Any]) -> BoolArray:
         """Tell which inputs were encoded before: bool, shape (n_inputs,)."""
         return np.array([_key(text) in self._rows for text in inputs], dtype=np.bool_)
 
     def encode(self, inputs: Sequence[Any]) -> FloatArray:
         """Vectors of the inputs: float32, shape (n_inputs, embedding_size); only new texts reach the encoder."""
+        with self._turn:
+            return self._encode(inputs)
+
+    def _encode(self, inputs: Sequence[Any]) -> FloatArray:
         keys = [_key(text) for text in inputs]
         new = {key: text for key, text in zip(keys, inputs, strict=True) if key not in self._rows}
         unknown = list(new)
@@ -74,12 +90,16 @@ class CachedEncoder:
             part = unknown[start : start + TEXTS_AT_ONCE]
             self._add(part, self.encoder.encode([new[key] for key in part]))
             if len(self) - self._n_written > self._n_written // 20:
-                self.flush()
+                self._flush()
         rows: IntArray = np.array([self._rows[key] for key in keys], dtype=np.int64)
         return self._vectors[rows]
 
     def flush(self) -> None:
         """Write what is not on disk yet; nothing happens without a folder."""
+        with self._turn:
+            self._flush()
+
+    def _flush(self) -> None:
         if self.path is None or self._n_written == len(self):
             return
         keys = np.frombuffer(b"".join(self._rows), dtype=np.uint8).reshape(len(self), _DIGEST_SIZE)
@@ -88,7 +108,7 @@ class CachedEncoder:
         try:
             write_arrays(self.path, {"keys": keys, "vectors": vectors}, metadata)
         except OSError as error:  # a full disk must not cost a fit
-            warnings.warn(f"{self.path} cannot be written ({error}); new vectors stay in memory only", stacklevel=3)
+            warnings.warn(f"{self.path} cannot be written ({error}); new vectors stay in memory only", stacklevel=4)
             self.path = None
             return
         self._n_written = len(self)
@@ -98,9 +118,10 @@ class CachedEncoder:
 
         Raises StorageError where the file cannot be removed.
         """
-        self._rows, self._vectors, self._n_written = {}, self._vectors[:0].copy(), 0
-        if self.path is not None:
-            remove_vectors(self.path.parent, self.path.name)
+        with self._turn:
+            self._rows, self._vectors, self._n_written = {}, self._vectors[:0].copy(), 0
+            if self.path is not None:
+                remove_vectors(self.path.parent, self.path.name)
 
     def _add(self, keys: list[bytes], vectors: FloatArray) -> None:
         first, last = len(self), len(self) + len(keys)
