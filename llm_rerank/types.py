@@ -39,6 +39,10 @@ class NotFittedError(RerankError, RuntimeError):
     """A model was asked for scores before it was fitted or loaded."""
 
 
+class InexactError(RerankError, ArithmeticError):
+    """A change without a fit would leave rounding in place of a result; a fit is needed."""
+
+
 class DriftWarning(UserWarning):
     """A batch does not look like the cases that probabilities and cut were judged on."""
 
@@ -282,6 +286,7 @@ class RevisableScorer(Scorer, Protocol):
         """Return a scorer as if ``after`` had been in the fit in place of ``before``; this one stays as it is.
 
         before, after: all events of the users concerned; same catalogue, same user codes; either may be empty.
+        Raises InexactError where what would be left is lost in rounding: only a fit is without these events.
         """
 
 

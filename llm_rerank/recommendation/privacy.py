@@ -27,7 +27,7 @@ from llm_rerank.recommendation.erasing import erase_caches, without_mentions
 from llm_rerank.recommendation.impressions import code_among
 from llm_rerank.recommendation.item_changes import with_texts_read_again, without_guarantees
 from llm_rerank.recommendation.state import Saved, expiry
-from llm_rerank.types import UNKNOWN, BoolArray, DataError, IntArray, Interactions, RevisableScorer, Users
+from llm_rerank.types import UNKNOWN, BoolArray, DataError, InexactError, IntArray, Interactions, RevisableScorer, Users
 
 FORGOTTEN = (
     "users or events were forgotten after the cut was chosen, so the components score otherwise than they did then"
@@ -252,22 +252,24 @@ def _without(saved: Saved, gone: BoolArray, *, all_scorers: bool) -> tuple[Saved
     learned: IntArray = of_touched[saved.in_fit[of_touched]]
     whole = learned[~is_torn[learned]]
     can_revise_all = all_scorers or len(np.unique(events.items[whole])) <= MOST_TOUCHED * events.n_items
-    components, rewritten, influence = [], ["item statistics"], []
+    components, rewritten, influence, are_torn = [], ["item statistics"], [], not can_revise_all
     for component in saved.fitted.components:
         scorer, left_in = component.scorer, learned
         if isinstance(scorer, RevisableScorer) and (scorer.revises_cheaply or can_revise_all):
             counts = scorer.revises_cheaply
             knows = of_touched[saved.counted[of_touched]] if counts else whole
-            left_in = learned[:0] if counts else learned[is_torn[learned]]
-            if gone[knows].any():
-                scorer = scorer.revised(events.take(knows), events.take(knows[~gone[knows]]))
-                component = replace(component, scorer=scorer)
-                rewritten.append(component.name)
+            revised = _revised(component, events.take(knows), events.take(knows[~gone[knows]]))
+            if revised is None:
+                are_torn = True
+            else:
+                left_in = learned[:0] if counts else learned[is_torn[learned]]
+                rewritten += [component.name] if revised is not component else []
+                component = revised
         if gone[left_in].any() and component.name not in READS_TEXTS_ALONE:
             influence.append(_learned_part(component))
         components.append(component)
     torn = saved.torn
-    if not can_revise_all:
+    if are_torn:
         torn = torn.copy()
         torn[_rows_of_users(events, gone & saved.in_fit)] = True
     saved = replace(saved, torn=torn)
@@ -287,6 +289,16 @@ def _without(saved: Saved, gone: BoolArray, *, all_scorers: bool) -> tuple[Saved
         rewritten += [f"{name} (texts)" for name in names if name not in rewritten]
         influence += [f"{name}: {what}" for name, what in LEARNED_OF_TEXTS.items() if name in names]
     return saved, rewritten, influence, read
+
+
+def _revised(component: Component, before: Interactions, after: Interactions) -> Component | None:
+    """Take events out of a component's scorer; None where it cannot be done exactly: it stays and keeps influence."""
+    if len(before) == len(after):
+        return component
+    try:
+        return replace(component, scorer=component.scorer.revised(before, after))  # type: ignore[attr-defined]
+    except InexactError:
+        return None
 
 
 def _rows_of_users(events: Interactions, chosen: BoolArray) -> IntArray:

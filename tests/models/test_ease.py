@@ -12,7 +12,7 @@ from llm_rerank.models.collaborative.ease import EASE
 from llm_rerank.models.collaborative.inverse_updates import add_rows, change_rows, longer_inverse, put_in
 from llm_rerank.models.collaborative.item_inverse import gram_matrix, invert_in_place
 from llm_rerank.models.scoring import histories_of, interaction_matrix
-from llm_rerank.types import DataError, LeaveUserOutScorer, NotFittedError, Ragged
+from llm_rerank.types import DataError, InexactError, LeaveUserOutScorer, NotFittedError, Ragged
 from tests.models.test_item_item import random_events, slow_pairs
 from tests.planted import cases_of, events_of, items_of, planted_shop
 from tests.scorer_suite import check_scorer, joined
@@ -252,6 +252,24 @@ def test_users_exchanged_equal_a_fit(most_rank, monkeypatch):
     np.testing.assert_array_equal(revised._model.support, fitted._model.support)
     cases = cases_of([[1, 2, 3], [30]], [np.arange(40)] * 2)
     np.testing.assert_allclose(revised.score(cases), fitted.score(cases), atol=1e-6)
+
+
+@pytest.mark.parametrize(("weight", "is_exact"), [(1, True), (10, True), (100, False), (1000, False), (10_000, False)])
+def test_a_user_who_outweighs_all_others_is_not_said_to_be_out(weight, is_exact):
+    """Weight 100 leaves scores wrong by 2 % of the greatest, 1000 by more than all of it: float32 has lost the rest."""
+    shop = planted_shop()
+    weights = shop.past.weights.copy()
+    weights[shop.past.users == 5] = weight
+    past = replace(shop.past, weights=weights)
+    scorer = EASE(regularization=50).fit(past, shop.items)
+    before, nothing = past.take(past.users == 5), past.take(past.users < 0)
+    if not is_exact:
+        with pytest.raises(InexactError, match="ease cannot be changed exactly.*fit again"):
+            scorer.revised(before, nothing)
+        return
+    fitted = EASE(regularization=50).fit(past.take(past.users != 5), shop.items)
+    ours, expected = (made.score_catalogue(shop.cases) for made in (scorer.revised(before, nothing), fitted))
+    np.testing.assert_allclose(ours, expected, rtol=0, atol=1e-5 * np.nanmax(np.abs(expected)))
 
 
 def test_an_item_whose_only_user_goes_is_unknown():

@@ -161,6 +161,34 @@ def test_no_file_holds_the_id_or_a_sentence_of_a_forgotten_user(whole, tables, t
     assert again.update(items=[{"item_id": "new", "title": "a new thing"}]).new_items == ["new"]
 
 
+def test_a_scorer_that_cannot_lose_a_user_is_named_as_shaped_by_them(exact):
+    """One user's events weigh a thousand times as much: EASE's inverse holds next to nothing of the others any more."""
+    saved = exact.saved
+    events, items = saved.events, saved.fitted.items
+    code = int(np.flatnonzero(events.user_ids == ERIKA)[0])
+    weights = np.where(events.users == code, 1000 * events.weights, events.weights).astype(np.float32)
+    heavy = replace(events, weights=weights)
+    components = [
+        replace(component, scorer=type(component.scorer)().fit(heavy, items, seed=0))
+        for component in saved.fitted.components
+    ]
+    heavy_fit = replace(saved.fitted, components=tuple(components))
+    heavy_saved = replace(saved, events=heavy, fitted=heavy_fit, in_fit=np.ones(len(events), dtype=bool))
+    left, report = forgotten(heavy_saved, [ERIKA])
+    assert {"ease", "text_ease"} <= set(report.influence)
+    assert not {"ease", "text_ease"} & set(report.rewritten)
+    assert scorer(left, "ease") is scorer(heavy_saved, "ease")
+    assert {"item_knn", "user_knn", "popularity"} <= set(report.rewritten)
+    assert not {"item_knn", "user_knn", "popularity"} & set(report.influence)
+    times = events.times[events.users == code]
+    assert len(np.unique(times)) > 1
+    partly, said = expired(replace(heavy_saved, config=replace(saved.config, retention_days=1)), times[-1] + DAY)
+    assert {"ease", "text_ease"} <= set(said.influence)
+    assert partly.torn[partly.events.users == np.flatnonzero(partly.events.user_ids == ERIKA)[0]].all()
+    later, said = forgotten(partly, [ERIKA])  # what is left of them is not taken for all that was in the fit
+    assert {"ease", "text_ease"} <= set(said.influence)
+
+
 def test_rewritten_texts_are_those_of_a_catalogue_without_the_review(whole, tables):
     saved, _ = forgotten(whole[0].saved, [ERIKA])
     events, items, _ = tables
