@@ -88,10 +88,11 @@ def default_specs(n_items: int, *, encoder: Encoder | None, text: bool = True) -
 def specs_for(config: RerankerConfig, events: Interactions, encoder: Encoder | None) -> list[ComponentSpec]:
     """Leave out of the default components what a shop has no use for, and the parts that the settings switch off.
 
-    Histories are read by their words in text-aware EASE already; "lexical" is for searches, where there are any.
+    Histories are read by their words in text-aware EASE already, where the catalogue is not too large for it; there
+    "lexical" is for searches, where there are any.
     """
     specs = default_specs(events.n_items, encoder=encoder)
-    if not events.queries.astype(bool).any():
+    if events.n_items <= MOST_ITEMS_FOR_EASE and not events.queries.astype(bool).any():
         specs = [spec for spec in specs if spec.name != "lexical"]
     return [spec for spec in specs if spec.part is None or getattr(config, spec.part) != "off"]
 

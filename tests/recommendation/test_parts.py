@@ -207,6 +207,10 @@ def test_settings_and_searches_choose_the_specs(data):
     queries[7] = "a lamp"
     searched = specs_for(replace(CONFIG, sequence="off"), replace(data.events, queries=queries), None)
     assert [spec.name for spec in searched] == ["text_ease", "als", "item_knn", "lexical", "recent_popularity"]
+    # without text-aware EASE, nothing else would read what the items say
+    for n_items, names in ((20_000, always), (20_001, ["als", "item_knn", "lexical", "recent_popularity"])):
+        large = specs_for(replace(CONFIG, sequence="off"), replace(data.events, n_items=n_items), None)
+        assert [spec.name for spec in large] == names
     assert [spec.part for spec in default_specs(100, encoder=None)][-1] == "sequence"
     assert all(spec.part != "sequence" for spec in default_specs(60_000, encoder=None))
     for name in ("sequence", "semantic"):
