@@ -10,7 +10,6 @@ from typing import Any, Self
 
 import numpy as np
 
-from llm_rerank.storage import atomic_path
 from llm_rerank.types import DataError, FloatArray, IntArray, StorageError
 
 MOST_ITEMS_FOR_FLAT = 200_000
@@ -68,14 +67,6 @@ class ItemIndex:
         self._index.add(new)
         return self
 
-    def extended(self, vectors: FloatArray) -> ItemIndex:
-        """Return a copy to which vectors were added as ``add`` does; this one may be searched meanwhile."""
-        import faiss
-
-        copied = ItemIndex(self.embedding_size, flat_limit=self.flat_limit)
-        copied._index = faiss.clone_index(self._index)
-        return copied.add(vectors)
-
     def search(self, vectors: FloatArray, k: int) -> tuple[FloatArray, IntArray]:
         """Find the k rows with the greatest inner product, best first.
 
@@ -100,16 +91,9 @@ class ItemIndex:
         found, _ = self.search(vectors, k)
         return float((found >= wanted[:, -1:] - TOLERANCE).mean())
 
-    def save(self, path: Path) -> None:
-        """Write the index in FAISS's own format, atomically."""
-        import faiss
-
-        with atomic_path(path) as unfinished:
-            faiss.write_index(self._index, str(unfinished))
-
     @classmethod
     def load(cls, path: Path, *, flat_limit: int = MOST_ITEMS_FOR_FLAT) -> Self:
-        """Read what ``save`` wrote.
+        """Read a file in FAISS's own format, as earlier versions of ``SemanticScorer`` wrote it.
 
         Raises StorageError where the file is missing, damaged, or an index of another kind.
         """

@@ -109,7 +109,7 @@ class SemanticScorer:
     def grown(self, items: Items, changed: IntArray) -> Self:
         """Return a scorer over a longer catalogue, whose changed texts are encoded anew; the whitening stays.
 
-        New items are added to a copy of the index; where older texts change too, the next search builds it anew.
+        The next ``retrieve`` builds the index anew.
         Raises StorageError where the encoder of the fit cannot be loaded.
         """
         vectors = self._fitted()
@@ -118,8 +118,6 @@ class SemanticScorer:
         grown = copy.copy(self)
         grown._keep(with_rows(vectors, len(items), codes, fresh))
         grown._index = None
-        if self._index is not None and not (codes < len(vectors)).any():
-            grown._index = self._index.extended(fresh[np.any(fresh != 0, axis=1)])
         return grown
 
     def score(self, cases: Cases) -> FloatArray:
@@ -162,7 +160,9 @@ class SemanticScorer:
     def retrieve(self, cases: Cases, k: int) -> Ragged:
         """Find at most k items a case through the index, best first; none where the case says nothing.
 
-        The index finds the 4k items nearest to the user's vector; the whole score orders them.
+        The index finds the items nearest to the user's vector (4k where ``greatest_weight`` counts); the whole score
+        orders them. The first call builds it, above 200,000 items in minutes: for whom scores the whole catalogue
+        anyway, ``scoring.retrieve`` finds the same without one.
         """
         if k < 1:
             raise DataError(f"k is {k}; it must be at least 1")
@@ -183,17 +183,11 @@ class SemanticScorer:
         return Ragged.from_lengths(near.values[order][place < k], np.minimum(near.lengths, k))
 
     def save(self, folder: Path) -> None:
-        """Write settings, whitening, the index with the vectors, and the encoder's name and fingerprint."""
-        vectors = self._fitted()
-        index, codes = self._searchable()
-        index.save(folder / "index.faiss")
+        """Write settings, whitening, the vectors, and the encoder's name and fingerprint; not the index."""
+        write_arrays(folder / "vectors.safetensors", {"vectors": self._fitted()})
         assert self._whitening is not None
-        arrays: dict[str, np.ndarray] = {
-            "codes": codes,
-            "mean": self._whitening.mean,
-            "matrix": self._whitening.matrix,
-        }
-        write_arrays(folder / "whitening.safetensors", arrays, {"n_items": len(vectors)})
+        arrays: dict[str, np.ndarray] = {"mean": self._whitening.mean, "matrix": self._whitening.matrix}
+        write_arrays(folder / "whitening.safetensors", arrays)
         settings = {name: getattr(self, name) for name in ("decay", "greatest_weight", "query_weight", "whiten")}
         write_json(folder / "semantic.json", {"settings": settings, "encoder": self._reference})
 
@@ -202,15 +196,15 @@ class SemanticScorer:
         """Read what ``save`` wrote. The encoder is not loaded before a case with a search comes."""
         stored = read_json(folder / "semantic.json")
         arrays, metadata = read_arrays(folder / "whitening.safetensors")
-        index = ItemIndex.load(folder / "index.faiss")
         scorer = cls(None, **stored["settings"])
         scorer._reference = stored["encoder"]
         scorer._whitening = Whitening(arrays["mean"], arrays["matrix"])
-        # the index is the only copy of the vectors on disk
-        vectors = np.zeros((metadata["n_items"], index.embedding_size), dtype=np.float32)
-        vectors[arrays["codes"]] = index.vectors()
+        if "codes" in arrays:  # saved by an earlier version: the index has the vectors of items with text
+            vectors = np.zeros((metadata["n_items"], len(arrays["mean"])), dtype=np.float32)
+            vectors[arrays["codes"]] = ItemIndex.load(folder / "index.faiss").vectors()
+        else:
+            vectors = read_arrays(folder / "vectors.safetensors")[0]["vectors"]
         scorer._keep(vectors)
-        scorer._index = index
         return scorer
 
     def item_vectors(self, codes: IntArray) -> FloatArray:
