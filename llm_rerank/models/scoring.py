@@ -5,7 +5,7 @@ Nothing here learns. Everything is whole-array numpy and scipy; the only loops a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from scipy.sparse import csr_matrix
@@ -13,8 +13,12 @@ from scipy.sparse import csr_matrix
 from llm_rerank.data.cases import QUERY_SEPARATOR
 from llm_rerank.types import Cases, CatalogueScorer, DataError, FloatArray, IntArray, Interactions, Items, Ragged
 
-BLOCK_SIZE = 1024
-"""Cases scored against the whole catalogue at once; 1,024 × 20,000 items × 4 bytes = 82 MB."""
+BLOCK_CELLS = 2**25
+"""Scores of cases × items held at once: 128 MiB of float32."""
+
+MOST_CASES_A_BLOCK = 1024
+FEW_CASES = 32
+"""So many go at once whatever the catalogue: with a million items they have ``BLOCK_CELLS`` scores."""
 
 
 def history_matrix(cases: Cases, n_items: int, *, decay: float = 0.0, positive_only: bool = True) -> csr_matrix:
@@ -113,18 +117,34 @@ def require_texts(items: Items, scorer: str) -> None:
         )
 
 
-def score_candidates(scorer: CatalogueScorer, cases: Cases, *, block_size: int = BLOCK_SIZE) -> FloatArray:
+def cases_a_block(n_items: int) -> int:
+    """Cases to be scored against a whole catalogue at once."""
+    return int(np.clip(BLOCK_CELLS // max(n_items, 1), 1, MOST_CASES_A_BLOCK))
+
+
+def _blocks(scorer: CatalogueScorer, cases: Cases) -> Iterator[IntArray]:
+    """Cut rows of the cases into blocks: int64, one after another. How many items there are the first case tells."""
+    size = FEW_CASES
+    if len(cases) > FEW_CASES:
+        size = cases_a_block(scorer.score_catalogue(cases.take(np.zeros(1, dtype=np.int64))).shape[1])
+    for start in range(0, len(cases), size):
+        yield np.arange(start, min(start + size, len(cases)), dtype=np.int64)
+
+
+def score_candidates(scorer: CatalogueScorer, cases: Cases) -> FloatArray:
     """Gather candidates' scores out of ``scorer.score_catalogue``, block by block.
 
     Returns float32, shape (n_candidates,); NaN for code −1 and for codes beyond the catalogue.
     """
     scores = np.full(len(cases.candidates.values), np.nan, dtype=np.float32)
-    for start in range(0, len(cases), block_size):
-        stop = min(start + block_size, len(cases))
+    if not len(scores):
+        return scores
+    for block_rows in _blocks(scorer, cases):
+        start, stop = block_rows[0], block_rows[-1] + 1
         first, last = cases.candidates.offsets[start], cases.candidates.offsets[stop]
         if first == last:
             continue
-        table = scorer.score_catalogue(cases.take(np.arange(start, stop, dtype=np.int64)))
+        table = scorer.score_catalogue(cases.take(block_rows))
         codes = cases.candidates.values[first:last]
         rows = np.repeat(np.arange(stop - start), cases.candidates.lengths[start:stop])
         known = (codes >= 0) & (codes < table.shape[1])
@@ -164,16 +184,13 @@ def top_k(scores: FloatArray, k: int, exclude: Ragged | None = None) -> Ragged:
     return Ragged.from_lengths(columns[order].astype(np.int64), np.bincount(rows, minlength=n_rows))
 
 
-def retrieve(
-    scorer: CatalogueScorer, cases: Cases, k: int, exclude: Ragged | None = None, block_size: int = BLOCK_SIZE
-) -> Ragged:
+def retrieve(scorer: CatalogueScorer, cases: Cases, k: int, exclude: Ragged | None = None) -> Ragged:
     """Find at most k items a case with the highest scores of the whole catalogue, best first.
 
     exclude: item codes not to retrieve (usually what the user has had), one row a case.
     """
     values, lengths = [np.empty(0, dtype=np.int64)], [np.empty(0, dtype=np.int64)]
-    for start in range(0, len(cases), block_size):
-        rows = np.arange(start, min(start + block_size, len(cases)), dtype=np.int64)
+    for rows in _blocks(scorer, cases):
         block_exclude = None if exclude is None else exclude.take(rows)
         best = top_k(scorer.score_catalogue(cases.take(rows)), k, block_exclude)
         values.append(best.values)

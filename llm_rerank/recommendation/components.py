@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 Group = Literal["collaborative", "semantic", "cross_encoder", "upstream"]
 
 MOST_REFERENCE_ITEMS = 5_000
-BLOCK_CELLS = 2**25  # 128 MiB of float32 scores a component
 
 
 @dataclass(frozen=True)
@@ -106,7 +105,9 @@ def retrieve_and_score(
     progress: called with the number of cases done after each block. failures: takes note of components that raise an
     error, which then have no opinion and retrieve nothing; None: the error is raised.
     """
-    block_size = int(np.clip(BLOCK_CELLS // max(n_items, 1), 1, 1024))
+    from llm_rerank.models.scoring import cases_a_block
+
+    block_size = cases_a_block(n_items)
     blended = [component for component in components if component.blends]
     parts_candidates: list[Ragged] = []
     parts_scores: list[FloatArray] = []

@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from llm_rerank.models import scoring
 from llm_rerank.models.scoring import (
     histories_of,
     history_matrix,
@@ -117,13 +118,36 @@ class _Sums:
         return np.outer(sums, np.arange(7, dtype=np.float32)).astype(np.float32)
 
 
-@pytest.mark.parametrize("block_size", [1, 2, 100])
-def test_blocks_change_nothing(block_size):
+@pytest.mark.parametrize("cells", [1, 14, 2**25])
+def test_blocks_change_nothing(cells, monkeypatch):
+    monkeypatch.setattr(scoring, "FEW_CASES", 0)
+    monkeypatch.setattr(scoring, "BLOCK_CELLS", cells)
     cases = cases_of([[1, 2], [], [6]], [[6, -1, 0, 7], [3], []])
-    scores = score_candidates(_Sums(), cases, block_size=block_size)
+    scores = score_candidates(_Sums(), cases)
     np.testing.assert_array_equal(scores, np.array([18, np.nan, 0, np.nan, 0], dtype=np.float32))
-    best = retrieve(_Sums(), cases, 2, exclude=Ragged.from_lists([[6], [], [5, 4]]), block_size=block_size)
+    best = retrieve(_Sums(), cases, 2, exclude=Ragged.from_lists([[6], [], [5, 4]]))
     assert [best[row].tolist() for row in range(3)] == [[5, 4], [0, 1], [6, 3]]
+
+
+@pytest.mark.parametrize(("n_items", "most"), [(7, 1024), (40_000, 838), (2_000_000, 16)])
+def test_no_table_is_larger_than_a_block(n_items, most):
+    """838 = 2^25 // 40,000; of two million items 16 cases fill a block, but 32 are never cut."""
+    seen = []
+
+    class Wide:
+        def score_catalogue(self, cases):
+            seen.append(len(cases))
+            return np.broadcast_to(np.float32(1), (len(cases), n_items))
+
+    for n_cases, sizes in ((32, [32]), (33, None), (1100, None)):
+        cases = cases_of([[0]] * n_cases, [[n_items - 1]] * n_cases)
+        seen.clear()
+        assert score_candidates(Wide(), cases).tolist() == [1] * n_cases
+        if sizes is not None:
+            assert seen == sizes
+            continue
+        assert (seen[0], sum(seen)) == (1, n_cases + 1)
+        assert max(seen) == min(n_cases, most)
 
 
 def test_no_case_at_all():

@@ -8,7 +8,6 @@ from hypothesis.extra import numpy as hnp
 
 from llm_rerank.models.collaborative.popularity import Popularity
 from llm_rerank.models.scoring import score_candidates
-from llm_rerank.recommendation import components as components_module
 from llm_rerank.recommendation.components import (
     MOST_REFERENCE_ITEMS,
     Component,
@@ -93,7 +92,7 @@ def test_blocks_of_any_size_give_the_same_and_report_every_case(planted, compone
     options = {"candidates_per_source": 5, "seen": cases.history}  # as many rows as cases, all different
     whole = retrieve_and_score(components, cases, np.arange(n_items), n_items, **options)
     for cells in (1, 7 * n_items):  # blocks of one case, and of seven
-        monkeypatch.setattr(components_module, "BLOCK_CELLS", cells)
+        monkeypatch.setattr("llm_rerank.models.scoring.BLOCK_CELLS", cells)
         done = []
         parts = retrieve_and_score(components, cases, np.arange(n_items), n_items, progress=done.append, **options)
         assert sum(done) == len(cases)
