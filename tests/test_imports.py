@@ -48,8 +48,8 @@ LAYERS = {
         "encoder",
         "whitening",
         "index",
-        "similarity",
         "text_features",
+        "similarity",
         "lexical",
     ],
     "models.collaborative": [

@@ -85,6 +85,27 @@ def test_dislikes_are_subtracted_and_are_never_the_greatest():
     )
 
 
+@pytest.mark.parametrize("whiten", [False, True])
+def test_a_blank_text_says_nothing_whatever_the_encoder_makes_of_it(whiten):
+    class Talkative(Plane):
+        def encode(self, inputs):
+            return super().encode([text if text.strip() else "0.8 -0.6" for text in inputs])
+
+    texts = ["1 0", "0 1", "0.6 0.8", "", "  ", "-1 0"]
+    ours, silent = (
+        SemanticScorer(encoder, whiten=whiten, decay=0).fit(None, items_of(texts), seed=0)
+        for encoder in (Talkative(), Plane())
+    )
+    cases = with_queries(cases_of([[0, 3, 4, 2], [3], []], [[0, 1, 2, 3, 4, 5]] * 3), ["", "", " "])
+    scores = ours.score(cases)
+    assert np.isnan(scores.reshape(3, 6)).tolist() == [[False] * 3 + [True] * 2 + [False], [True] * 6, [True] * 6]
+    np.testing.assert_array_equal(scores, silent.score(cases))
+    blank = ours.score_texts(cases_of([[0]], [[0, 0]]), [" ", "1 0"])
+    assert np.isnan(blank).tolist() == [True, False]
+    grown = ours.grown(items_of([*texts, " "]), np.array([6]))
+    assert np.isnan(grown.score(cases_of([[0]], [[6]]))).all()
+
+
 def test_searches_join_the_history():
     cases = cases_of([[0], [0], []], [[0, 1]] * 3)
     # u((1, 0) + 1 · (0, 1)) = (.7071, .7071); without a search east; a search alone is the user

@@ -17,6 +17,7 @@ from scipy.sparse import csr_matrix
 from llm_rerank.models.changes import codes_to_read, texts_of, with_rows
 from llm_rerank.models.scoring import history_matrix, require_texts, search_matrix
 from llm_rerank.models.semantic.index import ItemIndex
+from llm_rerank.models.semantic.text_features import text_vectors
 from llm_rerank.models.semantic.whitening import Whitening
 from llm_rerank.models.unit_length import unit_rows
 from llm_rerank.storage import read_arrays, read_json, write_arrays, write_json
@@ -99,7 +100,7 @@ class SemanticScorer:
         require_texts(items, "semantic scorer")
         self.encoder = SentenceEncoder() if self.encoder is None else self.encoder
         self._reference = encoder_reference(self.encoder)
-        vectors = self.encoder.encode(list(items.texts))
+        vectors = text_vectors(self.encoder, list(items.texts))
         self._whitening = Whitening.fit(vectors) if self.whiten else Whitening.identity(self.encoder.embedding_size)
         self._keep(self._whitening.apply(vectors))
         self._index = None
@@ -270,7 +271,7 @@ class SemanticScorer:
         if self.encoder is None:
             self.encoder = load_encoder(self._reference)
         check_same_encoder(self.encoder, self._reference)
-        return self._whitening.apply(self.encoder.encode(texts))
+        return self._whitening.apply(text_vectors(self.encoder, texts))
 
     def _table(self, cases: Cases, candidates: FloatArray, has_text: BoolArray) -> FloatArray:
         """Scores of candidates for each case: float32, shape (n_cases, n_candidates).

@@ -81,10 +81,9 @@ class TextFeatures:
         characters, character_weights = _tf_idf(titles, "char_wb")
         vectors = whitening = None
         if encoder is not None:
-            vectors = encoder.encode(list(texts))
+            vectors = text_vectors(encoder, texts)
             whitening = Whitening.fit(vectors)
             vectors = whitening.apply(vectors)
-            vectors[~known] = 0
         return cls(
             _only(words, known), _only(characters, known), word_weights, character_weights, vectors, whitening, known
         )
@@ -121,8 +120,7 @@ class TextFeatures:
         if self.vectors is not None and self.whitening is not None:
             if encoder is None:
                 raise DataError("these texts were compared by an encoder's vectors too; give the encoder of the fit")
-            fresh = self.whitening.apply(encoder.encode(list(texts)))
-            fresh[~known] = 0
+            fresh = self.whitening.apply(text_vectors(encoder, texts))
             vectors = with_rows(self.vectors, n_items, codes, fresh)
         words, characters = self.word_weights.vectors(texts, "word"), self.character_weights.vectors(titles, "char_wb")
         return replace(
@@ -185,6 +183,11 @@ def texts_and_titles(items: Items, codes: IntArray | None = None) -> tuple[list[
 def has_text(texts: Iterable[str]) -> BoolArray:
     """Say which texts are more than blanks: bool, shape (n_texts,)."""
     return np.array([bool(str(text).strip()) for text in texts], dtype=np.bool_)
+
+
+def text_vectors(encoder: Encoder, texts: Sequence[str]) -> FloatArray:
+    """Vectors of texts: float32, shape (n_texts, size); zero for a blank one, whatever the encoder makes of nothing."""
+    return np.where(has_text(texts)[:, None], encoder.encode(list(texts)), np.float32(0))
 
 
 def word_vectors(texts: Sequence[str]) -> csr_matrix:
