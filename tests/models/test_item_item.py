@@ -7,7 +7,14 @@ from hypothesis import strategies as st
 from scipy.sparse import csr_matrix
 
 from llm_rerank.models.collaborative import item_item
-from llm_rerank.models.collaborative.item_item import ItemKNN, co_occurrence, distinct_events, keep_largest
+from llm_rerank.models.collaborative.item_item import (
+    FEWEST_COPIES,
+    ItemKNN,
+    co_occurrence,
+    distinct_events,
+    keep_largest,
+    summed_by_size,
+)
 from llm_rerank.types import DataError, NotFittedError, Ragged
 from tests.planted import cases_of, events_of, items_of
 from tests.scorer_suite import check_scorer, joined
@@ -84,6 +91,40 @@ def test_distinct_events_keep_greatest_weight_and_newest_visit():
 def test_keep_largest_breaks_ties_by_column():
     matrix = csr_matrix(np.array([[5, 1, 5, 5], [0, 2, 0, 0], [0, 0, 0, 0]], dtype=np.float32))
     assert keep_largest(matrix, 2).toarray().tolist() == [[5, 0, 5, 0], [0, 2, 0, 0], [0, 0, 0, 0]]
+
+
+def test_neither_blocks_nor_the_order_of_addition_change_a_bit(monkeypatch):
+    past = random_events(3, n_users=60, n_items=40, n_events=2000)
+    whole, _ = co_occurrence(past, decay=0.3)
+    worth = np.random.default_rng(0).integers(0, 5, whole.nnz)  # few values: many ties
+    rows = whole.toarray()
+    kept = keep_largest(whole, 7, worth=worth)
+    for row in range(40):  # by a stable sort of the row alone
+        own = slice(*whole.indptr[row : row + 2])
+        columns = np.sort(whole.indices[own][np.argsort(-worth[own], kind="stable")[:7]])
+        assert kept.indices[slice(*kept.indptr[row : row + 2])].tolist() == columns.tolist()
+        assert kept[row].toarray()[0][columns].tolist() == rows[row][columns].tolist()
+    monkeypatch.setattr(item_item, "PAIRS_A_BLOCK", 20)  # some hundreds of parts
+    monkeypatch.setattr(item_item, "ENTRIES_A_BLOCK", 90)  # two or three rows at a time
+    parts, _ = co_occurrence(past, decay=0.3)
+    again = keep_largest(parts, 7, worth=worth)
+    for one, other in ((parts, whole), (again, kept)):
+        np.testing.assert_array_equal(one.indptr, other.indptr)
+        np.testing.assert_array_equal(one.indices, other.indices)
+        np.testing.assert_array_equal(one.data, other.data)
+    for cells in (1, 10**6):  # a row longer than a block is a block
+        monkeypatch.setattr(item_item, "ENTRIES_A_BLOCK", cells)
+        assert (keep_largest(whole, 7, worth=worth) != kept).nnz == 0
+
+
+def test_each_entry_is_copied_as_often_as_a_binary_counter_carries():
+    one = csr_matrix(np.eye(256))
+    sums, n_copied = (csr_matrix((256, 256)),), 0
+    for row in range(256):  # parts of one entry each, all in different places
+        before, sums = sums, summed_by_size((*sums, one[row].T @ one[row]), FEWEST_COPIES)
+        n_copied += sum(part.nnz for part in sums if all(part is not old for old in before))
+    assert sum(part.nnz for part in sums) == 256
+    assert n_copied <= 256 * 9  # log2(256) times, and once new; added to one sum: 256 × 257 / 2 = 32,896
 
 
 def test_pruning_keeps_the_strongest_neighbours():

@@ -29,6 +29,7 @@ from llm_rerank.types import Cases, DataError, FloatArray, IntArray, Interaction
 Float64Array = npt.NDArray[np.float64]
 
 PAIRS_A_BLOCK = 2**22  # 4M pairs: about 120 MB of indices and values at once
+ENTRIES_A_BLOCK = 2**20
 GRAIN = 2.0**-30
 """Pairs are counted in whole multiples of this, which float64 adds without rounding up to a sum of 2²³: what is taken
 out again leaves exactly nothing, in whatever order. A pair that weighs less than half of it is none."""
@@ -101,9 +102,10 @@ def co_occurrence(past: Interactions, decay: float) -> tuple[csr_matrix, Float64
     """
     events, weights, visits = distinct_events(*histories_of(past), past.n_items)
     shape = (past.n_items, past.n_items)
-    total = csr_matrix(([], ([], [])), shape=shape, dtype=np.float64)
+    parts: tuple[csr_matrix, ...] = (csr_matrix(shape, dtype=np.float64),)
     for part in decayed_pairs(events, weights, visits, past.n_items, decay):
-        total = total + part
+        parts = summed_by_size((*parts, part), FEWEST_COPIES)
+    total = sum(parts[:-1], parts[-1])
     counts = (total + total.T).tocsr()
     counts.eliminate_zeros()
     counts.sort_indices()
@@ -119,11 +121,20 @@ def keep_largest(matrix: csr_matrix, n_kept: int, *, worth: npt.NDArray[Any] | N
     lengths = np.diff(matrix.indptr)
     if not len(matrix.data) or lengths.max() <= n_kept:
         return matrix
-    rows = np.repeat(np.arange(matrix.shape[0]), lengths)
-    # rows stay in place, best first within each
-    order = np.lexsort((matrix.indices, -(matrix.data if worth is None else worth), rows))
-    rank = np.arange(len(rows)) - np.repeat(matrix.indptr[:-1], lengths)
-    kept = np.sort(order[rank < n_kept])
+    worth = matrix.data if worth is None else worth
+    parts, start = [], 0
+    while start < matrix.shape[0]:  # in blocks of rows: sorting takes several times what the matrix does
+        first = int(matrix.indptr[start])
+        end = np.searchsorted(matrix.indptr, first + ENTRIES_A_BLOCK, side="right") - 1
+        stop = int(np.clip(end, start + 1, matrix.shape[0]))
+        entries = slice(first, int(matrix.indptr[stop]))
+        rows = np.repeat(np.arange(stop - start), lengths[start:stop])
+        # rows stay in place, best first within each
+        order = np.lexsort((matrix.indices[entries], -worth[entries], rows))
+        rank = np.arange(len(rows)) - np.repeat(matrix.indptr[start:stop] - first, lengths[start:stop])
+        parts.append(first + np.sort(order[rank < n_kept]))
+        start = stop
+    kept = np.concatenate(parts)
     indptr = np.concatenate([[0], np.cumsum(np.minimum(lengths, n_kept))])
     return csr_matrix((matrix.data[kept], matrix.indices[kept], indptr), shape=matrix.shape)
 
@@ -198,7 +209,7 @@ class ItemKNN:
         revised._support = support
         if self._n_kept is not None:
             change = no_less_than_nothing(change, self._parts)
-        revised._parts = summed_by_size((*self._parts, change)) if change.nnz else self._parts
+        revised._parts = summed_by_size((*self._parts, change), SIZE_RATIO) if change.nnz else self._parts
         if revised._parts[0] is not self._parts[0]:
             revised._parts = (revised._strongest(revised._parts[0]), *revised._parts[1:])
         return revised
@@ -273,13 +284,13 @@ def scale(support: Float64Array, exponent: float) -> Float64Array:
     return (support + SUPPORT_OFFSET) ** -exponent
 
 
-def summed_by_size(parts: Sequence[csr_matrix]) -> tuple[csr_matrix, ...]:
-    """Add the last parts up until each is much smaller than the one before; entries that became 0 go.
+def summed_by_size(parts: Sequence[csr_matrix], ratio: float) -> tuple[csr_matrix, ...]:
+    """Add the last parts up until each has ``ratio`` times fewer entries than the one before; those of 0 go.
 
     So that a small change costs little, and what it is added to is copied only once in many changes.
     """
     kept = list(parts)
-    while len(kept) > 1 and kept[-1].nnz * SIZE_RATIO > kept[-2].nnz:
+    while len(kept) > 1 and kept[-1].nnz * ratio > kept[-2].nnz:
         last = kept.pop()
         kept[-1] = csr_matrix(kept[-1] + last)
     return tuple(kept)
@@ -305,3 +316,6 @@ LARGE_NEIGHBOURS = 200
 LEAST_WEIGHT = 1e-6
 """A support below minus this was not rounded: something was taken out that had not been counted."""
 SIZE_RATIO = 16
+"""Few parts, for every score adds them up; a revision is far smaller than what it changes."""
+FEWEST_COPIES = 2
+"""Of many parts of one size each entry is copied as often as a binary counter carries: log2 of their number."""
