@@ -11,7 +11,17 @@ import numpy as np
 from scipy.sparse import csr_matrix
 
 from llm_rerank.data.cases import QUERY_SEPARATOR
-from llm_rerank.types import Cases, CatalogueScorer, DataError, FloatArray, IntArray, Interactions, Items, Ragged
+from llm_rerank.types import (
+    BoolArray,
+    Cases,
+    CatalogueScorer,
+    DataError,
+    FloatArray,
+    IntArray,
+    Interactions,
+    Items,
+    Ragged,
+)
 
 BLOCK_CELLS = 2**25
 """Scores of cases × items held at once: 128 MiB of float32."""
@@ -21,7 +31,9 @@ FEW_CASES = 32
 """So many go at once whatever the catalogue: with a million items they have ``BLOCK_CELLS`` scores."""
 
 
-def history_matrix(cases: Cases, n_items: int, *, decay: float = 0.0, positive_only: bool = True) -> csr_matrix:
+def history_matrix(
+    cases: Cases, n_items: int, *, decay: float = 0.0, positive_only: bool = True, readable: BoolArray | None = None
+) -> csr_matrix:
     """Histories as sparse rows: entry = weight × exp(−decay × age), the strongest where an item comes again.
 
     Age counts *visits* (distinct times) back from the newest, 0 for the newest itself, so that a basket has one age
@@ -29,20 +41,28 @@ def history_matrix(cases: Cases, n_items: int, *, decay: float = 0.0, positive_o
 
     n_items: number of columns. decay: 0 or more, an age of one visit costs the factor exp(−decay).
     positive_only: leave out events of weight ≤ 0 (dislikes); else the entry of greatest magnitude stands.
+    readable: bool, shape (n_items,), for scorers that read a row's direction alone: other items are left out, and the
+    greatest magnitude of each row becomes 1, so that what is read does not fade away behind visits that say nothing.
     Returns float32 CSR, shape (n_cases, n_items), sorted indices, no duplicates.
     """
     return _decayed_rows(
-        cases.history, cases.history_weights, cases.history_times, n_items, decay=decay, positive_only=positive_only
+        cases.history,
+        cases.history_weights,
+        cases.history_times,
+        n_items,
+        decay=decay,
+        positive_only=positive_only,
+        readable=readable,
     )
 
 
-def interaction_matrix(past: Interactions, *, decay: float = 0.0) -> csr_matrix:
-    """Users' liked items as sparse rows, exactly as ``history_matrix`` would build them.
+def interaction_matrix(past: Interactions) -> csr_matrix:
+    """Users' liked items as sparse rows, exactly as ``history_matrix`` would build them without a decay.
 
     Returns float32 CSR, shape (n_users, n_items); entries above 0 only.
     """
     history, weights, times = histories_of(past)
-    return _decayed_rows(history, weights, times, past.n_items, decay=decay, positive_only=True)
+    return _decayed_rows(history, weights, times, past.n_items, decay=0.0, positive_only=True, readable=None)
 
 
 def histories_of(past: Interactions) -> tuple[Ragged, FloatArray, IntArray]:
@@ -69,7 +89,14 @@ def visit_numbers(history: Ragged, times: IntArray) -> IntArray:
 
 
 def _decayed_rows(
-    history: Ragged, weights: FloatArray, times: IntArray, n_items: int, *, decay: float, positive_only: bool
+    history: Ragged,
+    weights: FloatArray,
+    times: IntArray,
+    n_items: int,
+    *,
+    decay: float,
+    positive_only: bool,
+    readable: BoolArray | None,
 ) -> csr_matrix:
     if decay < 0:
         raise DataError(f"decay is {decay}; it must be 0 or more, for example 0.15 a visit")
@@ -80,6 +107,8 @@ def _decayed_rows(
     newest[filled] = visits[history.offsets[1:][filled] - 1]
     values = weights.astype(np.float64) * np.exp(-decay * (newest[rows] - visits))
     kept = (history.values >= 0) & (history.values < n_items)
+    if readable is not None:
+        kept[kept] = readable[history.values[kept]]
     if positive_only:
         kept &= weights > 0
     cells = rows[kept] * n_items + history.values[kept]
@@ -89,7 +118,11 @@ def _decayed_rows(
     last = np.ones(len(cells), dtype=bool)
     last[:-1] = cells[1:] != cells[:-1]
     cells, values = cells[last], values[last]
-    indptr = np.concatenate([[0], np.cumsum(np.bincount(cells // n_items, minlength=len(history)))])
+    lengths = np.bincount(cells // n_items, minlength=len(history))
+    indptr = np.concatenate([[0], np.cumsum(lengths)])
+    if readable is not None and len(values):  # before float32, which knows nothing below e^−103
+        greatest = np.maximum.reduceat(np.abs(values), indptr[:-1][lengths > 0])
+        values /= np.repeat(np.where(greatest > 0, greatest, 1.0), lengths[lengths > 0])
     return csr_matrix((values.astype(np.float32), cells % n_items, indptr), shape=(len(history), n_items))
 
 

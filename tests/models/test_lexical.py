@@ -165,6 +165,14 @@ def test_a_search_alone_finds_what_it_names_and_the_newest_counts_most():
     assert np.isnan(scores[:, 3]).all() and np.isnan(scores[2]).all()
 
 
+@pytest.mark.parametrize("n_between", [0, 70, 600])
+def test_a_history_does_not_fade_away_behind_visits_that_say_nothing(n_between):
+    scorer = LexicalScorer(decay=0.2).fit(None, items_of(["red bicycle", "bicycle pump", "tea pot", ""]), seed=0)
+    near, far = scorer.score(cases_of([[2, 0], [2, 0, *[3, -1] * n_between]], [[0, 1, 2]] * 2)).reshape(2, 3)
+    assert near[1] > near[2] * 0.1 > 0
+    np.testing.assert_allclose(far, near, rtol=1e-5)
+
+
 def test_a_search_joins_the_history_by_its_weight():
     cases = with_queries(cases_of([[0]] * 2, [[0, 1]] * 2), ["oak lamp", ""])
     # the two texts share no term: (1, w) / √(1 + w²) where the search says what item 1 says

@@ -40,6 +40,14 @@ def test_scores_equal_a_slow_twin(n_neighbours):
     np.testing.assert_allclose(scores, slow_scores(past, history, n_neighbours, 0.3, 0.2), rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.parametrize("n_between", [0, 50, 600])
+def test_a_history_does_not_fade_away_behind_visits_of_unknown_items(n_between):
+    past = random_events(3, n_users=30, n_events=150)
+    scorer = UserKNN(n_neighbours=5, decay=0.3, candidate_exponent=0.2).fit(past, items_of("x" * 12))
+    scores = scorer.score_catalogue(cases_of([[4, 7, 1, 4, *[-1] * n_between]], [[]]))[0]
+    np.testing.assert_allclose(scores, slow_scores(past, [4, 7, 1, 4], 5, 0.3, 0.2), rtol=1e-5, atol=1e-7)
+
+
 def test_an_item_that_all_users_took_is_still_known():
     past = events_of([(0, 0, 0), (1, 0, 0), (1, 1, 1)], 3)
     scores = UserKNN(candidate_exponent=0).fit(past, items_of("abc")).score(cases_of([[0]], [[1, 2]]))

@@ -110,6 +110,23 @@ def test_top_k_equals_a_stable_sort(seed, k):
         assert best[row].tolist() == expected
 
 
+def test_what_can_be_read_does_not_fade_behind_what_cannot():
+    # readable: 0 (age 402, weight .5), 1 (age 401, weight 1), 3 (disliked, age 400): e^-80.4, e^-80.2 and e^-80 alike
+    history = [0, 1, 3, *[2] * 200, *[-1] * 200]
+    cases = cases_of([history, [2, 4]], [[], []], times=[np.arange(403), np.arange(2)])
+    cases.history_weights[:3] = [0.5, 1, -0.25]
+    readable = np.array([True, True, False, True])
+    rows = history_matrix(cases, 4, decay=0.2, positive_only=False, readable=readable).toarray()
+    np.testing.assert_allclose(rows, [[0.5 * np.exp(-0.2), 1, 0, -0.25 * np.exp(0.2)], [0] * 4], rtol=1e-6)
+    liked = history_matrix(cases, 4, decay=0.2, readable=readable).toarray()
+    np.testing.assert_allclose(liked, [[0.5 * np.exp(-0.2), 1, 0, 0], [0] * 4], rtol=1e-6)
+    far = history_matrix(cases, 4, decay=1, readable=readable)  # e^-401 is nothing in float32
+    np.testing.assert_allclose(far.toarray()[0, :2], [0.5 * np.exp(-1), 1], rtol=1e-6)
+    nothing = cases_of([[0]], [[]])
+    nothing.history_weights[:] = 0
+    assert history_matrix(nothing, 4, positive_only=False, readable=readable).toarray().tolist() == [[0] * 4]
+
+
 class _Sums:
     """Score of an item = its code × the sum of the history."""
 

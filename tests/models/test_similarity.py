@@ -106,6 +106,15 @@ def test_a_blank_text_says_nothing_whatever_the_encoder_makes_of_it(whiten):
     assert np.isnan(grown.score(cases_of([[0]], [[6]]))).all()
 
 
+@pytest.mark.parametrize("n_between", [0, 80, 1500])
+def test_a_history_does_not_fade_away_behind_visits_that_say_nothing(n_between):
+    between = [3, -1] * n_between  # without text, and not in the catalogue
+    scores = plane_scorer(decay=LN2 / 4, greatest_weight=1.0).score(cases_of([[0, 1, *between]], [[0, 1, 2, 4]]))
+    np.testing.assert_allclose(
+        scores, plane_scorer(decay=LN2 / 4, greatest_weight=1.0).score(cases_of([[0, 1]], [[0, 1, 2, 4]])), atol=1e-6
+    )
+
+
 def test_searches_join_the_history():
     cases = cases_of([[0], [0], []], [[0, 1]] * 3)
     # u((1, 0) + 1 · (0, 1)) = (.7071, .7071); without a search east; a search alone is the user

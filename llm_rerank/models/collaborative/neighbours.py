@@ -97,14 +97,14 @@ class UserKNN:
         """Scores: float32, shape (n_cases, n_items)."""
         histories = self._fitted()
         assert self._rarity is not None and self._directions is not None
-        history = history_matrix(cases, len(self._rarity), decay=self.decay)
+        n_takers = np.bincount(histories.indices, minlength=len(self._rarity))
+        history = history_matrix(cases, len(self._rarity), decay=self.decay, readable=n_takers > 0)
         similarities = csr_matrix(unit_sparse_rows(csr_matrix(history @ diags_array(self._rarity))) @ self._directions)
         similarities.sort_indices()
         scores = (keep_largest(similarities, self.n_neighbours) @ histories).toarray()
-        n_takers = np.bincount(histories.indices, minlength=len(self._rarity))
         scores *= ((n_takers + SUPPORT_OFFSET) ** -self.candidate_exponent).astype(np.float32)
         scores[:, n_takers == 0] = np.nan
-        scores[history @ (n_takers > 0).astype(np.float32) == 0] = np.nan
+        scores[np.diff(history.indptr) == 0] = np.nan
         return scores
 
     def score(self, cases: Cases) -> FloatArray:

@@ -116,7 +116,8 @@ class LexicalScorer:
 
     def _users(self, cases: Cases) -> csr_matrix:
         """Vector of each case: float32 CSR, shape (n_cases, n_terms), unit length; empty where it says nothing."""
-        history = history_matrix(cases, self._vectors.shape[0], decay=self.decay, positive_only=False)
+        has_text = self._fitted().has_text
+        history = history_matrix(cases, len(has_text), decay=self.decay, positive_only=False, readable=has_text)
         users = unit_sparse_rows(history @ self._vectors)
         searches, weights = search_matrix(cases.queries, self.decay)
         if searches and self.query_weight:

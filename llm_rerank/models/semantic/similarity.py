@@ -237,9 +237,7 @@ class SemanticScorer:
     def _users(self, cases: Cases) -> tuple[FloatArray, csr_matrix]:
         """Vector of each case, float32 (n_cases, size), zero where it says nothing; and its decayed history."""
         vectors = self._fitted()
-        history = history_matrix(cases, len(vectors), decay=self.decay, positive_only=False)
-        history.data[~self._has_text[history.indices]] = 0
-        history.eliminate_zeros()
+        history = history_matrix(cases, len(vectors), decay=self.decay, positive_only=False, readable=self._has_text)
         users = unit_rows(history @ vectors)
         searches, weights = search_matrix(cases.queries, self.decay)
         if searches and self.query_weight:
