@@ -8,7 +8,7 @@ from scipy.optimize import approx_fprime, minimize
 from scipy.sparse import csr_matrix
 from scipy.special import expit
 
-from llm_rerank.models.collaborative.attributes import AttributeMap
+from llm_rerank.models.collaborative.attributes import AttributeMap, feature_scale
 from llm_rerank.models.collaborative.descent import (
     Cells,
     DescentSettings,
@@ -357,6 +357,18 @@ def test_attribute_map_recovers_a_linear_rule():
 
 def test_no_user_with_attributes_means_no_map():
     assert AttributeMap.fit(np.ones((3, 1), np.float32), np.array([-1, 3]), np.ones((2, 2), np.float32)) is None
+
+
+@pytest.mark.parametrize("value", [0.0, 0.1, 0.3, 37.3, -123456.789, 1.7e9])
+@pytest.mark.parametrize("n_users", [1, 100, 320, 5000])
+def test_what_float32_does_not_tell_apart_is_constant(value, n_users):
+    features = np.full((n_users, 2), value, dtype=np.float32)
+    features[: n_users // 2, 1] = np.nextafter(features[0, 1], np.float32(np.inf))  # the same, computed otherwise
+    mean, deviation = feature_scale(features)
+    np.testing.assert_allclose(mean, value, rtol=1e-6, atol=1e-6)
+    assert deviation.tolist() == [1, 1]
+    days = 1.7e9 + 86_400 * np.arange(5)  # seconds since 1970 of five days in a row still differ
+    np.testing.assert_allclose(feature_scale(days[:, None].astype(np.float32))[1], 86_400 * 2**0.5, rtol=1e-3)
 
 
 # ---- errors

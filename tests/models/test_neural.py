@@ -249,6 +249,23 @@ def test_a_newcomer_is_known_by_attributes(shop, tmp_path):
     assert np.isnan(scorer.score(strangers)).all()
 
 
+@pytest.mark.parametrize("value", [0.1, 37.3, 1.7e9])
+def test_a_constant_attribute_says_nothing_and_another_value_of_it_little(shop, value):
+    """In float32 a constant may deviate from its own mean; divided by that, a newcomer's other value is enormous."""
+    n_users = shop.past.n_users
+    attributes = np.eye(8, dtype=np.float32)[shop.user_themes]
+    constant = np.column_stack([attributes, np.full(n_users, value, dtype=np.float32)])
+    past = replace(shop.past, user_rows=np.arange(n_users))
+    with_it = NeuralScorer(user_features=constant, **FAST).fit(past, shop.items, seed=0)
+    cases = with_attributes(shop, np.arange(len(shop.cases)))
+    assert first_rate(with_it.score(cases), cases) > 0.8
+    tables = with_it._tables
+    assert (tables["feature_mean"][8], tables["feature_deviation"][8]) == (np.float32(value), 1)
+    scores = with_it.score(cases)
+    with_it.user_features = constant + np.r_[np.zeros(8), 0.1].astype(np.float32)
+    np.testing.assert_allclose(with_it.score(cases), scores, atol=0.2 * np.nanstd(scores))
+
+
 def test_loading_and_scoring_need_no_torch(fitted, tmp_path):
     fitted.save(tmp_path)
     code = (

@@ -37,9 +37,12 @@ class ALS:
     Rendle et al. (2022, arXiv:2110.14037) scale it. Dividing by the mean keeps λ comparable across exponents.
 
     ``implicit``'s half-step solves each row by itself, so rows of one frequency (to within 10 %) form a block that is
-    solved with its own λ·s: exact, and no Python loop over rows. Rendle et al. scale by (observed + weight of all
-    unobserved cells) ** exponent; in ``implicit``'s units, where an unobserved cell weighs 1, the second term drowns
-    the first and scales nothing, so the observed cells alone are counted (as in ALS-WR, Zhou et al. 2008).
+    solved with its own λ·s, without a Python loop over rows. As ``implicit`` has it, a half-step of the fit is three
+    steps of conjugate gradients from the vectors of before, no full solve; the next epochs go on from there (10 epochs
+    on planted data: scores within .1 to 1 % of those of full solves, as many targets first).
+    Rendle et al. scale by (observed + weight of all unobserved cells) ** exponent; in ``implicit``'s units, where an
+    unobserved cell weighs 1, the second term drowns the first and scales nothing, so the observed cells alone are
+    counted (as in ALS-WR, Zhou et al. 2008).
 
     No user vector is kept: a history is folded in by the exact least-squares half-step for one more user, its events
     faded by ``decay`` a visit. An event faded to c < 1 weighs less than an unobserved cell does, and in the limit

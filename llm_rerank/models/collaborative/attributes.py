@@ -4,11 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
+import numpy.typing as npt
 
 from llm_rerank.types import BoolArray, DataError, FloatArray, IntArray
+
+Float64Array = npt.NDArray[np.float64]
+
+LEAST_DEVIATION = 1e-7
+"""Of the mean; float32 has steps of 6e-8 to 1.2e-7."""
 
 _REGULARIZATION = 1.0
 """Ridge penalty on standardised attributes: as much as one more user says."""
@@ -38,8 +44,8 @@ class AttributeMap:
         if not known.any():
             return None
         x, y = features[rows[known]].astype(np.float64), outputs[known].astype(np.float64)
-        mean, deviation, offset = x.mean(axis=0), x.std(axis=0), y.mean(axis=0)
-        deviation[deviation < 1e-12] = 1.0  # a constant attribute says nothing, and must not divide by 0
+        mean, deviation = feature_scale(x)
+        offset = y.mean(axis=0)
         x = (x - mean) / deviation
         weights = np.linalg.solve(x.T @ x + _REGULARIZATION * np.eye(x.shape[1]), x.T @ (y - offset))
         return cls(
@@ -78,6 +84,16 @@ def check_features(features: FloatArray) -> FloatArray:
             "(llm_rerank.data.missing)"
         )
     return matrix
+
+
+def feature_scale(features: npt.NDArray[np.floating[Any]]) -> tuple[Float64Array, Float64Array]:
+    """Mean and deviation of attributes over users, shape (n_users, n_features): float64, both shape (n_features,).
+
+    The deviation of a constant attribute, which says nothing and must not divide by 0, is 1: of one that varies by
+    less than float32 tells apart. In float64, for in float32 a constant may deviate from its own mean.
+    """
+    mean, deviation = features.mean(axis=0, dtype=np.float64), features.std(axis=0, dtype=np.float64)
+    return mean, np.where(deviation > np.maximum(LEAST_DEVIATION * np.abs(mean), 1e-12), deviation, 1.0)
 
 
 def known_rows(rows: IntArray, features: FloatArray) -> BoolArray:

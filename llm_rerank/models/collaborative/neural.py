@@ -15,7 +15,7 @@ from scipy.sparse import csr_matrix, diags_array
 from llm_rerank.data.cases import build_cases
 from llm_rerank.data.splits import hash_users
 from llm_rerank.models.changes import codes_to_read, longer
-from llm_rerank.models.collaborative.attributes import check_features, known_rows
+from llm_rerank.models.collaborative.attributes import check_features, feature_scale, known_rows
 from llm_rerank.models.scoring import history_matrix, score_candidates
 from llm_rerank.storage import read_arrays, write_arrays
 from llm_rerank.types import BoolArray, Cases, DataError, FloatArray, IntArray, Interactions, Items, NotFittedError
@@ -250,8 +250,8 @@ class NeuralScorer:
             n_features = 0 if self.user_features is None else self.user_features.shape[1]
             return np.zeros(n_features, dtype=np.float32), np.ones(n_features, dtype=np.float32)
         known = self.user_features[user_rows[self._has_attributes(user_rows)]]
-        deviation = known.std(axis=0)
-        return known.mean(axis=0), np.where(deviation > 0, deviation, np.float32(1.0))
+        mean, deviation = feature_scale(known)
+        return mean.astype(np.float32), deviation.astype(np.float32)
 
     def _attributes(self, user_rows: IntArray, mean: FloatArray, deviation: FloatArray) -> FloatArray:
         """Standardised attributes, 0 (the mean) where unknown: float32, shape (n_cases, n_features)."""
