@@ -302,26 +302,6 @@ class GrowingScorer(Scorer, Protocol):
 
 
 @runtime_checkable
-class LeaveUserOutScorer(Scorer, Protocol):
-    """A scorer that can undo one user's part in its fit: what training on its scores must read."""
-
-    def score_without_user(
-        self,
-        cases: Cases,
-        contributed: Ragged,
-        *,
-        weights: FloatArray | None = None,
-        times: IntArray | None = None,
-    ) -> FloatArray:
-        """Scores as if each case's user had not been in the fit.
-
-        contributed: item codes that the case's user brought to the fit, oldest first, one row a case. weights, times:
-        of those events, laid out as ``contributed.values``; None: all of weight 1, each its own visit.
-        Returns float32, shape (n_candidates,).
-        """
-
-
-@runtime_checkable
 class Encoder(Protocol):
     """Anything that turns inputs (texts, images) into vectors of unit length."""
 

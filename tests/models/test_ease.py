@@ -1,4 +1,4 @@
-"""EASE against its definition, and the removal of one user against a fit without that user."""
+"""EASE against its definition, and users taken out or put in against a fit without or with them."""
 
 from dataclasses import replace
 
@@ -7,12 +7,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llm_rerank.models.collaborative import inverse_updates, item_inverse
+from llm_rerank.models.collaborative import inverse_updates
 from llm_rerank.models.collaborative.ease import EASE
 from llm_rerank.models.collaborative.inverse_updates import add_rows, change_rows, longer_inverse, put_in
 from llm_rerank.models.collaborative.item_inverse import gram_matrix, invert_in_place
-from llm_rerank.models.scoring import histories_of, interaction_matrix
-from llm_rerank.types import DataError, InexactError, LeaveUserOutScorer, NotFittedError, Ragged
+from llm_rerank.models.scoring import interaction_matrix
+from llm_rerank.types import DataError, InexactError, NotFittedError
 from tests.models.test_item_item import random_events, slow_pairs
 from tests.planted import cases_of, events_of, items_of, planted_shop
 from tests.scorer_suite import check_scorer, joined
@@ -84,92 +84,6 @@ def test_badly_conditioned_matrices_are_inverted_in_float64():
 def test_not_positive_definite_is_an_error():
     with pytest.raises(DataError, match="not positive definite"):
         invert_in_place(np.array([[1, 2], [2, 1]], dtype=np.float32), least_eigenvalue=1)
-
-
-def check_without_user(make, past, items, users, candidates, history_of):
-    """``score_without_user`` must equal the scores of a fit without that user; returns the greatest difference."""
-    histories, weights, times = histories_of(past)
-    rows = np.array(users)
-    positions = histories.value_positions(rows)
-    cases = cases_of([history_of(histories[user]) for user in users], [candidates] * len(users))
-    full = make().fit(past, items, seed=0)
-    assert isinstance(full, LeaveUserOutScorer)
-    found = full.score_without_user(cases, histories.take(rows), weights=weights[positions], times=times[positions])
-    assert found.dtype == np.float32
-    greatest = 0.0
-    for row, user in enumerate(users):
-        refitted = make().fit(past.take(past.users != user), items, seed=0).score(cases.take(np.array([row])))
-        ours = found[row * len(candidates) : (row + 1) * len(candidates)]
-        np.testing.assert_allclose(ours, refitted, atol=1e-5)
-        greatest = max(greatest, float(np.nanmax(np.abs(ours - refitted), initial=0)))
-    return greatest
-
-
-@pytest.mark.parametrize("cells_a_block", [1, 2**22])
-def test_a_user_removed_equals_a_fit_without_them(cells_a_block, monkeypatch):
-    monkeypatch.setattr(item_inverse, "CELLS_A_BLOCK", cells_a_block)
-    past = random_events(6, n_users=12, n_events=70)
-    # user 12 alone took item 11: without them it is unknown
-    past = events_of(
-        [*zip(past.users, past.items % 11, past.times, past.weights, strict=True), (12, 11, 1), (12, 3, 2), (12, 4, 2)],
-        12,
-    )
-    check_without_user(
-        lambda: EASE(regularization=2.0, decay=0.1),
-        past,
-        items_of("x" * 12),
-        list(range(13)),
-        [*range(12), -1, 12],
-        lambda history: history[: len(history) // 2 + 1],
-    )
-
-
-def test_a_history_that_only_its_user_made_known_says_nothing_without_them():
-    past = events_of([(0, 0, 0), (0, 1, 1), (1, 1, 0), (1, 2, 1)], 3)
-    scorer = EASE().fit(past, items_of("abc"))
-    cases = cases_of([[0], [0, 1]], [[1, 2], [1, 2]])
-    assert np.isfinite(scorer.score(cases)).all()
-    scores = scorer.score_without_user(cases, Ragged.from_lists([[0, 1], [0, 1]]))
-    assert np.isnan(scores[:2]).all()
-    assert np.isfinite(scores[2:]).all()
-
-
-def test_without_weights_each_event_weighs_one():
-    shop = planted_shop(n_users=80)
-    scorer = EASE().fit(shop.past, shop.items)
-    histories, weights, times = histories_of(shop.past)
-    np.testing.assert_array_equal(
-        scorer.score_without_user(shop.cases, histories),
-        scorer.score_without_user(shop.cases, histories, weights=weights, times=times),
-    )
-
-
-def test_a_user_who_contributed_nothing_changes_nothing():
-    shop = planted_shop(n_users=80)
-    scorer = EASE().fit(shop.past, shop.items)
-    same = scorer.score_without_user(shop.cases, Ragged.empty(80))
-    np.testing.assert_allclose(same, scorer.score(shop.cases), atol=1e-6)
-    assert scorer.score_without_user(shop.cases.with_candidates(Ragged.empty(80)), Ragged.empty(80)).shape == (0,)
-
-
-def test_removal_takes_the_leak_out():
-    """Pure noise: the fit's own users are foretold by memory alone; without them nothing is left to know."""
-    rng = np.random.default_rng(1)
-    n_users, n_items = 300, 80
-    taken = [rng.choice(n_items, 6, replace=False) for _ in range(n_users)]
-    past = events_of([(u, i, t) for u, row in enumerate(taken) for t, i in enumerate(row)], n_items)
-    others = [np.setdiff1d(np.arange(n_items), row)[rng.permutation(n_items - 6)[:9]] for row in taken]
-    cases = cases_of(
-        [row[:5] for row in taken], [np.r_[row[5], other] for row, other in zip(taken, others, strict=True)]
-    )
-    scorer = EASE(regularization=5.0).fit(past, items_of("x" * n_items))
-
-    def first(scores):
-        table = scores.reshape(n_users, 10)
-        return (table[:, 0] > table[:, 1:].max(axis=1)).mean()
-
-    assert first(scorer.score(cases)) > 0.5
-    assert first(scorer.score_without_user(cases, Ragged.from_lists(taken))) < 0.17  # chance .10, se .017
 
 
 def test_decay_is_read_when_scoring():

@@ -9,12 +9,10 @@ from llm_rerank.models.collaborative.ease import EASE
 from llm_rerank.models.collaborative.item_inverse import gram_matrix
 from llm_rerank.models.collaborative.text_ease import TextAwareEASE
 from llm_rerank.models.collaborative.text_kernel import TextKernel
-from llm_rerank.models.scoring import histories_of
 from llm_rerank.models.semantic.encoder import SentenceEncoder
 from llm_rerank.models.semantic.text_features import add_similarities, character_vectors, word_vectors
 from llm_rerank.models.semantic.whitening import Whitening
 from llm_rerank.types import DataError, NotFittedError, StorageError
-from tests.models.test_ease import check_without_user
 from tests.models.test_item_item import random_events
 from tests.planted import THEMES, cases_of, events_of, items_of, planted_shop
 from tests.scorer_suite import check_scorer, first_rate, longer_items
@@ -74,42 +72,6 @@ def test_without_text_weight_it_is_ease():
     plain = TextAwareEASE(regularization=7, text_weight=0, decay=0.2, pair_decay=0, support_exponent=0)
     ours = plain.fit(past, items).score(cases)
     np.testing.assert_allclose(ours, EASE(regularization=7, decay=0.2).fit(past, items).score(cases), atol=1e-6)
-
-
-def test_a_user_removed_equals_a_fit_without_them():
-    past = random_events(10, n_users=12, n_events=90)
-    past = events_of(
-        [*zip(past.users, past.items % 11, past.times, past.weights, strict=True), (12, 11, 1), (12, 3, 2)], 12
-    )
-    kernel = TextKernel()
-    check_without_user(
-        lambda: TextAwareEASE(regularization=2, text_weight=2, pair_decay=0.3, support_exponent=0.4, kernel=kernel),
-        past,
-        items_of([*texts(11), ""]),  # item 11 has no text: without user 12 nothing is known of it
-        list(range(13)),
-        [*range(12), -1, 12],
-        lambda history: history[: len(history) // 2 + 1],
-    )
-
-
-def test_a_user_removed_from_the_planted_shop():
-    shop = planted_shop(n_users=120)
-    kernel = TextKernel(ThemeEncoder())
-    users = [0, 5, 17]
-    check_without_user(
-        lambda: TextAwareEASE(kernel=kernel),
-        shop.past,
-        shop.items,
-        users,
-        shop.cases.candidates[0],
-        lambda history: history[:-1],
-    )
-    histories, weights, times = histories_of(shop.past)
-    scorer = TextAwareEASE(kernel=kernel).fit(shop.past, shop.items)
-    np.testing.assert_array_equal(  # one event a visit and of weight 1: what is assumed where neither is given
-        scorer.score_without_user(shop.cases, histories),
-        scorer.score_without_user(shop.cases, histories, weights=weights, times=times),
-    )
 
 
 def test_items_nobody_took_are_scored_by_their_text():

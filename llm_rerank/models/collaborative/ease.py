@@ -18,7 +18,7 @@ from llm_rerank.models.collaborative.item_inverse import (
 )
 from llm_rerank.models.scoring import score_candidates
 from llm_rerank.storage import read_arrays, write_arrays
-from llm_rerank.types import Cases, DataError, FloatArray, IntArray, Interactions, Items, NotFittedError, Ragged
+from llm_rerank.types import Cases, DataError, FloatArray, IntArray, Interactions, Items, NotFittedError
 
 _FILE = "ease.safetensors"
 
@@ -94,24 +94,6 @@ class EASE:
     def score(self, cases: Cases) -> FloatArray:
         """Scores: float32, shape (n_candidates,)."""
         return score_candidates(self, cases)
-
-    def score_without_user(
-        self,
-        cases: Cases,
-        contributed: Ragged,
-        *,
-        weights: FloatArray | None = None,
-        times: IntArray | None = None,
-    ) -> FloatArray:
-        """Scores as if each case's user had not been in the fit; exact, see ``ItemInverse.scores_without_user``.
-
-        contributed: items that the user brought to the fit, oldest first, one row a case.
-        weights: float32, shape (n_contributed,), of those events; 1 where not given. times: without effect here.
-        Returns float32, shape (n_candidates,).
-        """
-        return self._fitted().scores_without_user(
-            cases, contributed, weights, times, decay=self.decay, pair_decay=0.0, exponent=0.0
-        )
 
     def save(self, folder: Path) -> None:
         """Write one file of n_items² × 4 bytes."""

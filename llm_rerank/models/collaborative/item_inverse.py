@@ -1,11 +1,10 @@
-"""The dense arithmetic under EASE: Gram matrix of the users' items, its inverse in place, scores, one user removed.
+"""The dense arithmetic under EASE: Gram matrix of the users' items, its inverse in place, scores.
 
 Used by ``ease.py`` and ``text_ease.py``; no scorer by itself. One float32 matrix of n_items² is held, no copy is made.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +15,7 @@ from scipy.sparse import csr_matrix
 
 from llm_rerank.models.collaborative.item_item import SUPPORT_OFFSET, Float64Array, decayed_pairs, distinct_events
 from llm_rerank.models.scoring import histories_of, history_matrix
-from llm_rerank.types import BoolArray, Cases, DataError, FloatArray, IntArray, Interactions, Ragged
+from llm_rerank.types import BoolArray, Cases, DataError, FloatArray, Interactions
 
 MOST_ITEMS = 20_000
 """n² float32 is 1.6 GB here and the inverse takes minutes; beyond it ``ItemKNN`` is the tool."""
@@ -95,31 +94,8 @@ SQUARE_BLOCK = 512
 
 
 @dataclass(frozen=True)
-class Contributed:
-    """What users brought to a fit, one row a case, as ``distinct_events`` gives it.
-
-    items: oldest first, distinct. weights: float32, visits: int64, both shape (n_contributed,).
-    """
-
-    items: Ragged
-    weights: FloatArray
-    visits: IntArray
-
-    @classmethod
-    def from_history(
-        cls, items: Ragged, weights: FloatArray | None, times: IntArray | None, n_items: int
-    ) -> Contributed:
-        """Merge repeated items; without weights each event weighs 1, without times each is a visit of its own."""
-        if weights is None:
-            weights = np.ones(len(items.values), dtype=np.float32)
-        if times is None:
-            times = np.arange(len(items.values), dtype=np.int64)
-        return cls(*distinct_events(items, weights, times, n_items))
-
-
-@dataclass(frozen=True)
 class ItemInverse:
-    """P = (G + λI)⁻¹ with what is needed to score from it and to take one user back out of it.
+    """P = (G + λI)⁻¹ with what is needed to score from it.
 
     The weight of history item i for item j is −P_ij / P_jj, and 0 for i = j; a column may be scaled by
     (support + 3)^exponent.
@@ -149,115 +125,6 @@ class ItemInverse:
         scores[history @ known.astype(np.float32) == 0] = np.nan
         return scores
 
-    def scores_without_user(
-        self,
-        cases: Cases,
-        contributed: Ragged,
-        weights: FloatArray | None,
-        times: IntArray | None,
-        *,
-        decay: float,
-        pair_decay: float,
-        exponent: float,
-    ) -> FloatArray:
-        """Scores of candidates as if each case's user had not been in the Gram matrix. Exact.
-
-        contributed, weights, times: as ``LeaveUserOutScorer.score_without_user`` takes them; without weights each
-        event weighs 1, without times each is a visit of its own, which is exact where that is so.
-
-        With E the user's items and B their part of the Gram matrix, Woodbury gives
-        (G + λI − E B Eᵀ)⁻¹ = P + P_E M P_Eᵀ, M = (I − B P_EE)⁻¹ B, of which only the candidates' entries are formed.
-
-        Returns float32, shape (n_candidates,).
-        """
-        n_items, candidates = len(self.support), cases.candidates
-        history = history_matrix(cases, n_items, decay=decay)
-        removed = Contributed.from_history(contributed, weights, times, n_items)
-        inside = (candidates.values >= 0) & (candidates.values < n_items)
-        codes = np.where(inside, candidates.values, 0)
-        rows = candidates.row_of_value
-        history_items = Ragged(history.indices.astype(np.int64), history.indptr.astype(np.int64))
-        scores = np.empty(len(codes))
-        lengths = (removed.items.lengths, history_items.lengths, candidates.lengths)
-        for block in _blocks_of_like_length(*lengths):
-            places = candidates.value_positions(block)
-            shown = _padded(Ragged(codes, candidates.offsets), block)
-            products, diagonal = self._corrected(block, history_items, history.data, shown, removed, pair_decay)
-            filled = np.arange(shown.shape[1]) < candidates.lengths[block][:, None]
-            scores[places] = (-products / diagonal)[filled]
-        scores += _entries(history, rows, codes)
-        given = csr_matrix((removed.weights, removed.items.values, removed.items.offsets), shape=history.shape)
-        remaining = self.support[codes] - _entries(given, rows, codes)
-        if exponent:
-            scores *= (remaining.clip(min=0) + SUPPORT_OFFSET) ** exponent
-        history_rows = history_items.row_of_value
-        history_remaining = self.support[history.indices] - _entries(given, history_rows, history_items.values)
-        known_history = (history_remaining > LEAST_SUPPORT) | self.has_text[history.indices]
-        n_known = np.bincount(history_rows[known_history], minlength=len(candidates))
-        known = inside & ((remaining > LEAST_SUPPORT) | self.has_text[codes]) & (n_known[rows] > 0)
-        return np.where(known, scores, np.nan).astype(np.float32)
-
-    def _corrected(
-        self,
-        cases: IntArray,
-        history_items: Ragged,
-        history_weights: FloatArray,
-        shown: IntArray,
-        contributed: Contributed,
-        pair_decay: float,
-    ) -> tuple[FloatArray, FloatArray]:
-        """History × corrected P, and the corrected diagonal, at the shown codes: float64, shape (cases, shown)."""
-        taken = _padded(contributed.items, cases)
-        weights = _padded(contributed.items, cases, contributed.weights)  # padding weighs 0, so it removes nothing
-        visits = _padded(contributed.items, cases, contributed.visits)
-        past = _padded(history_items, cases)
-        past_weights = _padded(history_items, cases, history_weights).astype(np.float64)
-        gaps = np.abs(visits[:, :, None] - visits[:, None, :])
-        part = weights[:, :, None].astype(np.float64) * weights[:, None, :] * np.exp(-pair_decay * gaps)
-        inner = self.inverse[taken[:, :, None], taken[:, None, :]].astype(np.float64)
-        middle = np.linalg.solve(np.eye(taken.shape[1]) - part @ inner, part)
-        to_shown = self.inverse[taken[:, :, None], shown[:, None, :]]
-        past_to_taken = np.einsum("ch,che->ce", past_weights, self.inverse[past[:, :, None], taken[:, None, :]])
-        products = np.einsum("ch,chs->cs", past_weights, self.inverse[past[:, :, None], shown[:, None, :]])
-        products += np.einsum("ce,ces->cs", np.einsum("ce,cef->cf", past_to_taken, middle), to_shown)
-        diagonal = self.inverse[shown, shown] + np.einsum("ces,ces->cs", to_shown, middle @ to_shown)
-        return products, diagonal
-
 
 LEAST_SUPPORT = 1e-3
 """What float32 may leave of a support when its only user is taken out; event weights are far above it."""
-
-CELLS_A_BLOCK = 2**22
-
-
-def _blocks_of_like_length(taken: IntArray, past: IntArray, shown: IntArray) -> Iterator[IntArray]:
-    """Cut cases into blocks of similar sizes, each padded to at most about ``CELLS_A_BLOCK`` cells a table."""
-    order = np.lexsort((shown, past, taken))
-    start = 0
-    while start < len(order):
-        stop = min(start + MOST_CASES_A_BLOCK, len(order))
-        while stop > start + 1:
-            cases = order[start:stop]
-            widths = taken[cases].max(), past[cases].max(), shown[cases].max()
-            if (widths[0] + widths[1]) * (widths[0] + widths[2]) * len(cases) <= CELLS_A_BLOCK:
-                break
-            stop = start + (stop - start) // 2
-        yield order[start:stop]
-        start = stop
-
-
-MOST_CASES_A_BLOCK = 512
-
-
-def _padded(rows: Ragged, taken: IntArray, values: FloatArray | IntArray | None = None) -> IntArray:
-    """Rows as one rectangle, filled up with 0: shape (n_taken, longest), dtype of the values."""
-    lengths = rows.lengths[taken]
-    flat = (rows.values if values is None else values)[rows.value_positions(taken)]
-    table = np.zeros((len(taken), int(lengths.max(initial=0))), dtype=flat.dtype)
-    table[np.arange(table.shape[1]) < lengths[:, None]] = flat
-    return table
-
-
-def _entries(matrix: csr_matrix, rows: IntArray, columns: IntArray) -> FloatArray:
-    """Single entries of a sparse matrix, 0 where there is none: shape (n_asked,)."""
-    return np.asarray(matrix[rows, columns]).ravel() if len(rows) else np.empty(0, dtype=np.float32)

@@ -30,7 +30,6 @@ from llm_rerank.types import (
     Interactions,
     Items,
     NotFittedError,
-    Ragged,
 )
 
 _FILE = "text_ease.safetensors"
@@ -160,31 +159,6 @@ class TextAwareEASE:
     def score(self, cases: Cases) -> FloatArray:
         """Scores: float32, shape (n_candidates,)."""
         return score_candidates(self, cases)
-
-    def score_without_user(
-        self,
-        cases: Cases,
-        contributed: Ragged,
-        *,
-        weights: FloatArray | None = None,
-        times: IntArray | None = None,
-    ) -> FloatArray:
-        """Scores as if each case's user had not been in the fit; exact, see ``ItemInverse.scores_without_user``.
-
-        contributed: items that the user brought to the fit, oldest first, one row a case.
-        weights: float32, times: int64, shape (n_contributed,), of those events. Without them each event weighs 1 and
-        is a visit of its own, which is exact where that is so.
-        Returns float32, shape (n_candidates,).
-        """
-        return self._fitted().scores_without_user(
-            cases,
-            contributed,
-            weights,
-            times,
-            decay=self.decay,
-            pair_decay=self.pair_decay,
-            exponent=self.support_exponent,
-        )
 
     def save(self, folder: Path) -> None:
         """Write a file of n_items² × 4 bytes, and one of the texts' hashed terms and vectors; not the encoder."""
