@@ -70,12 +70,12 @@ def fit_reranker(data: FitData, tools: FitTools, log: FitLog, start: Start | Non
     items, refitted = held_out.items, False
     if config.refit:
         log.step("refit on all rows")
-        items = tools.render(data.items, data.events, None)
+        items_by_now = tools.render(data.items, data.events, None)
         components = refit_components(
             standing.components,
             standing.specs,
             data.events,
-            items,
+            items_by_now,
             standing.folds.g,
             stage,
             reference,
@@ -84,8 +84,8 @@ def fit_reranker(data: FitData, tools: FitTools, log: FitLog, start: Start | Non
         )
         pairs = zip(components, standing.components, strict=True)
         refitted = any(after.scorer is not before.scorer for after, before in pairs)
-    if refitted:
-        broken = REFITTED
+    if refitted:  # else the components that stay have read the texts as of the hold-out
+        items, broken = items_by_now, REFITTED
         in_fit[:] = True
         whole = standing.folds.whole
         again = fit_fusion_stage(whole, standing.components, tools, n_items, start, all_joined=True)

@@ -394,6 +394,9 @@ def test_a_refused_refit_leaves_the_rows_that_were_learned_from(data, holdout, m
     np.testing.assert_array_equal(np.flatnonzero(in_fit), holdout.past_rows)
     judged = fit_reranker(data, replace(one, config=CONFIG), FitLog(verbose=False))[0]
     assert fitted.stage.to_dict() == judged.stage.to_dict()  # the blend too
+    # the components that stay have read the texts as of the hold-out, and later reviews made others
+    assert list(fitted.items.texts) == list(judged.items.texts)
+    assert list(fitted.items.texts) != list(one.render(data.items, data.events, None).texts)
 
 
 def test_the_seed_of_the_settings_draws_the_folds_of_the_blend(data):

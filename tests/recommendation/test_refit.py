@@ -3,9 +3,11 @@
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from llm_rerank.config import RerankerConfig, ThresholdConfig
+from llm_rerank.data.cases import build_cases
 from llm_rerank.data.features import PAIR_FEATURES
 from llm_rerank.data.rendering import Renderer
 from llm_rerank.recommendation.candidates import is_member
@@ -17,6 +19,7 @@ from llm_rerank.recommendation.judging import report_and_cut
 from llm_rerank.recommendation.log import FitLog
 from llm_rerank.recommendation.planning import read_shop
 from llm_rerank.recommendation.refit import refit_components
+from llm_rerank.recommendation.reranker import Reranker
 from llm_rerank.recommendation.specs import default_specs
 from llm_rerank.recommendation.stage import fit_stage
 from llm_rerank.types import DataReport
@@ -137,3 +140,26 @@ def test_without_candidates_there_is_nothing_to_compare(judged):
     reference = reference_items(len(items), 0)
     kept = refit_components(components, specs, holdout.past, items, fold, stage, reference, 0, log)
     assert all(new is not old for new, old in zip(kept, components, strict=True))
+
+
+def test_what_a_refused_refit_leaves_forgets_the_words_of_a_user(shop, monkeypatch):
+    # a review from before the hold-out, which eight later ones push out of the item's text of now
+    monkeypatch.setattr("llm_rerank.recommendation.refit.LEAST_SPEARMAN", 1.01)
+    events, items = shop
+    early, late = (int(np.quantile(events["timestamp"], share)) for share in (0.3, 0.95))
+    rows = [("xavier", items["item_id"][9], early - 50, ""), ("xavier", items["item_id"][0], early, "zanzibar")]
+    rows += [(f"u{place}", items["item_id"][0], late + place, "very nice indeed") for place in range(8)]
+    added = pd.DataFrame(rows, columns=["user_id", "item_id", "timestamp", "review"]).assign(event="purchase")
+    specs = [spec for spec in default_specs(len(items), encoder=None) if spec.name in ("item_knn", "lexical")]
+    specs = [replace(spec, grid=spec.grid[:1], decays=()) for spec in specs]
+    model = Reranker(CONFIG, components=specs, verbose=False).fit(pd.concat([events, added]), items)
+    assert not model.report().values["refitted"]
+
+    def likeness():
+        scorer = next(one.scorer for one in model.components if one.name == "lexical")
+        case = build_cases(model.saved.events, np.array([-1]), np.array([0]))
+        return scorer.score_catalogue(replace(case, queries=["zanzibar"]))[0, 0]
+
+    assert likeness() > 0.1
+    assert "lexical (texts)" in model.forget(["xavier"]).rewritten
+    assert likeness() == 0.0
