@@ -54,9 +54,11 @@ class DriftProfile:
     n_cases: int
 
     def with_histories(self, history_lengths: IntArray) -> DriftProfile:
-        """Take the shares of history lengths from these: int64, shape (n_cases,)."""
-        shares, none = _history_shares(history_lengths).tolist(), float((history_lengths == 0).mean())
-        return replace(self, history_shares=shares, no_history=none)
+        """Take the shares of history lengths from these: int64, shape (n_cases,).
+
+        The share of users without one stays: whoever was new at the hold-out has one by now, and others are new.
+        """
+        return replace(self, history_shares=_history_shares(history_lengths).tolist())
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON-ready values."""

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from llm_rerank.data.cases import build_cases, seen_items
 from llm_rerank.data.features import ItemStatistics, pair_features
 from llm_rerank.data.frames import id_codes
 from llm_rerank.data.schema import UNKNOWN_ITEMS
 from llm_rerank.data.splits import hash_users
+from llm_rerank.data.values import object_array
 from llm_rerank.recommendation.candidates import is_member
 from llm_rerank.recommendation.components import Component, retrieve_and_score
 from llm_rerank.recommendation.holdout import Holdout
@@ -21,10 +23,34 @@ from llm_rerank.recommendation.judging import report_and_cut, settled_on_all, wi
 from llm_rerank.recommendation.log import FitLog
 from llm_rerank.recommendation.parts import fit_fusion_stage
 from llm_rerank.recommendation.stage import Stage, Start
-from llm_rerank.types import Cases, DataError, FloatArray, IntArray, Interactions, Items, Ragged
+from llm_rerank.types import (
+    UNKNOWN,
+    Cases,
+    DataError,
+    FloatArray,
+    IntArray,
+    Interactions,
+    Items,
+    ObjectArray,
+    Ragged,
+)
 
-if TYPE_CHECKING:
-    import pandas as pd
+
+@dataclass(frozen=True)
+class ShownLists:
+    """Each user's first list at or after the cut as a case: candidates shown, targets taken from it afterwards.
+
+    A user of whom there is no event took nothing, and counts: leaving such users out would keep of the newcomers those
+    alone who took something. seen: items that the users had before, one row a case. scores: upstream, float32, shape
+    (n_candidates,). users: int64, shape (n_cases,), codes of the events, -1 where there is no event. user_ids: object,
+    shape (n_cases,).
+    """
+
+    cases: Cases
+    seen: Ragged
+    scores: FloatArray
+    users: IntArray
+    user_ids: ObjectArray
 
 
 def fit_upstream_stage(
@@ -50,19 +76,18 @@ def fit_upstream_stage(
         log.say("warning: impressions need the time protocol (enough users, real timestamps); they are not used")
         return _lent_stage(start), None
     log.step("upstream stage")
-    cases, seen, upstream = shown_lists(data.impressions, data.events, holdout)
-    if not len(cases):
+    shown = shown_lists(data.impressions, data.events, holdout)
+    if not (shown.users >= 0).any():
         log.say(f"warning: no impressions of known users at or after the cut ({holdout.as_of}); they are not used")
         return _lent_stage(start), None
-    if np.isnan(upstream).all():
+    if np.isnan(shown.scores).all():
         log.say("warning: impressions have no upstream_score, and lists are told apart by it; they are not used")
         return _lent_stage(start), None
-    scored = retrieve_and_score(components, cases, reference, len(items))
+    scored = retrieve_and_score(components, shown.cases, reference, len(items))
     sentiment = data.sentiment[holdout.past_rows]
     statistics = ItemStatistics.from_events(holdout.past, items, holdout.as_of, sentiment=sentiment)
-    fold = Fold(scored, seen, pair_features(scored.cases, statistics, items), upstream)
-    users = _users_of(data.impressions, data.events, holdout)
-    folds = Folds(fold, hash_users(data.events.user_ids[users], 2, salt=f"fold-{tools.config.seed}") == 0)
+    fold = Fold(scored, shown.seen, pair_features(scored.cases, statistics, items), shown.scores)
+    folds = Folds(fold, hash_users(shown.user_ids, 2, salt=f"fold-{tools.config.seed}") == 0)
     lent = None if start is None else replace(start, stage=start.upstream_stage)
     stage = fit_fusion_stage(folds.f, components, tools, len(items), lent).stage
     log.say(f"upstream lists: {stage.verdict.sentence()}")
@@ -75,7 +100,7 @@ def fit_upstream_stage(
         # unknown items were dropped from the impressions; how many there were was counted
         unknown = data.impressions.attrs.get(UNKNOWN_ITEMS)
         profile = replace(stage.profile, unknown_items=unknown)
-        asked = users if refit else users[~folds.in_f]
+        asked = shown.users if refit else shown.users[~folds.in_f]
         stage = with_histories_by_now(replace(stage, profile=profile), data.events, asked)
     return stage, report
 
@@ -87,49 +112,53 @@ def _lent_stage(start: Start | None) -> Stage | None:
     return replace(start.upstream_stage, cut=None, profile=None)
 
 
-def shown_lists(impressions: pd.DataFrame, events: Interactions, holdout: Holdout) -> tuple[Cases, Ragged, FloatArray]:
-    """Each user's first list at or after the cut as a case: candidates shown, targets taken from it afterwards.
+def shown_lists(impressions: pd.DataFrame, events: Interactions, holdout: Holdout) -> ShownLists:
+    """Find each user's first list at or after the cut, users without an event last.
 
-    Histories come from the past alone, so that they are as old as the components. Returns the cases, the items that
-    their users had before, and the upstream scores (float32, shape (n_candidates,)).
+    Histories come from the past alone, so that they are as old as the components.
     """
-    users, items, times, scores = _first_lists(impressions, events, holdout)
-    order = np.lexsort((np.arange(len(users)), users))
-    users, items, times, scores = users[order], items[order], times[order], scores[order]
-    list_users, first, lengths = np.unique(users, return_index=True, return_counts=True)
+    people, items, times, scores, ids = _first_lists(impressions, events, holdout)
+    order = np.lexsort((np.arange(len(people)), people))
+    people, items, times, scores = people[order], items[order], times[order], scores[order]
+    list_people, first, lengths = np.unique(people, return_index=True, return_counts=True)
     candidates = Ragged.from_lengths(items, lengths.astype(np.int64))
-    case_of_user = np.full(events.n_users, -1, dtype=np.int64)
-    case_of_user[list_users] = np.arange(len(list_users))
+    case_of_user = np.full(len(ids), -1, dtype=np.int64)
+    case_of_user[list_people] = np.arange(len(list_people))
     case = case_of_user[events.users]
     bought = (case >= 0) & events.positive & (events.items >= 0)
     bought[bought] = events.times[bought] >= times[first][case[bought]]
     pairs = np.unique(np.stack([case[bought], events.items[bought]], axis=1), axis=0)
-    taken = Ragged.from_lengths(pairs[:, 1], np.bincount(pairs[:, 0], minlength=len(list_users)).astype(np.int64))
-    as_of = np.full(len(list_users), holdout.as_of, dtype=np.int64)
-    seen = seen_items(holdout.past, list_users, as_of)
+    taken = Ragged.from_lengths(pairs[:, 1], np.bincount(pairs[:, 0], minlength=len(list_people)).astype(np.int64))
+    as_of = np.full(len(list_people), holdout.as_of, dtype=np.int64)
+    users = np.where(list_people < events.n_users, list_people, UNKNOWN)
+    seen = seen_items(holdout.past, users, as_of)
     target = is_member(taken, candidates, events.n_items) & ~is_member(taken, seen, events.n_items)
-    counts = np.bincount(taken.row_of_value[target], minlength=len(list_users)).astype(np.int64)
+    counts = np.bincount(taken.row_of_value[target], minlength=len(list_people)).astype(np.int64)
     targets = Ragged.from_lengths(taken.values[target], counts)
-    cases = build_cases(holdout.past, list_users, as_of, candidates=candidates, targets=targets)
-    return cases, seen, scores
+    cases = build_cases(holdout.past, users, as_of, candidates=candidates, targets=targets)
+    return ShownLists(cases, seen, scores, users, ids[list_people])
 
 
 def _first_lists(
     impressions: pd.DataFrame, events: Interactions, holdout: Holdout
-) -> tuple[IntArray, IntArray, IntArray, FloatArray]:
-    users = id_codes(impressions["user_id"], events.user_ids)
+) -> tuple[IntArray, IntArray, IntArray, FloatArray, ObjectArray]:
+    """Rows of the first lists: places of their users among the ids, items, times and scores; and the ids.
+
+    The ids are those of the events, then those that the events do not know.
+    """
+    people = id_codes(impressions["user_id"], events.user_ids)
+    unknown = people < 0
+    codes, others = pd.factorize(impressions["user_id"].to_numpy(dtype=object)[unknown])
+    people[unknown] = events.n_users + codes
+    ids = np.concatenate([events.user_ids, object_array(others)])
     times = impressions["time"].to_numpy(dtype=np.int64)
-    late = np.flatnonzero((users >= 0) & (times >= holdout.as_of))
-    first = np.full(events.n_users, np.iinfo(np.int64).max, dtype=np.int64)
-    np.minimum.at(first, users[late], times[late])
-    kept = late[times[late] == first[users[late]]]
+    late = np.flatnonzero(times >= holdout.as_of)
+    first = np.full(len(ids), np.iinfo(np.int64).max, dtype=np.int64)
+    np.minimum.at(first, people[late], times[late])
+    kept = late[times[late] == first[people[late]]]
     items = impressions["item"].to_numpy(dtype=np.int64)
     scores = impressions["upstream_score"].to_numpy(dtype=np.float32)
-    return users[kept], items[kept], times[kept], scores[kept]
-
-
-def _users_of(impressions: pd.DataFrame, events: Interactions, holdout: Holdout) -> IntArray:
-    return np.unique(_first_lists(impressions, events, holdout)[0])
+    return people[kept], items[kept], times[kept], scores[kept], ids
 
 
 def upstream_of_both(

@@ -65,6 +65,14 @@ def test_the_same_population_has_not_drifted():
     assert shifted == 0
 
 
+def test_histories_by_now_leave_the_share_of_newcomers_as_it_was():
+    rows = Ragged.from_lengths(np.zeros(4, dtype=np.int64), np.ones(4, dtype=np.int64))
+    profile = profile_of(np.arange(4.0), rows, np.array([0, 0, 0, 4]))
+    grown = profile.with_histories(np.array([0, 0, 1, 20]))  # one of the three newcomers took something
+    assert (profile.no_history, grown.no_history) == (0.75, 0.75)
+    assert grown.history_shares == pytest.approx([0.5, 0, 0, 0.5])
+
+
 @pytest.mark.parametrize(
     ("name", "changes"),
     [("score quantiles", {"shift": 0.8}), ("history lengths", {"shortest": 9}), ("history lengths", {"longest": 4})],

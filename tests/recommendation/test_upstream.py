@@ -8,20 +8,22 @@ import pytest
 from typer.testing import CliRunner
 
 from llm_rerank.cli import app
-from llm_rerank.config import RerankerConfig
+from llm_rerank.config import RerankerConfig, ThresholdConfig
 from llm_rerank.data.features import PAIR_FEATURES
 from llm_rerank.data.rendering import Renderer
 from llm_rerank.data.splits import HeldOut, hash_users
+from llm_rerank.recommendation import thresholds
 from llm_rerank.recommendation.holdout import Holdout, plan_holdout
 from llm_rerank.recommendation.inputs import FitData, FitTools
 from llm_rerank.recommendation.log import FitLog
 from llm_rerank.recommendation.planning import read_shop
 from llm_rerank.recommendation.reranker import Reranker
 from llm_rerank.recommendation.risk_control import Guarantee
+from llm_rerank.recommendation.specs import default_specs
 from llm_rerank.recommendation.stage import Start
 from llm_rerank.recommendation.thresholds import Cut
 from llm_rerank.recommendation.upstream import fit_upstream_stage, shown_lists
-from llm_rerank.types import DataError, DataReport, Ragged
+from llm_rerank.types import DataError, DataReport, DriftWarning, Ragged
 from tests.planted import events_of
 
 CONFIG = RerankerConfig(encoder=None, sequence="off", candidates_per_source=30, refit=False)
@@ -50,7 +52,8 @@ def test_targets_are_what_was_taken_from_the_list_after_it_was_shown(shop):
     impressions = shown(shop)
     events, items, _, lists = read_shop(CONFIG, *shop, None, impressions, None, "auto", DataReport())
     holdout = plan_holdout(events, 0, FitLog(verbose=False))
-    cases, seen, scores = shown_lists(lists, events, holdout)
+    found = shown_lists(lists, events, holdout)
+    cases, seen, scores = found.cases, found.seen, found.scores
     users = np.unique(lists["user_id"][lists["time"] >= holdout.as_of])
     assert len(cases) == len(users)
     assert len(scores) == len(cases.candidates.values)
@@ -158,19 +161,24 @@ def test_lists_by_hand():
             ("u1", 8, 90, 0.1),  # before the cut
             ("u2", 4, 95, 0.2),  # u2 has no list after it
             ("u1", 2, 100, 0.3), ("u0", 5, 105, 0.4), ("u1", 3, 100, 0.5), ("u0", 7, 105, 0.6),
-            ("u0", 6, 105, 0.7), ("nobody", 1, 105, 0.8), ("u0", 0, 105, 0.9),
-            ("u1", 4, 130, 1.0), ("u0", 8, 140, 1.1),  # not their first
+            ("someone", 4, 104, 0.2), ("someone", 2, 104, 0.3), ("nobody", 1, 105, 0.8),
+            ("u0", 6, 105, 0.7), ("u0", 0, 105, 0.9), ("nobody", 2, 105, 0.9),
+            ("u1", 4, 130, 1.0), ("u0", 8, 140, 1.1), ("someone", 8, 140, 1.1),  # not their first
         ],
         columns=["user_id", "item", "time", "upstream_score"],
     )  # fmt: skip
-    cases, seen, scores = shown_lists(impressions, events, holdout)
-    assert [cases.candidates[row].tolist() for row in range(len(cases))] == [[5, 7, 6, 0], [2, 3]]
-    np.testing.assert_allclose(scores, [0.4, 0.6, 0.7, 0.9, 0.3, 0.5])
+    found = shown_lists(impressions, events, holdout)
+    cases, seen, scores = found.cases, found.seen, found.scores
+    # users without an event come last, in the order in which they came
+    assert [cases.candidates[row].tolist() for row in range(len(cases))] == [[5, 7, 6, 0], [2, 3], [4, 2], [1, 2]]
+    np.testing.assert_allclose(scores, [0.4, 0.6, 0.7, 0.9, 0.3, 0.5, 0.2, 0.3, 0.8, 0.9])
     # 5 was taken at the very moment; 7 was disliked, 0 had been taken before, 8 was not on the first list
-    assert [sorted(cases.targets[row].tolist()) for row in range(len(cases))] == [[5, 6], [3]]
-    assert [seen[row].tolist() for row in range(len(cases))] == [[0], [1]]
-    assert [cases.history[row].tolist() for row in range(len(cases))] == [[0], [1]]
-    assert cases.times.tolist() == [100, 100]  # as old as the components
+    assert [sorted(cases.targets[row].tolist()) for row in range(len(cases))] == [[5, 6], [3], [], []]
+    assert [seen[row].tolist() for row in range(len(cases))] == [[0], [1], [], []]
+    assert [cases.history[row].tolist() for row in range(len(cases))] == [[0], [1], [], []]
+    assert cases.times.tolist() == [100] * 4  # as old as the components
+    assert found.users.tolist() == [0, 1, -1, -1]
+    assert found.user_ids.tolist() == ["u0", "u1", "someone", "nobody"]
 
 
 @pytest.fixture(scope="module")
@@ -196,7 +204,7 @@ def fit_stage_of(parts, data=None, start=None, refit=False):
 
 def test_half_of_the_users_fit_the_stage_and_the_others_judge_it(parts):
     data, _, holdout, _ = parts
-    cases, _, _ = shown_lists(data.impressions, data.events, holdout)
+    cases = shown_lists(data.impressions, data.events, holdout).cases
     late = data.impressions["user_id"][data.impressions["time"] >= holdout.as_of].unique()
     n_judging = int((hash_users(late, 2, salt="fold-0") == 1).sum())
     assert 0.4 * len(cases) < n_judging < 0.6 * len(cases)
@@ -204,9 +212,51 @@ def test_half_of_the_users_fit_the_stage_and_the_others_judge_it(parts):
     assert any(line.startswith(f"fold G ({n_judging:,} cases") for line in lines)
 
 
+def lists_of_newcomers(items, time, prefix, n=600, n_taking=60):
+    """Lists of 20 shown to users who were not there before; the first ones take an item a minute later, and no more.
+
+    Returns the lists, and the purchases.
+    """
+    rng = np.random.default_rng(len(prefix))
+    rows, taken = [], []
+    for user in range(n):
+        codes = rng.choice(items["item_id"][:-2], 20, replace=False)
+        scores = rng.normal(0, 0.7, 20)
+        scores[0] += user < n_taking
+        rows += [(f"{prefix}{user}", code, time, score) for code, score in zip(codes, scores, strict=True)]
+        taken += [(f"{prefix}{user}", codes[0], time + 60, "purchase")][: user < n_taking]
+    columns = ["user_id", "item_id", "timestamp"]
+    return pd.DataFrame(rows, columns=[*columns, "upstream_score"]), pd.DataFrame(taken, columns=[*columns, "event"])
+
+
+def test_newcomers_who_took_nothing_count(shop, monkeypatch):
+    monkeypatch.setattr(thresholds, "LEAST_CASES_FOR_GUARANTEE", 100)
+    events, items = shop
+    late = int(events["timestamp"].max()) - 1_000
+    lists, taken = lists_of_newcomers(items, late, "new")
+    rule = ThresholdConfig("risk", risk="false_positives", alpha=0.2, delta=0.1)
+    specs = [spec for spec in default_specs(len(items), encoder=None) if spec.name == "item_knn"]
+    model = Reranker(replace(CONFIG, threshold=rule), components=specs, verbose=False)
+    model.fit(pd.concat([events, taken]), items, impressions=pd.concat([shown(shop), lists]))
+    again, wanted = lists_of_newcomers(items, late, "later")
+    asked = again.drop(columns="timestamp")
+    with pytest.warns(DriftWarning, match="users without history"):
+        result = model.rerank(asked)
+    assert result["probability"].sum() == pytest.approx(len(wanted), rel=0.5)
+    # a batch like those that the fit saw, with newcomers as many: no drift, and the guarantee holds
+    profile = model.saved.fitted.upstream_stage.profile
+    assert 0.5 < profile.no_history < 0.8
+    known = pd.concat([shown(shop), lists[lists["user_id"].isin(taken["user_id"])]]).drop(columns="timestamp")
+    users = np.random.default_rng(0).permutation(known["user_id"].unique())
+    known = known[known["user_id"].isin(users[: int(600 / profile.no_history - 600)])]
+    facts = model.rerank(pd.concat([known, asked])).attrs["decision"]
+    assert facts["drift"]["shifted"] == []
+    assert facts["guarantee"] is not None
+
+
 def test_with_a_refit_all_users_teach_the_stage_that_half_of_them_have_judged(parts):
     data, _, holdout, _ = parts
-    n_cases = len(shown_lists(data.impressions, data.events, holdout)[0])
+    n_cases = len(shown_lists(data.impressions, data.events, holdout).cases)
     (judged, judging), (stage, lines) = fit_stage_of(parts), fit_stage_of(parts, refit=True)
     assert lines[: len(judging)] == judging
     assert lines[-1].startswith(f"refit: blend, guard and calibrator on all {n_cases:,} held-out cases")
