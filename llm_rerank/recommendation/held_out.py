@@ -15,7 +15,7 @@ from llm_rerank.data.splits import hash_users
 from llm_rerank.metrics import hit_matrix, ndcg_at_k
 from llm_rerank.models.scoring import retrieve
 from llm_rerank.recommendation.components import Component, reference_items, retrieve_and_score
-from llm_rerank.recommendation.holdout import Holdout
+from llm_rerank.recommendation.holdout import Holdout, drawn
 from llm_rerank.recommendation.inputs import FitData, FitTools, Fold, Folds
 from llm_rerank.recommendation.log import FitLog
 from llm_rerank.recommendation.specs import PARTS, ComponentSpec, in_use
@@ -23,6 +23,7 @@ from llm_rerank.statistics import Float64Array, first_unless_beaten
 from llm_rerank.types import BoolArray, Cases, CatalogueScorer, Interactions, Items, Ragged, Scorer
 
 MOST_CASES_FOR_TUNING = 1_000
+"""More users of fold F than this are drawn from where settings are chosen."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,8 @@ class HeldOutCases:
 
         settings: chosen already, by component's name.
         """
-        rows = np.flatnonzero(self.in_f)[:MOST_CASES_FOR_TUNING]
+        # drawn, for users are numbered as they came: the first ones are the shop's oldest customers
+        rows = drawn(np.flatnonzero(self.in_f), MOST_CASES_FOR_TUNING, tools.config.seed)
         tuning, tuning_seen = self.cases.take(rows), self.seen.take(rows)
         components = []
         with log.progress(len(specs), "components") as bar:

@@ -12,6 +12,9 @@ from llm_rerank.recommendation.log import FitLog
 from llm_rerank.types import IntArray, Interactions
 
 LEAST_WINDOW_USERS = 400
+MOST_WINDOW_USERS = 20_000
+"""More users after a cut in time are drawn from: a blend learns little of more, and scoring them would take hours."""
+
 QUANTILES = (0.9, 0.8)
 LEAST_EVENTS_OF_HOLDOUT_USER = 3
 MOST_HOLDOUT_USERS = 3_000
@@ -39,8 +42,8 @@ def plan_holdout(events: Interactions, seed: int, log: FitLog) -> Holdout:
     """Choose the protocol and the held-out targets, and say which and why.
 
     Time: T = the 90 % quantile of event times, or 80 % where fewer than 400 users with a past have an unseen target
-    at or after T. Fewer still, or no real time: the last event of single users (``n_holdout_users``) with three or
-    more.
+    at or after T; of more than 20,000 so many are drawn. Fewer still, or no real time: the last event of single users
+    (``n_holdout_users``) with three or more.
     """
     if events.time_kind == "time" and len(events):
         for quantile in QUANTILES:
@@ -48,12 +51,15 @@ def plan_holdout(events: Interactions, seed: int, log: FitLog) -> Holdout:
             window = first_unseen_targets(events, cut)
             if len(window.users) >= LEAST_WINDOW_USERS:
                 past_rows = np.flatnonzero(events.times < cut)
+                targets = window.take(drawn(np.arange(len(window)), MOST_WINDOW_USERS, seed))
+                who = f"{len(window):,} users with a past have an unseen target after it"
+                if len(targets) < len(window):
+                    who = f"{len(targets):,} of {len(window):,} users with a past and an unseen target after it drawn"
                 description = (
-                    f"protocol time: fitted before {_date(cut)} (the {quantile:.0%} quantile of events); "
-                    f"{len(window.users):,} users with a past have an unseen target after it"
+                    f"protocol time: fitted before {_date(cut)} (the {quantile:.0%} quantile of events); {who}"
                 )
                 log.say(description)
-                return Holdout("time", events.take(past_rows), past_rows, cut, window, description)
+                return Holdout("time", events.take(past_rows), past_rows, cut, targets, description)
         log.say(
             f"warning: only {len(window.users):,} users with a past have an unseen target after the "
             f"{QUANTILES[-1]:.0%} quantile of events (at least {LEAST_WINDOW_USERS} wanted), so the last event of "
@@ -67,7 +73,7 @@ def _last_events(events: Interactions, seed: int, log: FitLog) -> Holdout:
     n_positive = np.bincount(events.users[events.positive], minlength=events.n_users)
     eligible = np.flatnonzero(n_positive[last.users] >= LEAST_EVENTS_OF_HOLDOUT_USER)
     n_chosen = min(n_holdout_users(len(np.unique(events.users))), len(eligible))
-    targets = last.take(np.sort(np.random.default_rng(seed).permutation(eligible)[:n_chosen]))
+    targets = last.take(drawn(eligible, n_chosen, seed))
     never = np.iinfo(np.int64).max
     decided = np.full(events.n_users, never, dtype=np.int64)
     decided[targets.users] = targets.times
@@ -79,6 +85,11 @@ def _last_events(events: Interactions, seed: int, log: FitLog) -> Holdout:
     )
     log.say(description)
     return Holdout("positions", events.take(past_rows), past_rows, as_of, targets, description)
+
+
+def drawn(places: IntArray, most: int, seed: int) -> IntArray:
+    """At most so many of the places, drawn at random: ascending, shape (min(most, n_places),). places: ascending."""
+    return np.sort(np.random.default_rng(seed).permutation(places)[:most])
 
 
 def n_holdout_users(n_users: int) -> int:

@@ -19,7 +19,7 @@ from llm_rerank.data.splits import HeldOut, hash_users, last_targets
 from llm_rerank.models.cross_encoder.lists import TrainingLists
 from llm_rerank.recommendation.candidates import is_member, ranks_in_row
 from llm_rerank.recommendation.components import Component, reference_items, retrieve_and_score
-from llm_rerank.recommendation.holdout import Holdout
+from llm_rerank.recommendation.holdout import Holdout, drawn
 from llm_rerank.recommendation.inputs import FitData, FitTools, Fold
 from llm_rerank.recommendation.log import FitLog
 from llm_rerank.recommendation.refit import fit_again
@@ -120,7 +120,4 @@ def list_targets(holdout: Holdout, seed: int) -> HeldOut:
     targets = last_targets(holdout.past)
     if holdout.protocol == "positions":
         targets = targets.take(~np.isin(targets.users, holdout.targets.users))
-    if len(targets) > MOST_LIST_USERS:
-        drawn = np.random.default_rng(seed).permutation(len(targets))[:MOST_LIST_USERS]
-        targets = targets.take(np.sort(drawn))
-    return targets
+    return targets.take(drawn(np.arange(len(targets)), MOST_LIST_USERS, seed))

@@ -14,7 +14,6 @@ from llm_rerank.data.features import ItemStatistics, pair_features
 from llm_rerank.data.frames import id_codes
 from llm_rerank.data.schema import UNKNOWN_ITEMS
 from llm_rerank.data.splits import hash_users
-from llm_rerank.data.values import object_array
 from llm_rerank.recommendation.candidates import is_member
 from llm_rerank.recommendation.components import Component, retrieve_and_score
 from llm_rerank.recommendation.holdout import Holdout
@@ -150,7 +149,7 @@ def _first_lists(
     unknown = people < 0
     codes, others = pd.factorize(impressions["user_id"].to_numpy(dtype=object)[unknown])
     people[unknown] = events.n_users + codes
-    ids = np.concatenate([events.user_ids, object_array(others)])
+    ids = np.concatenate([events.user_ids, others])
     times = impressions["time"].to_numpy(dtype=np.int64)
     late = np.flatnonzero(times >= holdout.as_of)
     first = np.full(len(ids), np.iinfo(np.int64).max, dtype=np.int64)

@@ -335,6 +335,20 @@ def test_settings_are_chosen_on_fold_f_alone(data, holdout, honest):
     assert any("item_knn: " in line and f"(NDCG@10 {values[0]:.4f} on fold F)" in line for line in log.lines)
 
 
+def test_of_a_large_fold_settings_are_chosen_on_users_of_every_age(data, holdout, honest, monkeypatch):
+    monkeypatch.setattr("llm_rerank.recommendation.held_out.MOST_CASES_FOR_TUNING", 60)
+    cases, seen = cases_and_seen(holdout)
+    in_f = np.flatnonzero(hash_users(data.events.user_ids[holdout.targets.users], 2, salt="fold-0") == 0)
+    assert len(in_f) > 200
+    some = np.sort(np.random.default_rng(0).permutation(in_f)[:60])
+    assert some.max() > in_f[180]
+    values = [tune(knn(), holdout.past, honest[1], cases.take(r), seen.take(r), 0)[2] for r in (some, in_f[:60])]
+    assert f"{values[0]:.4f}" != f"{values[1]:.4f}"
+    log = FitLog(verbose=False)
+    fit_and_score_holdout(data, replace(tools(len(data.items)), specs=[knn()]), holdout, log)
+    assert any(f"(NDCG@10 {values[0]:.4f} on fold F)" in line for line in log.lines)
+
+
 def test_of_equal_settings_the_first_is_taken(data, holdout, honest):
     # histories of one item: fading changes nothing
     cases = cases_of([[code] for code in range(20)], [[]] * 20, [[code + 1] for code in range(20)])

@@ -33,6 +33,24 @@ def test_four_hundred_users_in_the_newest_tenth_are_enough_and_one_less_is_not()
     assert planned(window_shop(399)).protocol == "positions"
 
 
+def test_of_more_users_after_the_cut_so_many_are_drawn_and_a_seed_says_which(monkeypatch):
+    events = window_shop(600)
+    whole = planned(events)
+    monkeypatch.setattr("llm_rerank.recommendation.holdout.MOST_WINDOW_USERS", 450)
+    plans = [planned(events, seed) for seed in (0, 0, 1)]
+    users = [plan.targets.users.tolist() for plan in plans]
+    assert users[0] == users[1] == sorted(set(users[0])) != users[2]
+    for plan in plans:
+        assert len(plan.targets) == 450
+        assert len(plan.targets.targets.values) == 450
+        # the oldest and the newest customers alike: a mean of 299.5, of which 450 of 600 miss 4.1 by chance
+        assert plan.targets.users.mean() == pytest.approx(299.5, abs=13)
+        assert len(plan.past) == len(whole.past)  # nobody else loses an event by it
+        assert "450 of 600 users with a past and an unseen target after it drawn" in plan.description
+    assert len(whole.targets) == 600
+    assert whole.description.endswith("600 users with a past have an unseen target after it")
+
+
 def mixed_users():
     """Users 0 to 4 with three positives each; 5 to 9 with two and five views; 10 to 19 without any event."""
     rows = [(user, step, step) for user in range(5) for step in range(3)]
