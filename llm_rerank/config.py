@@ -28,7 +28,7 @@ class ThresholdConfig:
     rule, with ``value``: "probability": keep where probability ≥ value; "f_beta": the cut with the best F-beta, value
     is beta; "recall": the highest cut that keeps at least the share ``value`` of retrieved targets; "precision": the
     lowest cut of which the share ``value`` is right, or, where there is none, the one of the highest share, with a
-    warning. The last three are estimates on held-out cases.
+    warning, of the cuts that keep 30 candidates. The last three are estimates on held-out cases.
     "expected_value": keep where probability × gain > cost; gain: of a hit; cost: of showing an item (same unit).
     "risk": with probability 1 − delta over the held-out cases, the expected ``risk`` of a list is at most alpha.
     risk: "missed_target": 1 where none of a list's retrieved targets is kept; "false_positives": share of the list's

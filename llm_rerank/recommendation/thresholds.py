@@ -30,7 +30,7 @@ NEVER_PROMISED = "this rule is an estimate on held-out cases; the rule 'risk' gi
 KEEPS_EVERYTHING, KEEPS_NOTHING = 0.0, 2.0
 
 LEAST_KEPT = 30
-"""Fewer kept candidates say too little of a precision to choose a cut by that which is the highest."""
+"""Fewer kept candidates say too little of a precision to choose a cut by it: a lucky handful has any."""
 
 
 @dataclass(frozen=True)
@@ -95,8 +95,8 @@ def choose_cut(config: ThresholdConfig, probabilities: FloatArray, positive: Boo
     probabilities, positive: shape (n_candidates,), laid out as ``rows`` (one row a case). Equal probabilities are
     kept or cut together. A NaN probability is never kept, and a target that has one was not retrieved.
 
-    Where no cut has the precision asked for it is the one with the highest precision of those that keep
-    ``LEAST_KEPT`` candidates, and ``no_guarantee`` says so.
+    Of precision only cuts that keep ``LEAST_KEPT`` candidates can tell. Where none of them has the precision asked for
+    it is the one that has the highest, and ``no_guarantee`` says so.
 
     Raises DataError where the rule needs targets and there are none.
     """
@@ -171,17 +171,19 @@ def _estimated(rule: str, value: float, cuts: CutLevels, n_cases: int) -> tuple[
     elif rule == "recall":
         place = int(np.argmax(cuts.right >= value * n_targets - 1e-9))
     else:
-        reaching = np.flatnonzero(cuts.right >= value * cuts.kept - 1e-9)
+        least = min(LEAST_KEPT, int(cuts.kept[-1]))
+        telling = cuts.kept >= least
+        reaching = np.flatnonzero(telling & (cuts.right >= value * cuts.kept - 1e-9))
         if len(reaching):
             place = int(reaching[-1])
         else:
-            precision = np.where(cuts.kept >= min(LEAST_KEPT, cuts.kept[-1]), cuts.right / cuts.kept, 0.0)
+            precision = np.where(telling, cuts.right / cuts.kept, 0.0)
             place = int(np.flatnonzero(precision >= precision.max() - 1e-12)[-1])
             said = (
-                f"a precision of {value:g} was asked for, and no cut reaches it on the {n_cases:,} held-out cases: the "
-                f"highest that can be told is {precision[place]:.4g}, at recall {cuts.right[place] / n_targets:.3g} "
-                f"with {cuts.kept[place] / n_cases:.3g} kept a case, and that is the cut; ask for at most that, or use "
-                "the rule 'recall'"
+                f"a precision of {value:g} was asked for, and no cut reaches it that keeps {least} candidates or more "
+                f"of the {n_cases:,} held-out cases: the highest that can be told is {precision[place]:.4g}, at recall "
+                f"{cuts.right[place] / n_targets:.3g} with {cuts.kept[place] / n_cases:.3g} kept a case, and that is "
+                "the cut; ask for at most that, or use the rule 'recall'"
             )
     return float(cuts.levels[place]), said
 

@@ -28,10 +28,6 @@ def _packed(pairs):
     return probabilities, np.array([hit for _, hit in pairs]), rows
 
 
-def _cut(rule, value):
-    return choose_cut(ThresholdConfig(rule, value), PROBABILITIES, POSITIVE, ROWS)
-
-
 def test_fixed_probability_by_hand():
     cut = choose_cut(ThresholdConfig("probability", 0.5), PROBABILITIES, POSITIVE, ROWS)
     assert cut.least_probability == 0.5
@@ -140,11 +136,28 @@ def test_how_many_are_kept_depends_on_the_bounds_and_not_on_the_ranks(lists, lea
 # ------------------------------------------------------------ target precision
 
 
+def _repeated(probabilities, positive, times):
+    """The same cuts with so many times the candidates, all of one case."""
+    rows = Ragged.from_lengths(np.arange(len(positive) * times), np.array([len(positive) * times]))
+    return np.repeat(probabilities, times), np.repeat(positive, times), rows
+
+
 def test_target_precision_takes_the_lowest_cut_that_reaches_it():
     # precision 1 at .9, 2/3 at .8 (both .8 together), 1/2 at .4, 3/5 at .1
-    least = {value: _cut("precision", value).least_probability for value in (1.0, 0.65, 0.6, 0.5)}
+    shop = _repeated(PROBABILITIES, POSITIVE, 30)
+    cuts = {value: choose_cut(ThresholdConfig("precision", value), *shop) for value in (1.0, 0.65, 0.6, 0.5)}
+    least = {value: cut.least_probability for value, cut in cuts.items()}
     assert least == {1.0: np.float32(0.9), 0.65: np.float32(0.8), 0.6: np.float32(0.1), 0.5: np.float32(0.1)}
-    assert _cut("precision", 0.6).precision == pytest.approx(3 / 5)
+    assert cuts[0.6].precision == pytest.approx(3 / 5)
+    assert not any(cut.misses_its_target for cut in cuts.values())
+
+
+def test_a_lucky_handful_does_not_reach_a_precision():
+    # one candidate fewer at each level: the cut at .9, all right, keeps 29, so the highest that can tell is 2/3 at .8
+    cut = choose_cut(ThresholdConfig("precision", 1.0), *_repeated(PROBABILITIES, POSITIVE, 29))
+    assert (cut.least_probability, cut.precision) == (np.float32(0.8), pytest.approx(2 / 3))
+    assert cut.misses_its_target
+    assert "no cut reaches it that keeps 30 candidates or more of the 1 held-out cases" in cut.no_guarantee
 
 
 def test_a_precision_that_no_cut_has_takes_the_highest_there_is_and_says_so():
@@ -152,11 +165,12 @@ def test_a_precision_that_no_cut_has_takes_the_highest_there_is_and_says_so():
     probabilities = np.array([0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3], dtype=np.float32)
     positive = np.array([False, True, False, True, False, False, True])
     rows = Ragged.from_lengths(np.arange(7), np.array([4, 3]))
-    reachable = choose_cut(ThresholdConfig("precision", 0.5), probabilities, positive, rows)
-    assert (reachable.mean_kept, reachable.misses_its_target) == (2, False)
     # seven candidates say too little, so all of them are counted on: 3 of 7
-    few = choose_cut(ThresholdConfig("precision", 0.75), probabilities, positive, rows)
+    few = choose_cut(ThresholdConfig("precision", 0.5), probabilities, positive, rows)
     assert (few.least_probability, few.precision) == (np.float32(0.3), pytest.approx(3 / 7))
+    assert "no cut reaches it that keeps 7 candidates or more of the 2 held-out cases" in few.no_guarantee
+    reachable = choose_cut(ThresholdConfig("precision", 0.4), probabilities, positive, rows)
+    assert (reachable.mean_kept, reachable.misses_its_target) == (3.5, False)
     # of a hundred times as many the cut that keeps half the candidates at 1/2
     many = Ragged.from_lengths(np.arange(700), np.array([400, 300]))
     asked = choose_cut(
@@ -164,23 +178,25 @@ def test_a_precision_that_no_cut_has_takes_the_highest_there_is_and_says_so():
     )
     assert asked.misses_its_target
     assert (asked.least_probability, asked.precision) == (np.float32(0.6), 0.5)
-    said = "0.75 was asked for, and no cut reaches it on the 2 held-out cases: the highest that can be told is 0.5, at "
-    assert said in asked.sentence()
+    said = "0.75 was asked for, and no cut reaches it that keeps 30 candidates or more of the 2 held-out cases: the "
+    assert f"{said}highest that can be told is 0.5, at " in asked.sentence()
     assert said in asked.no_guarantee
 
 
-@given(some_lists, st.floats(0.01, 1))
-def test_target_precision_equals_trying_every_cut(pairs, target):
-    probabilities, positive, rows = _packed(pairs)
-    precision = {level: positive[probabilities >= level].mean() for level in probabilities}
+@given(some_lists, st.floats(0.01, 1), st.sampled_from([1, 4, 30]))
+def test_target_precision_equals_trying_every_cut_that_can_tell(pairs, target, times):
+    probabilities, positive, rows = _repeated(*_packed(pairs)[:2], times)
+    kept = {level: probabilities >= level for level in probabilities}
+    telling = [level for level in kept if kept[level].sum() >= min(30, len(probabilities))]
+    precision = {level: positive[kept[level]].mean() for level in telling}
     reaching = [level for level, value in precision.items() if value >= target - 1e-12]
+    cut = choose_cut(ThresholdConfig("precision", target), probabilities, positive, rows)
     if reaching:
-        cut = choose_cut(ThresholdConfig("precision", target), probabilities, positive, rows)
         assert cut.least_probability == min(reaching)
     else:
-        cut = choose_cut(ThresholdConfig("precision", target), probabilities, positive, rows)
         assert cut.misses_its_target
-        assert cut.least_probability == probabilities.min()  # fewer than 30 candidates: all are counted on
+        best = max(precision.values())
+        assert cut.least_probability == min(level for level in telling if precision[level] >= best - 1e-9)
 
 
 # ------------------------------------------------------------- expected value
