@@ -167,21 +167,24 @@ def drift_from(profile: DriftProfile, scores: Float64Array, rows: Ragged, histor
 
 def drift_of(profile: DriftProfile, shares: Shares) -> Drift:
     """Compare measured lists with the profile."""
+    # what is compared, and of how many lists: a history has a length where there is one
+    n, n_now = profile.n_cases, shares.n_cases
     pairs = {
-        "score quantiles": (profile.score_shares, shares.scores / max(shares.scores.sum(), 1e-12)),
-        "users without history": _two(profile.no_history, shares.no_history),
+        "score quantiles": (profile.score_shares, shares.scores / max(shares.scores.sum(), 1e-12), n, n_now),
+        "users without history": (*_two(profile.no_history, shares.no_history), n, n_now),
     }
     uncovered = 0.0
-    if profile.no_history < 1 and shares.histories.any():
+    n_long, n_long_now = round(n * (1.0 - profile.no_history)), round(n_now * (1.0 - shares.no_history))
+    if n_long and n_long_now:
         observed = shares.histories / shares.histories.sum()
-        pairs[HISTORIES] = (profile.history_shares, observed)
+        pairs[HISTORIES] = (profile.history_shares, observed, n_long, n_long_now)
         uncovered = float(observed[np.asarray(profile.history_shares) == 0].sum())
     if profile.unknown_items is not None:
-        pairs["unknown items"] = _two(profile.unknown_items, shares.unknown_items)
+        pairs["unknown items"] = (*_two(profile.unknown_items, shares.unknown_items), n, n_now)
     indices, limits = {}, {}
-    for name, (expected, observed) in pairs.items():
-        indices[name] = stability_index(np.asarray(expected), observed, profile.n_cases, shares.n_cases)
-        limits[name] = max(MOST_DRIFT, chance_limit(len(expected), profile.n_cases, shares.n_cases))
+    for name, (expected, observed, n_expected, n_observed) in pairs.items():
+        indices[name] = stability_index(np.asarray(expected), observed, n_expected, n_observed)
+        limits[name] = max(MOST_DRIFT, chance_limit(len(expected), n_expected, n_observed))
     return Drift(indices, limits, shares.n_cases, uncovered)
 
 

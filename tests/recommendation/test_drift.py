@@ -73,6 +73,25 @@ def test_histories_by_now_leave_the_share_of_newcomers_as_it_was():
     assert grown.history_shares == pytest.approx([0.5, 0, 0, 0.5])
 
 
+@pytest.mark.parametrize("share_without", [0.5, 0.97])
+def test_histories_are_compared_as_many_as_there_are(share_without):
+    # of 400 and 300 lists 12 and 9 have a history at .97: by chance four of five such pairs pass an index of .25
+    rng = np.random.default_rng(7)
+
+    def drawn(n):
+        scores, rows, _ = batch(rng, n=n, length=2)
+        return scores, rows, np.where(rng.random(n) < share_without, 0, rng.geometric(0.15, n))
+
+    shifted = 0
+    for _ in range(300):
+        one, other = drawn(400), drawn(300)
+        drift = drift_from(profile_of(*one), *other)
+        shifted += "history lengths" in drift.shifted
+        n, m = ((lengths > 0).sum() for _, _, lengths in (one, other))
+        assert drift.limits["history lengths"] == pytest.approx(max(MOST_DRIFT, chance_limit(4, n, m)))
+    assert shifted <= 3  # .1 % of draws
+
+
 @pytest.mark.parametrize(
     ("name", "changes"),
     [("score quantiles", {"shift": 0.8}), ("history lengths", {"shortest": 9}), ("history lengths", {"longest": 4})],
