@@ -87,6 +87,13 @@ def fit_upstream_stage(
     statistics = ItemStatistics.from_events(holdout.past, items, holdout.as_of, sentiment=sentiment)
     fold = Fold(scored, shown.seen, pair_features(scored.cases, statistics, items), shown.scores)
     folds = Folds(fold, hash_users(shown.user_ids, 2, salt=f"fold-{tools.config.seed}") == 0)
+    assert folds.f.upstream is not None
+    if np.isnan(folds.f.upstream).all():  # as where F has no case: its scale would be NaN
+        log.say(
+            f"warning: none of the {len(folds.f.candidates):,} first lists of fold F, which the stage is fitted on, "
+            f"has an upstream_score ({len(shown.cases):,} lists in all); they are not used"
+        )
+        return _lent_stage(start), None
     lent = None if start is None else replace(start, stage=start.upstream_stage)
     stage = fit_fusion_stage(folds.f, components, tools, len(items), lent).stage
     log.say(f"upstream lists: {stage.verdict.sentence()}")

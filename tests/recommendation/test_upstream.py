@@ -297,6 +297,25 @@ def test_lists_without_scores_are_not_used_and_it_is_said(parts):
     assert "impressions have no upstream_score" in lines[-1]
 
 
+@pytest.mark.parametrize("refit", [False, True])
+def test_without_a_score_in_fold_f_lists_are_not_used_and_it_is_said(parts, refit):
+    data, _, holdout, fitted = parts
+    users = data.impressions["user_id"]
+    late = users[data.impressions["time"] >= holdout.as_of].unique()
+    judging = late[hash_users(late, 2, salt="fold-0") == 1]
+    alone = data.impressions[users.isin(judging[:3])]
+    unscored = data.impressions.assign(
+        upstream_score=data.impressions["upstream_score"].where(users.isin(judging)).astype(np.float32)
+    )
+    for impressions, n_lists in ((alone, 0), (unscored, len(late) - len(judging))):
+        some = replace(data, impressions=impressions)
+        stage, lines = fit_stage_of(parts, data=some, refit=refit)
+        assert stage is None
+        assert lines[-1].startswith(f"warning: none of the {n_lists} first lists of fold F")
+        lent = fit_stage_of(parts, data=some, start=Start({}, None, fitted.upstream_stage), refit=refit)[0]
+        assert lent.blend is fitted.upstream_stage.blend
+
+
 def test_some_unknown_scores_are_filled_and_every_candidate_is_decided(parts):
     data = parts[0]
     scores = data.impressions["upstream_score"].to_numpy().copy()
