@@ -7,7 +7,8 @@ from llm_rerank.types import BoolArray, IntArray
 Bounds = tuple[int, int | None]
 
 USER_STRATA: tuple[Bounds, ...] = ((1, 2), (3, 5), (6, 10), (11, None))
-"""Distinct positive items in the user's past: from, to (None: no end)."""
+"""What is in the user's past: from, to (None: no end). Rankings count distinct positive items, calibration and drift
+the events of the history."""
 
 ITEM_STRATA: tuple[Bounds, ...] = ((0, 0), (1, 4), (5, 19), (20, None))
 """Distinct users with a positive event on the item in the past: from, to."""

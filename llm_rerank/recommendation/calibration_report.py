@@ -23,6 +23,10 @@ RESAMPLES_OF_STRATA = 500
 """Fewer than for all lists: there are a dozen strata, and each takes as long as the whole."""
 
 
+OF_USERS = ((0, 0), *USER_STRATA)
+"""Newcomers apart; they are held out only where an upstream recommender's lists are."""
+
+
 def describe_calibration(
     probabilities: FloatArray,
     positive: BoolArray,
@@ -35,9 +39,10 @@ def describe_calibration(
 ) -> dict[str, Any]:
     """Judge probabilities, JSON-ready; all arrays of shape (n_candidates,), cases the list of each candidate.
 
-    user_support, item_support: log1p counts. Candidates without a probability (NaN) are left out. Of the first ten:
-    ECE, what perfect probabilities would show on so many (its floor), mean probability and rate. Of all: Brier skill
-    and calibration slope with 95 % intervals that take lists as the unit, and intercept; all of it again by strata.
+    user_support, item_support: log1p counts, of the events of the user's history and of the item's users. Candidates
+    without a probability (NaN) are left out. Of the first ten: ECE, what perfect probabilities would show on so many
+    (its floor), mean probability and rate. Of all: Brier skill and calibration slope with 95 % intervals that take
+    lists as the unit, and intercept; all of it again by strata.
     Returns {} where nothing is known or no candidate is a target.
     """
     known = ~np.isnan(probabilities)
@@ -50,7 +55,7 @@ def describe_calibration(
     line = calibration_line(probabilities, positive, cases)
     bins = reliability_bins(probabilities, positive)
     strata = {}
-    for kind, counts, all_bounds in (("user", users, USER_STRATA), ("item", items, ITEM_STRATA)):
+    for kind, counts, all_bounds in (("user", users, OF_USERS), ("item", items, ITEM_STRATA)):
         for bounds in all_bounds:
             inside = within(counts, bounds)
             if inside.any():

@@ -27,9 +27,10 @@ if TYPE_CHECKING:
     import pandas as pd
 
 CONTEXT = "context"
+"""Group of everything in the blend that is no component: sales, support, affinities, price, opinions."""
+
 OF_A_RESULT = ("propensity", *(f"score_{group}" for group in (*get_args(Group), CONTEXT)))
 """Columns that a result may have and another not: of an earlier one they say nothing of this one."""
-"""Group of everything in the blend that is no component: sales, support, affinities, price, opinions."""
 
 
 @dataclass(frozen=True)

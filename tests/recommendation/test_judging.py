@@ -125,12 +125,12 @@ def test_calibration_is_told_apart_by_how_much_is_known_of_users_and_items():
     n = 40
     rng = np.random.default_rng(1)
     fold = fold_of([np.arange(12)] * n, [[int(rng.integers(12))] for _ in range(n)], *[rng.random(12 * n)] * 2)
-    fold.pair_values[:, PAIR_FEATURES.index("user_support")] = np.log1p(np.repeat(rng.integers(1, 5, n), 12))
+    fold.pair_values[:, PAIR_FEATURES.index("user_support")] = np.log1p(np.repeat(rng.integers(0, 5, n), 12))
     fold.pair_values[:, PAIR_FEATURES.index("item_support")] = np.log1p(np.tile([0, 3, 4, 5, 19, 20] * 2, n))
     strata = judged(stage_of(), fold)[1]["calibration"]["strata"]
-    assert set(strata) == {"user 1-2", "user 3-5", "item 0", "item 1-4", "item 5-19", "item 20+"}
+    assert set(strata) == {"user 0", "user 1-2", "user 3-5", "item 0", "item 1-4", "item 5-19", "item 20+"}
     assert [strata[f"item {name}"]["n"] for name in ("0", "1-4", "5-19", "20+")] == [80, 160, 160, 80]
-    assert strata["user 1-2"]["n"] + strata["user 3-5"]["n"] == 12 * n
+    assert sum(strata[f"user {name}"]["n"] for name in ("0", "1-2", "3-5")) == 12 * n
     assert sum(strata[f"item {name}"]["n_targets"] for name in ("0", "1-4", "5-19", "20+")) == n
 
 
