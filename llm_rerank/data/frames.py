@@ -14,6 +14,7 @@ import pandas as pd
 from pandas.api import types as dtypes
 
 from llm_rerank.data.columns import map_columns, require_columns
+from llm_rerank.data.id_index import code_of, codes_by_id
 from llm_rerank.data.readers import read_table
 from llm_rerank.data.values import GREATEST_WHOLE, object_array, plain_id, without_categories
 from llm_rerank.data.whole_numbers import frame_of_columns, frame_of_rows, with_whole_numbers
@@ -218,22 +219,12 @@ def as_objects(ids: pd.Series) -> ObjectArray:
 def id_codes(values: pd.Series | ObjectArray, known: ObjectArray) -> IntArray:
     """Give each id's position among the known, distinct ids, -1 where unknown or missing: int64, shape (n_values,).
 
-    Where one side holds numbers and the other texts ("17" from a CSV, 17 from a database), both are compared as text.
+    Each id is found for itself, whatever stands beside it: "17" from a CSV finds 17 from a database, and the other way
+    round, by the rule of ``id_index.code_of``.
     """
     series = values if isinstance(values, pd.Series) else pd.Series(values, dtype=object)
     codes, distinct = pd.factorize(series)  # each distinct id is looked up once
-    wanted = pd.Series(distinct, dtype=object)
-    if pd.api.types.infer_dtype(wanted) not in PLAIN_KINDS:
-        wanted = wanted.map(plain_id)
-    have = pd.Series(known, dtype=object)
-    if _holds_numbers(wanted) != _holds_numbers(have):
-        wanted, have = wanted.map(_id_text), have.map(_id_text)
-    if have.duplicated().any():
-        have = have.drop_duplicates()  # 1 and "1" known together, met by a text: the first
-    positions = pd.Series(have.index, index=pd.Index(have, dtype=object))
-    found = positions.reindex(pd.Index(wanted, dtype=object)).fillna(UNKNOWN).to_numpy(dtype=np.int64)
-    return np.append(found, UNKNOWN)[codes]
-
-
-def _holds_numbers(ids: pd.Series) -> bool:
-    return pd.api.types.infer_dtype(ids, skipna=True) in ("integer", "floating", "mixed-integer-float")
+    ids, by_id = distinct.tolist(), codes_by_id(known)
+    as_spelled = map(by_id.get, ids)  # which finds most of them, in a third of the time
+    found = [code_of(value, by_id) if code is None else code for value, code in zip(ids, as_spelled, strict=True)]
+    return np.array([*found, UNKNOWN], dtype=np.int64)[codes]

@@ -181,7 +181,12 @@ def _parts_joined(value: Any) -> str:
 
 
 def plain_id(value: Any) -> Any:
-    """Give an id as a number or a text where it is a Decimal, a UUID or a date; anything else as it is."""
+    """Give an id as a number or a text where it is a Decimal, a UUID or a date, a whole float as a whole number.
+
+    pandas makes 7.0 of 7 beside a missing cell. Anything else comes back as it is.
+    """
+    if isinstance(value, float | np.floating):
+        return int(value) if value.is_integer() else value
     if isinstance(value, Decimal) and value.is_finite() and value == value.to_integral_value():
         return int(value)
     return str(value) if isinstance(value, (Decimal, UUID, date)) else value

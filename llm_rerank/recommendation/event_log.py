@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from llm_rerank.data.values import plain_id
 from llm_rerank.types import StorageError
 
 LOG_FILE = "live.sqlite"
@@ -346,5 +347,5 @@ class EventLog:
 
 
 def user_key(user: Any) -> str:
-    """Text under which a user's rows are found: JSON, so that 7 and "7" stay two users."""
-    return json.dumps(user)
+    """Text under which a user's rows are found: JSON, so that 7 and "7" stay two users, and 7.0 is 7."""
+    return json.dumps(plain_id(user))

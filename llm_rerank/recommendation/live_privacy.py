@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from llm_rerank.data.id_index import known_id, spellings
+from llm_rerank.data.values import plain_id
 from llm_rerank.recommendation.event_log import EventLog
 from llm_rerank.recommendation.live_state import LiveState
 from llm_rerank.recommendation.privacy import exported
@@ -42,4 +43,4 @@ def kept_under(user_id: Any, users: Mapping[Any, int]) -> list[Any]:
     An answer to somebody unknown is kept under the id as it was asked, 7 or "7"; later the shop may know the other one.
     """
     own = known_id(user_id, users)
-    return [own, *(name for name in spellings(user_id) if name != own and name not in users)]
+    return [own, *(name for name in spellings(plain_id(user_id)) if name != own and name not in users)]

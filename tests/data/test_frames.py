@@ -173,6 +173,17 @@ def test_numbers_and_texts_meet_as_text():
     assert as_objects(pd.Series([17, 5]))[0].__class__ is int
 
 
+def test_each_id_is_found_for_itself_whatever_stands_beside_it():
+    """A catalogue of numbers to which one text was added, and columns of one kind or of both."""
+    known = as_objects(pd.Series([100, 101, 7, "sku-9", "5"], dtype=object))
+    for column in (["100", "101"], [100, 101], [100.0, 101.0], ["100", 101], [np.int64(100), np.float32(101)]):
+        assert id_codes(pd.Series(column, dtype=object), known).tolist() == [0, 1], column
+    assert id_codes(pd.Series(["7", "sku-9", 5, "05", None], dtype=object), known).tolist() == [2, 3, 4, -1, -1]
+    both = as_objects(pd.Series([1, "1"], dtype=object))
+    assert id_codes(pd.Series(["1", 1, 1.0], dtype=object), both).tolist() == [1, 0, 0]
+    assert id_codes(pd.Series([1.5, np.inf, 2.5]), as_objects(pd.Series([2.5, 3.0]))).tolist() == [-1, -1, 0]
+
+
 GREAT = 2**53 + 1
 
 
