@@ -5,7 +5,6 @@ Leaves out time zones of naive values: they are taken as UTC.
 
 from __future__ import annotations
 
-import math
 import warnings
 from datetime import UTC, date, datetime
 from typing import Any, Literal
@@ -92,7 +91,7 @@ def read_moment(value: Any, kind: TimeKind, *, name: str = "at") -> int:
         if kind == "time" and -FIRST_YEAR < value < FIRST_YEAR:
             raise DataError(f"{name} is {value!r}, which is too small for a time of a shop; {remedy} as text")
         low, high = (EARLIEST, LATEST) if kind == "time" else (-(2**62), 2**62)
-        if not math.isfinite(value) or not low <= value <= high:
+        if not low <= value <= high:  # nor is NaN, and a whole number of 400 digits becomes no float
             rule = "which is no time between 1900 and 2200" if kind == "time" else "which is no position"
             raise DataError(f"{name} is {value!r}, {rule}; {remedy}")
         return int(value)

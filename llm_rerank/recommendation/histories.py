@@ -2,54 +2,86 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from llm_rerank.config import RerankerConfig
 from llm_rerank.data.cases import build_cases, seen_items
+from llm_rerank.data.columns import require_columns
+from llm_rerank.data.events import EVENT_ALIASES
 from llm_rerank.data.frames import applicable, id_codes, to_pandas
+from llm_rerank.data.item_statistics import ItemStatistics
+from llm_rerank.data.layouts import as_interactions
 from llm_rerank.data.schema import validate_interactions
 from llm_rerank.data.times import TimeUnit
-from llm_rerank.types import UNKNOWN, Cases, DataError, DataReport, IntArray, Interactions, Items, ObjectArray, Ragged
+from llm_rerank.data.values import factorized
+from llm_rerank.recommendation.live_events import FUTURE_ALLOWED_S
+from llm_rerank.recommendation.state import Saved, target_kinds
+from llm_rerank.types import UNKNOWN, Cases, DataError, DataReport, IntArray, Interactions, ObjectArray, Ragged
 
 
-def read_histories(
-    histories: Any,
-    events: Interactions,
-    items: Items,
-    config: RerankerConfig,
+def read_later_events(
+    table: Any,
+    saved: Saved,
     time_unit: TimeUnit = "auto",
     *,
+    name: str,
     columns: Mapping[str, str] | None = None,
     report: DataReport,
 ) -> Interactions:
-    """Validate histories that come with a question by the rules of the fit.
+    """Validate events that come after the fit by its rules, above all by its choice of targets.
 
-    events: of the fit. columns: from the shop's names to ours; those that the table lacks are another's. report: counts
-    what is dropped. Raises DataError where a rule is broken, or the times are of another kind than at the fit.
+    name: of the table, for messages. columns: from the shop's names to ours; those that the table lacks are another's.
+    report: counts what is dropped. Raises DataError where a rule is broken, or the times are of another kind than at
+    the fit.
     """
-    frame = to_pandas(histories, columns=columns, report=report)
-    given = validate_interactions(
+    frame = to_pandas(table, columns=columns, report=report)
+    frame = as_interactions(frame, report, applicable(columns, frame), name)
+    require_columns(frame, name, ("user_id", "item_id", "timestamp"))
+    kinds = event_names(factorized(frame["event"])[1]) if "event" in frame else set()
+    events = validate_interactions(
         frame,
-        items,
-        columns=applicable(columns, frame),
-        name="histories",
-        time_unit="position" if events.time_kind == "position" else time_unit,
-        target_events=config.target_events,
-        min_rating=config.min_rating,
+        saved.fitted.items,
+        name=name,
+        time_unit="position" if saved.events.time_kind == "position" else time_unit,
+        target_events=target_kinds(saved.target_events, kinds),
+        min_rating=saved.config.min_rating,
         require_targets=False,
         report=report,
     )
-    if given.time_kind != events.time_kind:
+    if events.time_kind != saved.events.time_kind:
         raise DataError(
-            f"histories have times of kind {given.time_kind!r} and the fit had {events.time_kind!r}; "
-            "give timestamps of the same kind"
+            f"{name} have times of kind {events.time_kind!r} and the fit had {saved.events.time_kind!r}; give "
+            "timestamps of the same kind"
         )
-    return given
+    return events
+
+
+def event_names(kinds: Iterable[Any]) -> set[str]:
+    """Give kinds of event as they are compared: without blanks and capitals, by one of their names."""
+    lowered = {str(kind).strip().lower() for kind in kinds if kind is not None}
+    return {EVENT_ALIASES.get(name, name) for name in lowered}
+
+
+def last_time(*known: Interactions | None, statistics: ItemStatistics | None = None) -> int:
+    """Time of the newest event that is known and not ahead of the clock; 0 where no event is known.
+
+    An order that is dated 2099 until its day is known would else move every later question to 2099. known: the first of
+    the fit. statistics: what was kept of events that a folder leaves out.
+    """
+    tables = [events.times for events in known if events is not None]
+    tables += [] if statistics is None else [series.sorted_times for series in statistics.series.values()]
+    rising = [times for times in tables if len(times)]
+    newest = [int(times[-1]) for times in rising]
+    if known[0] is not None and known[0].time_kind == "time":
+        ends = [int(np.searchsorted(times, time.time() + FUTURE_ALLOWED_S, side="right")) for times in rising]
+        past = [int(times[end - 1]) for times, end in zip(rising, ends, strict=True) if end]
+        newest = past or newest  # a clock that is behind every event tells nothing
+    return max(newest, default=0)
 
 
 def history_frame(user_id: Any, item_ids: Sequence[Any], moment: int) -> pd.DataFrame:

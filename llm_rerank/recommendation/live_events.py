@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import uuid
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -156,7 +155,7 @@ def _time(value: Any, field: str, now: float, time_kind: TimeKind, next_position
         return int(now)
     if isinstance(value, str):
         seconds = _seconds_of_text(value, field)
-    elif isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    elif isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 1e300:
         raise EventError(field, f"is {value!r}; give seconds since 1970 or a date as text")
     else:
         seconds = float(value)

@@ -17,10 +17,13 @@ import numpy as np
 from llm_rerank.data.cases import build_cases, seen_items
 from llm_rerank.data.events import implied_kinds, judge_events
 from llm_rerank.data.id_index import code_of, codes_by_id
+from llm_rerank.data.item_statistics import ItemStatistics
 from llm_rerank.data.times import EARLIEST, LATEST, seconds_of_date
 from llm_rerank.data.values import clean_text, object_array
+from llm_rerank.recommendation.histories import last_time
 from llm_rerank.recommendation.live_events import checked_events
 from llm_rerank.recommendation.state import Saved, target_kinds
+from llm_rerank.recommendation.upstream import is_number
 from llm_rerank.types import (
     EVENT_ARRAYS,
     UNKNOWN,
@@ -50,8 +53,9 @@ class Question:
     upstream_scores: one a candidate, None where unknown; None: none at all. events: fresh events of the user, mappings
     with the fields of ``live_events.FIELDS``; they count in this answer and are not stored; one without a timestamp
     happened just before the decision. at: moment of the decision, seconds since 1970, a date as text, or a position;
-    None: just after the last event known. k: items to return; None: all. exclude_seen: retrieve nothing that the user
-    has had. diversity: 0 to 1; None: the config's. least_probability: what ``kept`` is cut at; None: the model's cut.
+    None: just after the last event known that is not ahead of the clock. k: items to return; None: all. exclude_seen:
+    retrieve nothing that the user has had. diversity: 0 to 1; None: the config's. least_probability: what ``kept`` is
+    cut at; None: the model's cut.
     """
 
     user_id: Any
@@ -81,8 +85,13 @@ class Prepared:
     at: int
 
 
-def prepare(question: Question, known: Interactions, items: Items) -> Prepared:
-    """Check a question. known: all events known. Raises QuestionError or EventError, naming the field."""
+def prepare(
+    question: Question, known: Interactions, items: Items, statistics: ItemStatistics | None = None
+) -> Prepared:
+    """Check a question. known: all events known; statistics: what was kept where they were left out of a saved folder.
+
+    Raises QuestionError or EventError, naming the field.
+    """
     check_settings(question.k, question.diversity, question.least_probability)
     user_codes, item_codes = codes_by_id(known.user_ids), codes_by_id(items.ids)
     user = UNKNOWN if question.user_id is None else _code(question.user_id, user_codes, "user_id")
@@ -92,10 +101,10 @@ def prepare(question: Question, known: Interactions, items: Items) -> Prepared:
     elif question.upstream_scores is not None:
         raise QuestionError("upstream_scores", "are given without item_ids; give the candidates that they belong to")
     at = None if question.at is None else _moment(question.at, known)
-    events = _fresh_events(question, known, at, item_codes) if len(question.events) else []
+    last = last_time(known, statistics=statistics)
+    events = _fresh_events(question, known, at, last, item_codes) if len(question.events) else []
     if at is None:
-        last = [int(known.times[-1])] if len(known) else []
-        at = max([*last, *(event["timestamp"] for event in events)], default=0) + 1
+        at = max([last, *(event["timestamp"] for event in events)]) + 1
     return Prepared(question, user, codes, upstream, events, at)
 
 
@@ -104,7 +113,7 @@ def check_settings(k: int | None, diversity: float | None, least_probability: fl
     if k is not None and (isinstance(k, bool) or not isinstance(k, int | np.integer) or k < 1):
         raise QuestionError("k", f"is {k!r}; it must be a whole number of at least 1, or None for every candidate")
     for name, value in (("diversity", diversity), ("least_probability", least_probability)):
-        if value is not None and not (_is_number(value) and 0 <= value <= 1):
+        if value is not None and not (is_number(value) and 0 <= value <= 1):
             raise QuestionError(name, f"is {value!r}; it must be a number from 0 to 1, or None for the model's own")
 
 
@@ -159,7 +168,7 @@ def _candidates(
             "upstream_scores", f"has {len(upstream_scores)} values for {len(codes)} candidates; give one a candidate"
         )
     for place, score in enumerate(upstream_scores):
-        if score is not None and not _is_number(score):
+        if score is not None and not is_number(score):
             raise QuestionError(
                 f"upstream_scores[{place}]", f"is {score!r}; give a number, or None where it is unknown"
             )
@@ -167,10 +176,6 @@ def _candidates(
         upstream = np.array([np.nan if score is None else score for score in upstream_scores]).astype(np.float32)
     upstream[np.isinf(upstream)] = np.nan
     return np.array(codes, dtype=np.int64), None if np.isnan(upstream).all() else upstream
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float | np.number) and not isinstance(value, bool)
 
 
 def _moment(at: Any, known: Interactions) -> int:
@@ -183,7 +188,7 @@ def _moment(at: Any, known: Interactions) -> int:
         if known.time_kind == "position":
             raise QuestionError("at", "is a date, and this shop's times are positions; give a whole number")
         at = seconds
-    if not _is_number(at) or not math.isfinite(at):
+    if not is_number(at) or not math.isfinite(at):
         raise QuestionError("at", f"is {at!r}; give seconds since 1970 or a date as text")
     if known.time_kind == "time" and not EARLIEST <= at <= LATEST:
         raise QuestionError("at", f"is {at!r}, which is not between 1900 and 2200; give seconds since 1970")
@@ -193,7 +198,7 @@ def _moment(at: Any, known: Interactions) -> int:
 
 
 def _fresh_events(
-    question: Question, known: Interactions, at: int | None, item_codes: Mapping[Any, int]
+    question: Question, known: Interactions, at: int | None, last: int, item_codes: Mapping[Any, int]
 ) -> list[dict[str, Any]]:
     """Check the events of a question and make them complete; each gets the code of its item."""
     for number, event in enumerate(question.events):
@@ -201,7 +206,6 @@ def _fresh_events(
         if owner is not None and str(owner) != str(question.user_id):
             raise QuestionError(f"events[{number}].user_id", "is another than the question's; leave it out")
     owned = [{**event, "user_id": "-"} if isinstance(event, Mapping) else event for event in question.events]
-    last = int(known.times[-1]) if len(known) else 0
     moment = last + 1 if at is None else max(at - 1, 0)
     events = checked_events(
         owned,

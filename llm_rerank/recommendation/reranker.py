@@ -15,6 +15,7 @@ import pandas as pd
 
 from llm_rerank.data.candidates import validate_candidates
 from llm_rerank.data.frames import applicable, like_input, open_tables
+from llm_rerank.data.id_index import code_of, codes_by_id
 from llm_rerank.data.times import TimeUnit, read_moment
 from llm_rerank.data.values import object_array
 from llm_rerank.folders import check_target, open_folder, save_folder
@@ -26,7 +27,7 @@ from llm_rerank.recommendation.deciding import Decided, decide, result_frame
 from llm_rerank.recommendation.decision_facts import DECISION, decision_facts, not_retrieved_here, retrieved_otherwise
 from llm_rerank.recommendation.explanation import Explanation, codes_to_explain, explain_item
 from llm_rerank.recommendation.fitting import Fitted
-from llm_rerank.recommendation.histories import cases_of_users, history_frame, read_histories
+from llm_rerank.recommendation.histories import cases_of_users, history_frame, last_time, read_later_events
 from llm_rerank.recommendation.learning import Learner, fit_shop
 from llm_rerank.recommendation.log import FitLog, FitReport
 from llm_rerank.recommendation.phrases import phrase_effects
@@ -35,6 +36,7 @@ from llm_rerank.recommendation.questions import check_settings
 from llm_rerank.recommendation.saving import read_reranker, write_reranker
 from llm_rerank.recommendation.upstream import upstream_of_both
 from llm_rerank.types import (
+    UNKNOWN,
     Cases,
     DataError,
     DataReport,
@@ -111,10 +113,11 @@ class Reranker(ChangingReranker):
         candidates: user_id, item_id, optional upstream_score (with any, and impressions at the fit, the whole batch is
         decided as lists of that recommender); further columns pass through. histories: interactions
         that stand for the history of the users in them. at: the moment of the decision, a date, seconds or a position
-        (default: after the last known event), or a mapping of user ids to such moments, where lists were decided at
-        different times; users that it lacks get the default. k: rows a user to return (default: all). on_unknown: what
-        to do with candidates absent from the catalogue: keep them last with score NaN, drop them, or raise. columns:
-        the shop's column names to ours, of both tables. encoding: of the files, None to find it.
+        (default: after the last known event that is not dated ahead of the clock), or a mapping of user ids to such
+        moments, where lists were decided at different times; users that it lacks get the default. k: rows a user to
+        return (default: all). on_unknown: what to do with candidates absent from the catalogue: keep them last with
+        score NaN, drop them, or raise. columns: the shop's column names to ours, of both tables. encoding: of the
+        files, None to find it.
 
         Returns the kind of frame given: user_id, item_id, rank (from 1), score, probability, kept, score_<group>
         (which add up to score), upstream_score, then the columns passed through; users in order of appearance, best
@@ -211,8 +214,8 @@ class Reranker(ChangingReranker):
         mattered, which reads up to 24 shortened texts. upstream_score, versus_upstream_score: what the upstream
         recommender said of the two, NaN where it said nothing: with it, and impressions at the fit, the score explained
         is the one that ``rerank`` gives lists with upstream scores; where an item stands in the list does not matter.
-        Raises DataError where an item, or every item of ``history``, is not in the catalogue, StorageError where
-        phrases need an encoder that cannot be loaded.
+        Raises DataError where an item, or every item of ``history``, is not in the catalogue, or ``history`` has no row
+        of the user, StorageError where phrases need an encoder that cannot be loaded.
         """
         fitted = self._fit_result()
         asked_ids([user_id], "user_id")
@@ -232,6 +235,11 @@ class Reranker(ChangingReranker):
                 )
         else:
             given = self._given(history, report=report)
+            if given is not None and code_of(user_id, codes_by_id(given.user_ids)) == UNKNOWN:
+                raise DataError(
+                    f"history has no usable row of user {user_id!r}; give that user's interactions, or leave it out to "
+                    "explain with what is known of the user"
+                )
         data_facts(report)
         cases, seen = self._cases([user_id], given, at)
         cases = cases.with_candidates(Ragged.from_lists([[code]]))
@@ -289,10 +297,7 @@ class Reranker(ChangingReranker):
     ) -> Interactions | None:
         if histories is None:
             return None
-        saved = self._data()
-        return read_histories(
-            histories, saved.events, saved.fitted.items, self.config, time_unit, columns=columns, report=report
-        )
+        return read_later_events(histories, self._data(), time_unit, name="histories", columns=columns, report=report)
 
     def _cases(self, user_ids: list[Any], given: Interactions | None, at: Any) -> tuple[Cases, Ragged]:
         times: int | IntArray
@@ -305,12 +310,11 @@ class Reranker(ChangingReranker):
         return cases_of_users(object_array(user_ids), self._data().events, times, given=given)
 
     def _moment(self, given: Interactions | None, at: Any) -> int:
-        """Time of the decision: as asked, or just after the last event that is known."""
-        events = self._data().events
+        """Time of the decision: as asked, or just after the last event that is known (``last_time``)."""
+        saved = self._data()
         if at is not None:
-            return read_moment(at, events.time_kind)
-        last = [int(source.times.max()) for source in (events, given) if source is not None and len(source)]
-        return max(last, default=0) + 1
+            return read_moment(at, saved.events.time_kind)
+        return last_time(saved.events, given, statistics=saved.statistics) + 1
 
     def _decide(
         self,

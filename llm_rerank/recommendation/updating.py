@@ -10,23 +10,19 @@ it was proved for components that score as they did then. It stays where only hi
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
-from llm_rerank.data.columns import require_columns
 from llm_rerank.data.event_mappings import read_mappings
-from llm_rerank.data.events import EVENT_ALIASES
-from llm_rerank.data.frames import applicable, open_tables, to_pandas
+from llm_rerank.data.frames import open_tables
 from llm_rerank.data.id_index import code_of, codes_by_id
-from llm_rerank.data.layouts import as_interactions
 from llm_rerank.data.merging import match_users, with_events
-from llm_rerank.data.schema import validate_interactions
 from llm_rerank.data.times import TimeUnit
-from llm_rerank.data.values import factorized
 from llm_rerank.recommendation.components import Component
+from llm_rerank.recommendation.histories import event_names, read_later_events
 from llm_rerank.recommendation.item_changes import with_item_table, without_guarantees
 from llm_rerank.recommendation.state import MARKS, Saved, target_kinds
 from llm_rerank.types import DataError, DataReport, IntArray, Interactions, RevisableScorer
@@ -125,49 +121,18 @@ def _read(
             table,
             saved.fitted.items,
             time_kind=events.time_kind,
-            target_events=target_kinds(saved.target_events, _names(kinds)),
+            target_events=target_kinds(saved.target_events, event_names(kinds)),
             min_rating=saved.config.min_rating,
             report=report,
         )
     if new is None:
-        new = _read_frame(saved, table, columns, time_unit, report)
+        new = read_later_events(table, saved, time_unit, name="interactions", columns=columns, report=report)
     new = match_users(new, codes_by_id(events.user_ids), events.n_users)
     if saved.users is not None and len(new.user_ids):
         attributed = codes_by_id(saved.users.ids)  # kept: a newcomer's event must not cost a pass over all users
         rows = [code_of(value, attributed) for value in new.user_ids]
         new = replace(new, user_rows=np.array(rows, dtype=np.int64))
     return new
-
-
-def _read_frame(
-    saved: Saved, table: Any, columns: Mapping[str, str] | None, time_unit: TimeUnit, report: DataReport
-) -> Interactions:
-    events = saved.events
-    frame = to_pandas(table, report=report)
-    frame = as_interactions(frame, report, applicable(columns, frame))
-    require_columns(frame, "interactions", ("user_id", "item_id", "timestamp"))
-    kinds = factorized(frame["event"])[1] if "event" in frame else ()
-    new = validate_interactions(
-        frame,
-        saved.fitted.items,
-        time_unit="position" if events.time_kind == "position" else time_unit,
-        target_events=target_kinds(saved.target_events, _names(kinds)),
-        min_rating=saved.config.min_rating,
-        require_targets=False,
-        report=report,
-    )
-    if new.time_kind != events.time_kind:
-        raise DataError(
-            f"interactions have times of kind {new.time_kind!r} and the fit had {events.time_kind!r}; give timestamps "
-            "of the same kind"
-        )
-    return new
-
-
-def _names(kinds: Iterable[Any]) -> set[str]:
-    """Give kinds of event as they are compared: without blanks and capitals, by one of their names."""
-    lowered = {str(kind).strip().lower() for kind in kinds if kind is not None}
-    return {EVENT_ALIASES.get(name, name) for name in lowered}
 
 
 def _with_events(saved: Saved, new: Interactions) -> tuple[Saved, tuple[str, ...]]:

@@ -167,6 +167,13 @@ def _first_lists(
     return people[kept], items[kept], times[kept], scores[kept], ids
 
 
+def is_number(value: Any) -> bool:
+    """Tell numbers, NaN and infinity among them, from all else; a whole number that no float holds is none."""
+    if isinstance(value, bool) or not isinstance(value, int | float | np.number):
+        return False
+    return not isinstance(value, int) or abs(value) < 2**1023
+
+
 def upstream_of_both(
     upstream_score: float | None, versus_upstream_score: float | None, has_other: bool
 ) -> FloatArray | None:
@@ -176,7 +183,7 @@ def upstream_of_both(
     """
     given = {"upstream_score": upstream_score, "versus_upstream_score": versus_upstream_score}
     for name, score in given.items():
-        if score is not None and (isinstance(score, bool) or not isinstance(score, int | float | np.number)):
+        if score is not None and not is_number(score):
             raise DataError(f"{name} is {score!r}; give a number, NaN where it is unknown, or leave it out")
     if versus_upstream_score is not None and not has_other:
         raise DataError("versus_upstream_score is given without versus; name the item that it belongs to")

@@ -12,6 +12,7 @@ import pytest
 from llm_rerank.config import RerankerConfig
 from llm_rerank.data.times import read_moment
 from llm_rerank.options import moment
+from llm_rerank.recommendation.answering import Question, answer_questions
 from llm_rerank.recommendation.reranker import Reranker
 from llm_rerank.types import DataError, DroppedRowsWarning
 from tests.planted import CLOCK_START
@@ -190,3 +191,24 @@ def test_impressions_of_items_nobody_knows(shop):
     shown = pd.DataFrame({"user_id": "u0", "item_id": ["x", "y"], "timestamp": AT})
     with pytest.raises(DataError, match="no row of impressions has a user and an item of items .first item_id: 'x'"):
         Reranker(RerankerConfig(encoder=None), verbose=False).fit(events, items, impressions=shown)
+
+
+def test_numbers_that_no_float_holds_are_refused(fitted, shop):
+    ids = shop[1]["item_id"]
+    huge = 10**400
+    for ask in (
+        lambda: fitted.recommend(["u0"], at=huge),
+        lambda: fitted.explain("u0", ids[0], upstream_score=huge),
+        lambda: answer_questions(fitted, [Question("u0", at=huge)]),
+        lambda: answer_questions(fitted, [Question("u0", item_ids=ids[:2].tolist(), upstream_scores=[1, -huge])]),
+    ):
+        with pytest.raises(DataError, match=r"(at|upstream_score\S*) is -?1000"):
+            ask()
+
+
+def test_a_history_in_a_table_is_the_users_own(fitted, shop):
+    events, items = shop
+    others = events[events["user_id"] == "u2"]
+    with pytest.raises(DataError, match="history has no usable row of user 'u1'; give that user's interactions"):
+        fitted.explain("u1", items["item_id"][0], history=others)
+    assert fitted.explain("u2", items["item_id"][0], history=others).history

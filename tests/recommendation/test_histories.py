@@ -3,9 +3,14 @@
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 
-from llm_rerank.recommendation.histories import cases_of_users, without_each_item
+from llm_rerank.data.item_statistics import ItemStatistics
+from llm_rerank.recommendation.answering import Question, answer_questions
+from llm_rerank.recommendation.histories import cases_of_users, last_time, without_each_item
+from llm_rerank.recommendation.reranker import Reranker
+from llm_rerank.recommendation.state import END_OF_TIME
 from tests.planted import cases_of, events_of
 
 
@@ -70,3 +75,69 @@ def test_each_item_is_left_out_with_all_its_events():
     assert weights_of(without, without.history_weights) == [[2, 4], [1, 2, 3], [1, 3, 4]]
     assert weights_of(without, without.history_times) == [[20, 40], [10, 20, 30], [10, 30, 40]]
     assert rows_of(without.candidates) == [[1], [1], [1]]
+
+
+PLACEHOLDER = 4_102_358_400  # 2099-12-31
+
+
+def test_the_last_time_is_the_newest_that_is_not_ahead_of_the_clock(known, given):
+    assert last_time(known) == 60
+    assert last_time(known, given) == 61
+    assert last_time(replace(known, times=known.times - 10**9), given) == 61
+    dated = [replace(events, times=np.append(events.times[:-1], PLACEHOLDER)) for events in (known, given)]
+    assert [last_time(dated[0]), last_time(*dated), last_time(known, dated[1])] == [50, 50, 60]
+    assert last_time(replace(known, times=known.times + PLACEHOLDER)) == PLACEHOLDER + 60  # a clock that stands
+    assert last_time(replace(dated[0], time_kind="position")) == PLACEHOLDER  # which no clock bounds
+    nothing = known.take(np.empty(0, dtype=np.int64))
+    assert last_time(nothing) == 0
+
+
+def test_a_folder_without_histories_decides_now_and_not_in_1970(fitted, shop, tmp_path):
+    fitted.save(tmp_path / "bare", histories=False)
+    bare = Reranker.load(tmp_path / "bare", verbose=False)
+    events, items = fitted.saved.events, fitted.saved.fitted.items
+    sold = events.times[events.positive].max()
+    statistics = ItemStatistics.from_events(events, items, END_OF_TIME)
+    assert last_time(bare.saved.events, statistics=bare.saved.statistics) == sold
+    assert last_time(bare.saved.events, statistics=statistics) == sold
+    at = int(sold) + 1
+    expected = fitted.recommend(["a newcomer"], at=at)
+    assert bare.recommend(["a newcomer"])["item_id"].tolist() == expected["item_id"].tolist()
+    assert bare.recommend(["a newcomer"])["score"].tolist() == expected["score"].tolist()
+    (answer,) = answer_questions(bare, [Question("a newcomer", k=10)])
+    assert answer.at == at and answer.item_ids == expected["item_id"].tolist()
+    seen = items.ids[:2].tolist()
+    asked = expected["item_id"][0]
+    by_hand = pd.DataFrame({"user_id": "a newcomer", "item_id": seen, "timestamp": [at - 2, at - 1]})
+    by_hand = fitted.explain("a newcomer", asked, history=by_hand, at=at)
+    assert bare.explain("a newcomer", asked, history=seen).score == by_hand.score
+
+
+def test_one_date_that_is_still_to_come_moves_no_other_users_list(fitted):
+    at = int(fitted.saved.events.times.max()) + 1
+    users, items = list(fitted.saved.events.user_ids[:5]), fitted.saved.fitted.items.ids
+    later = Reranker.from_saved(fitted.saved)
+    later.update([{"user_id": "zz", "item_id": items[5], "timestamp": PLACEHOLDER, "event": "view"}])
+    expected = later.recommend(users, at=at)
+    pd.testing.assert_frame_equal(later.recommend(users), expected)
+    (answer,) = answer_questions(later, [Question(users[0], k=10)])
+    assert answer.at == at
+    assert answer.item_ids == expected[expected["user_id"] == users[0]]["item_id"].tolist()
+    table = pd.DataFrame({"user_id": ["zz"], "item_id": [items[5]], "timestamp": [PLACEHOLDER]})
+    pd.testing.assert_frame_equal(fitted.recommend(users, histories=table), fitted.recommend(users, at=at))
+
+
+@pytest.mark.parametrize("kind", ["cart", "favourite", "Add_To_Cart", "purchase"])
+def test_a_lone_event_is_a_target_by_the_rule_of_the_fit_however_it_comes(fitted, kind):
+    """The fit had purchases, so a cart is none, also where it is all that comes with the question."""
+    assert fitted.saved.target_events == ("purchase",)
+    at = int(fitted.saved.events.times.max()) + 100
+    item = fitted.recommend(["new"], at=at)["item_id"][0]
+    event = {"user_id": "new", "item_id": item, "timestamp": at - 60, "event": kind}
+    given = fitted.recommend(["new"], histories=pd.DataFrame([event]), k=None, at=at)
+    (answer,) = answer_questions(fitted, [Question("new", events=[event], at=at)])
+    told = Reranker.from_saved(fitted.saved)
+    told.update([event])
+    assert (item in set(given["item_id"])) == (kind != "purchase")
+    assert answer.item_ids == given["item_id"].tolist()
+    assert (item in set(told.recommend(["new"], k=None, at=at)["item_id"])) == (kind != "purchase")

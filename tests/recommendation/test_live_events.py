@@ -79,6 +79,7 @@ def test_a_text_stands_for_a_number_only_where_no_text_is_known():
         ({"timestamp": "2020Q1"}, "events[1].timestamp", "no date"),
         ({"timestamp": "31/12/2020"}, "events[1].timestamp", "no date"),
         ({"timestamp": float("nan")}, "events[1].timestamp", "nan"),
+        ({"timestamp": 10**400}, "events[1].timestamp", "seconds since 1970"),
         ({"timestamp": [1]}, "events[1].timestamp", "seconds since 1970"),
         ({"event": "purchse"}, "events[1].event", "must be one of search, view"),
         ({"rating": "5"}, "events[1].rating", "number"),
