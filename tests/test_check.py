@@ -5,6 +5,7 @@ import json
 import math
 import os
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -305,3 +306,16 @@ def test_scientific_is_understood():
     assert math.isnan(check.unknown_share)
     # measured on two cores: minutes, not seconds and not hours
     assert 20 < check.fit_seconds < 1_500
+
+
+def test_what_is_too_old_to_be_kept_is_dropped_as_a_fit_would():
+    events, items = make_shop(n_users=60)
+    events["timestamp"] += int(time.time()) - events["timestamp"].max()
+    old = events["timestamp"] < time.time() - 30 * 86_400
+    check = check_shop(events, items, config=replace(NO_ENCODER, retention_days=30))
+    assert check.dropped["interactions: older than retention_days (30)"] == old.sum() > 100
+    assert check.counts["events"] == (~old).sum()
+    with pytest.raises(DataError, match="nothing to learn from"):
+        check_shop(
+            events.assign(timestamp=events["timestamp"] - 10**7), items, config=replace(NO_ENCODER, retention_days=30)
+        )

@@ -19,6 +19,8 @@ from llm_rerank.data.times import TimeUnit
 from llm_rerank.models.semantic.encoder import SentenceEncoder
 from llm_rerank.recommendation.estimate import estimate_fit_seconds, sample_of_texts, seconds_in_words
 from llm_rerank.recommendation.holdout import plan_holdout
+from llm_rerank.recommendation.inputs import FitData
+from llm_rerank.recommendation.learning import within_retention
 from llm_rerank.recommendation.log import FitLog
 from llm_rerank.recommendation.planning import read_shop
 from llm_rerank.recommendation.specs import specs_for
@@ -107,7 +109,7 @@ def check_shop(
     given = {"interactions": interactions, "items": items, "users": users, "impressions": impressions}
     tables = open_tables(given, columns, encoding, report, required=("interactions", "items"))
     ours = {name: _our_columns(name, table, columns) for name, table in tables.items()}
-    events, valid_items, _, _ = read_shop(
+    events, valid_items, known_users, shown = read_shop(
         config,
         tables["interactions"],
         tables["items"],
@@ -117,6 +119,8 @@ def check_shop(
         time_unit,
         report,
     )
+    data = FitData(events, valid_items, known_users, shown, np.empty(0, dtype=np.float32))  # no sentiment is asked for
+    events = within_retention(data, config, report).events
     missing = [
         f"{table} has no {column}: {loss}"
         for (table, column), loss in WITHOUT.items()

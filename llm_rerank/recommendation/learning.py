@@ -131,7 +131,7 @@ def _learned(
     start: Start | None,
 ) -> Saved:
     config, log = learner.config, learner.log
-    data = _within_retention(data, config, report)
+    data = within_retention(data, config, report)
     log.say_report(report)
     encoder = make_encoder(config)
     specs = learner.specs or specs_for(config, data.events, encoder)
@@ -161,7 +161,7 @@ def _learned(
     )
 
 
-def _within_retention(data: FitData, config: RerankerConfig, report: DataReport) -> FitData:
+def within_retention(data: FitData, config: RerankerConfig, report: DataReport) -> FitData:
     """Leave out events that are too old to be kept, before anything is learned from them."""
     if config.retention_days is not None:
         old = data.events.times < expiry(config, data.events.time_kind, time.time())
