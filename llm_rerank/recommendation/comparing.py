@@ -12,12 +12,14 @@ import numpy.typing as npt
 import pandas as pd
 
 from llm_rerank.data.frames import as_objects, clean_ids, id_codes, like_input, named_columns
+from llm_rerank.data.values import is_missing
 from llm_rerank.recommendation.candidates import ranks_in_row
 from llm_rerank.types import BoolArray, DataError, DataReport, IntArray, Items, ObjectArray, Ragged
 
 TOP = 10
 SHOWN = 5
 PREFIX = "score_"
+TRUTHS = {"true": True, "false": False, "": None}
 SMALLEST_CHANGE = 1e-9  # smaller ones are rounding
 
 Float64Array = npt.NDArray[np.float64]
@@ -189,12 +191,22 @@ def _read(table: Any, name: str, *, or_upstream: bool) -> pd.DataFrame:
         remedy = "give a result of rerank or recommend" + (", or a list with its order" if or_upstream else "")
         raise DataError(f"{name} lacks {wanted} (it has {', '.join(map(str, given.columns))}); {remedy}")
     result = pd.DataFrame({"user_id": as_objects(users), "item_id": as_objects(items), "rank": rank})
-    result["kept"] = given["kept"].to_numpy() if "kept" in given.columns else None
+    result["kept"] = _truths(given["kept"], name).to_numpy() if "kept" in given.columns else None
     result["kept"] = result["kept"].astype("boolean")
     for column in given.columns:
         if str(column).startswith(PREFIX) and pd.api.types.is_numeric_dtype(given[column].dtype):
             result[column] = given[column].to_numpy(np.float64, na_value=np.nan)
     return result
+
+
+def _truths(values: pd.Series, name: str) -> pd.Series:
+    """Read what was kept: truth values, or the texts that a CSV file has for them; NA where nothing is said."""
+    plain = values.map(lambda value: TRUTHS.get(value.strip().lower(), value) if isinstance(value, str) else value)
+    try:
+        return plain.astype("boolean")
+    except (TypeError, ValueError):
+        wrong = next(value for value in plain if value not in (True, False) and not is_missing(value))
+        raise DataError(f"kept of {name} is {wrong!r}; give True, False, or nothing where it is unknown") from None
 
 
 def _ranks_by_score(users: pd.Series, scores: pd.Series, name: str) -> Float64Array:

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pandas as pd
+import polars as pl
 import pytest
 
 from llm_rerank.recommendation.comparing import compare_results
@@ -233,3 +234,15 @@ def test_empty_lists_compare_to_nothing():
     assert np.isnan(result.summary()["share_changed_top_10"])
     everything_left = compare_results(BEFORE, AFTER[:0]).table
     assert everything_left["change"].tolist() == ["left"] * 3
+
+
+def test_results_from_files_are_compared_as_they_were(tmp_path):
+    frames = [BEFORE, AFTER.assign(kept=pd.array([True, None, False], dtype="boolean"))]
+    paths = [tmp_path / "before.csv", tmp_path / "after.csv"]
+    for frame, path in zip(frames, paths, strict=True):
+        frame.to_csv(path, index=False)
+    pd.testing.assert_frame_equal(compare_results(*paths).frame, compare_results(*frames).frame)
+    polars = [pl.from_pandas(frame).with_columns(pl.col("kept").cast(pl.String)) for frame in frames]
+    assert compare_results(*polars).summary() == compare_results(*frames).summary()
+    with pytest.raises(DataError, match="kept of after is 'perhaps'; give True, False, or nothing"):
+        compare_results(BEFORE, AFTER.assign(kept=["True", "perhaps", ""]))
