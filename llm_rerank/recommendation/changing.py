@@ -130,7 +130,7 @@ class ChangingReranker:
             self._saved = replace(saved, origin=uuid.uuid4().hex)
 
     def _adopt(self, saved: Saved) -> None:
-        self._saved = saved
+        self._saved, self._features = saved, saved.features
 
     def _data(self) -> Saved:
         if self._saved is None:

@@ -158,6 +158,7 @@ def _learned(
         target_events=targets,
         impressions=None if data.impressions is None else Impressions.from_frame(data.impressions, data.events),
         origin=uuid.uuid4().hex,
+        features=tuple(learner.features),
     )
 
 

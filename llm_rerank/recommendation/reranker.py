@@ -50,8 +50,9 @@ from llm_rerank.types import (
 class Reranker(ChangingReranker):
     """Reads what items say and what users did, and reorders candidates; see ``fit``, ``rerank``, ``recommend``.
 
-    config: settings. components: specs to use instead of ``default_specs`` (for benchmarks and ablations). features:
-    the pair features allowed, a part of ``PAIR_FEATURES``. verbose: print what ``fit`` plans and decides.
+    config: settings. components: specs to use instead of ``default_specs`` (for benchmarks and ablations); no file
+    keeps them, so that ``refit`` of a loaded reranker, or of a shop in use, takes the default ones. features: the pair
+    features allowed, a part of ``PAIR_FEATURES``; kept with the model. verbose: print what ``fit`` plans and decides.
     """
 
     # ------------------------------------------------------------------ fit

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from llm_rerank.config import RerankerConfig
-from llm_rerank.data.features import ItemStatistics
+from llm_rerank.data.features import PAIR_FEATURES, ItemStatistics
 from llm_rerank.data.rendering import Renderer
 from llm_rerank.data.schema import UNKNOWN_ITEMS
 from llm_rerank.recommendation.components import Component
@@ -57,7 +57,7 @@ CONFIG = (
     "log_position",
     "origin",
 )
-"""What a reranker's description must have; ``has_impressions`` is not in those of before."""
+"""What a reranker's description must have; ``has_impressions`` and ``features`` are not in those of before."""
 
 SCORERS = {
     "als": ("llm_rerank.models.collaborative.als", "ALS"),
@@ -117,6 +117,7 @@ def write_reranker(folder: Path, saved: Saved) -> None:
             "log_name": saved.log_name,
             "log_position": saved.log_position,
             "origin": saved.origin,
+            "features": None if saved.features == PAIR_FEATURES else list(saved.features),
         },
     )
     write_arrays(folder / "reference.safetensors", {"items": fitted.reference})
@@ -182,6 +183,7 @@ def read_reranker(folder: Path) -> Saved:
         log_name=values["log_name"],
         log_position=values["log_position"],
         origin=values["origin"],
+        features=PAIR_FEATURES if values.get("features") is None else tuple(values["features"]),
         **marks,
     )
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from llm_rerank.config import RerankerConfig
 from llm_rerank.data.events import EVENT_WEIGHTS, WEAK_EVENTS
+from llm_rerank.data.features import PAIR_FEATURES
 from llm_rerank.data.item_statistics import DAY_S, ItemStatistics
 from llm_rerank.data.rendering import Renderer
 from llm_rerank.recommendation.fitting import Fitted
@@ -44,7 +45,7 @@ class Saved:
     (``has_histories`` False); it holds no users. impressions: upstream lists of the last fit. log_name, log_position:
     the event log that brought events, and its last row that ``events`` hold; "" and 0 without a log. origin: another
     after each fit, and after each change that no log has, so that a refit which took an hour can tell whether it missed
-    one.
+    one. features: pair features that a fit may use.
     """
 
     config: RerankerConfig
@@ -63,6 +64,7 @@ class Saved:
     log_name: str = ""
     log_position: int = 0
     origin: str = ""
+    features: tuple[str, ...] = PAIR_FEATURES
     _known: CountedStatistics | None = field(default=None, repr=False, compare=False)
 
     @property

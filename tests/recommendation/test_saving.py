@@ -12,8 +12,9 @@ import pytest
 from llm_rerank.data.cases import build_cases
 from llm_rerank.data.features import PAIR_FEATURES, pair_features
 from llm_rerank.recommendation.components import Component
+from llm_rerank.recommendation.reranker import Reranker
 from llm_rerank.recommendation.saving import SCORERS, read_reranker, read_start, write_reranker
-from llm_rerank.storage import write_json
+from llm_rerank.storage import read_json, write_json
 from llm_rerank.types import EVENT_ARRAYS, Ragged, StorageError, Users
 
 
@@ -50,6 +51,7 @@ def saved(fitted):
         torn=rng.random(len(events)) < 0.5,
         log_name="log of a shop",
         log_position=2**40,
+        features=PAIR_FEATURES[:3],
         fitted=replace(whole.fitted, items=replace(items, ids=item_ids, frame=frame)),
     )
 
@@ -72,6 +74,18 @@ def test_ids_come_back_as_what_they_were(saved, again):
     assert_same_ids(again.fitted.items.frame["item_id"], saved.fitted.items.ids)
     assert_same_ids(again.users.ids, saved.users.ids)
     assert_same_ids(again.users.frame["user_id"], saved.users.ids)
+
+
+def test_allowed_features_come_back_and_a_folder_of_before_allows_all(saved, again, tmp_path):
+    assert again.features == PAIR_FEATURES[:3] and Reranker.from_saved(again)._features == PAIR_FEATURES[:3]
+    for name, features in (("all", PAIR_FEATURES), ("none", ())):
+        (tmp_path / name).mkdir()
+        write_reranker(tmp_path / name, replace(saved, features=features))
+        assert read_reranker(tmp_path / name).features == features
+    values = read_json(tmp_path / "none" / "config.json")
+    del values["features"]
+    write_json(tmp_path / "none" / "config.json", values)
+    assert read_reranker(tmp_path / "none").features == PAIR_FEATURES
 
 
 def test_events_come_back_whole(saved, again):
