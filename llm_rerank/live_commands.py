@@ -82,7 +82,7 @@ def forget(
     llm-rerank forget shop 4711
     """
     from llm_rerank.folders import current_name, remove_leftovers
-    from llm_rerank.recommendation.privacy import with_not_removed
+    from llm_rerank.recommendation.privacy import EVENT_LOG, with_not_removed
     from llm_rerank.recommendation.reranker import Reranker
 
     if _has_log(model):
@@ -94,6 +94,7 @@ def forget(
         version = current_name(model)
         reranker = Reranker.load(model, device=device, verbose=False)
         report = reranker.forget(user, cache_folder=cache_folder)
+        report = replace(report, not_reached=tuple(place for place in report.not_reached if place != EVENT_LOG))
         if report.forgotten:
             _write_back(reranker, model, version)
         report = with_not_removed(report, remove_leftovers(model))

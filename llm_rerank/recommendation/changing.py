@@ -19,7 +19,7 @@ from llm_rerank.data.times import TimeUnit, read_moment
 from llm_rerank.recommendation.asking import asked_ids
 from llm_rerank.recommendation.learning import Learner, refit_shop
 from llm_rerank.recommendation.log import FitLog
-from llm_rerank.recommendation.privacy import ForgetReport, expired, exported, forgotten
+from llm_rerank.recommendation.privacy import EVENT_LOG, ForgetReport, expired, exported, forgotten
 from llm_rerank.recommendation.specs import ComponentSpec
 from llm_rerank.recommendation.state import Saved
 from llm_rerank.recommendation.updating import UpdateReport, updated
@@ -85,13 +85,14 @@ class ChangingReranker:
         """Forget users: their events, attributes, and what was counted or quoted of them; see ``privacy.py``.
 
         cache_folder: of the fits, None: the settings'. Earlier saves are files of their own: save over them, and see
-        ``folders.remove_leftovers`` for what could not go.
+        ``folders.remove_leftovers`` for what could not go. The log of a folder that is served is not reached: there,
+        ``LiveShop.forget`` or ``llm-rerank forget``.
         Unknown ids are reported. ``str()`` of the result says what was rewritten and what waits for ``refit``.
         """
         user_ids = asked_ids(user_ids, "user_ids")
         saved, report = forgotten(self._data(), user_ids, cache_folder or self.config.cache_folder)
         self._change(saved)
-        return report
+        return replace(report, not_reached=(*report.not_reached, EVENT_LOG)) if report.forgotten else report
 
     def expire(self, now: Any = None) -> ForgetReport:
         """Drop events older than ``retention_days`` of the settings before now, as ``save`` and ``update`` do.

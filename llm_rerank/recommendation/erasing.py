@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,20 +12,22 @@ from llm_rerank.recommendation.components import Component
 from llm_rerank.types import StorageError
 
 SOMEONE = "(a forgotten user)"
+SHORTEST_WORD = 3
 CHECKPOINT = "fine-tuning"
 """Folder inside the cache folder where a fit keeps the checkpoint of its fine-tuning."""
 
 
 def without_mentions(report: Any, user_ids: Sequence[Any]) -> Any:
-    """Return a fit's report in which no text names these users.
+    """Return a fit's report in which no text names these users; its keys stay, for they name no user.
 
-    A text id is taken out wherever it stands as a word, a number only where it is quoted as one: 7 is not only a user.
+    A text id is taken out wherever it stands as a word, a number only where it is quoted as one: 7 is not only a user,
+    and neither are "a" and "cut", which an id of one or two signs, or one that is a key of the report, may be.
     """
-    patterns = []
+    patterns, keys = [], set(_keys(report))
     for value in user_ids:
         text = re.escape(str(value))
         patterns += [f"'{text}'", f'"{text}"']
-        if isinstance(value, str) and not value.isdigit():
+        if isinstance(value, str) and not value.isdigit() and len(value) >= SHORTEST_WORD and value not in keys:
             patterns.append(rf"(?<!\w){text}(?!\w)")
     if not patterns:
         return report
@@ -73,7 +75,17 @@ def _mapped(value: Any, change: Callable[[str], str]) -> Any:
     if isinstance(value, str):
         return change(value)
     if isinstance(value, dict):
-        return {change(name) if isinstance(name, str) else name: _mapped(part, change) for name, part in value.items()}
+        return {name: _mapped(part, change) for name, part in value.items()}
     if isinstance(value, list | tuple):
         return [_mapped(part, change) for part in value]
     return value
+
+
+def _keys(value: Any) -> Iterator[Any]:
+    """Keys of a mapping and of those in it."""
+    if isinstance(value, dict):
+        yield from value
+        value = list(value.values())
+    if isinstance(value, list | tuple):
+        for part in value:
+            yield from _keys(part)

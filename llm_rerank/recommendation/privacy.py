@@ -44,6 +44,10 @@ NO_CACHE_FOLDER = (
     "a cache folder of the fit, if there was one: none was named that exists, and it may hold vectors of their words; "
     "delete what is in it"
 )
+EVENT_LOG = (
+    "the event log beside a served folder, if this model is saved into one: it would play their events again; name "
+    "them to `llm-rerank forget FOLDER` or to the service as well"
+)
 MOST_TOUCHED = 0.5
 """Share of the items up to which expiring takes users out of a scorer whose cost grows with their items."""
 

@@ -21,7 +21,7 @@ from llm_rerank.models.cross_encoder.state_cache import _digest
 from llm_rerank.models.semantic.cache import CachedEncoder, _key
 from llm_rerank.models.semantic.encoder import SentenceEncoder
 from llm_rerank.recommendation.erasing import SOMEONE, without_mentions
-from llm_rerank.recommendation.privacy import expired, exported, forgotten
+from llm_rerank.recommendation.privacy import EVENT_LOG, expired, exported, forgotten
 from llm_rerank.recommendation.reranker import Reranker
 from llm_rerank.recommendation.specs import ComponentSpec
 from llm_rerank.recommendation.state import END_OF_TIME
@@ -300,8 +300,9 @@ def test_a_users_attributes_go_with_the_rows_that_scorers_hold(whole):
 
 def test_the_report_of_the_fit_names_no_forgotten_user(exact):
     lines = [f"first user is {ERIKA}, then u1", "7 of 8 settings; user '7' and u70"]
-    report = {"lines": lines, "holdout": f"({ERIKA})", "n": 7, "dropped": {f"of {ERIKA}": 2}}
+    report = {"lines": lines, "holdout": f"({ERIKA})", "n": 7, "parts": {"cut": {"at": [f"{ERIKA}'s"]}}}
     clean = without_mentions(report, [ERIKA, 7, "u7"])
+    assert clean["parts"] == {"cut": {"at": [f"{SOMEONE}'s"]}}
     assert clean["lines"] == [f"first user is {SOMEONE}, then u1", f"7 of 8 settings; user {SOMEONE} and u70"]
     assert clean["n"] == 7
     assert ERIKA not in json.dumps(clean)
@@ -311,6 +312,28 @@ def test_the_report_of_the_fit_names_no_forgotten_user(exact):
     assert "the report of the fit" in said.rewritten
     assert ERIKA not in json.dumps(left.fitted.report)
     assert left.fitted.report["lines"][1].startswith("7 of 8 settings")
+
+
+def test_users_named_as_the_words_of_a_report_leave_it_readable(exact):
+    """Ids such as "lines", a key, and "a", a word, are taken out where they are quoted; "abc" wherever it is a word."""
+    said = ["a cut of 'a' by abc: lines 'cut' and \"lines\", abcd"]
+    report = {"lines": said, "cut": {"lines": 3}, "upstream": [{"cut": "lines"}]}
+    assert without_mentions(report, ["lines", "a", "cut", "abc"]) == {
+        "lines": [f"a cut of {SOMEONE} by {SOMEONE}: lines {SOMEONE} and {SOMEONE}, abcd"],
+        "cut": {"lines": 3},
+        "upstream": [{"cut": "lines"}],
+    }
+    reranker = Reranker.from_saved(exact.saved)
+    item = exact.saved.fitted.items.ids[0]
+    reranker.update([{"user_id": name, "item_id": item, "timestamp": 1_630_000_000} for name in ("lines", "a")])
+    reranker.forget(["lines", "a"])
+    assert str(reranker.report()) == str(exact.report())
+
+
+def test_the_log_of_a_served_folder_is_said_to_be_out_of_reach(exact):
+    report = Reranker.from_saved(exact.saved).forget([ERIKA])
+    assert [place for place in report.not_reached if "llm-rerank forget FOLDER" in place] == [EVENT_LOG]
+    assert Reranker.from_saved(exact.saved).forget(["no one"]).not_reached == ()
 
 
 def test_a_guarantee_goes_when_a_component_changes(exact, tables):
