@@ -53,6 +53,13 @@ def update(
     from llm_rerank.folders import current_name
     from llm_rerank.recommendation.reranker import Reranker
 
+    if _has_log(model):
+        # what a service took in before these tables comes before them, and does not undo them when it is played
+        from llm_rerank.recommendation.live import LiveShop
+
+        with LiveShop(model, device=device) as shop:
+            if shop.is_behind:
+                shop.compact()
     version = current_name(model)
     reranker = Reranker.load(model, device=device, verbose=False)
     report = reranker.update(

@@ -102,6 +102,7 @@ LAYERS = {
     ],
     "recommendation": [
         "log",
+        "event_log_file",
         "event_log",
         "candidates",
         "failures",

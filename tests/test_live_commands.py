@@ -83,6 +83,7 @@ def test_forget_leaves_no_trace_and_tells_what_stays(model):
     assert "1 users forgotten" in result.stdout
     assert "1 user ids are unknown" in result.stdout
     assert "until a refit: als" in result.stdout
+    assert "event log" not in result.stdout  # there is none
     assert traces(model, sentence) == traces(model, b"700001007") == []
     before = current_name(model)
     assert run("forget", model, "700001007").exit_code == 0
@@ -130,6 +131,25 @@ def test_what_the_log_of_a_service_holds_beyond_its_time_goes_with_an_update(mod
     pd.DataFrame({"item_id": ["brandnew"], "title": ["premium trowel"]}).to_csv(tmp_path / "items.csv", index=False)
     assert run("update", model, "--items", tmp_path / "items.csv").exit_code == 0
     assert traces(model, b"plucky", b"700001999") == []
+
+
+def test_what_a_service_was_told_before_does_not_undo_an_update(model, source, tmp_path):
+    """A price of ten o'clock in the log, one of half past ten in a file."""
+    item = pd.read_csv(source / "items.csv")["item_id"][3]
+
+    def price(reranker):
+        return float(reranker.saved.fitted.items.frame["price"].iloc[3])
+
+    with LiveShop(model) as shop:
+        shop.add_items([{"item_id": item, "price": 5.0}])
+        pd.DataFrame({"item_id": [item], "price": [4.0]}).to_csv(tmp_path / "items.csv", index=False)
+        assert run("update", model, "--items", tmp_path / "items.csv").exit_code == 0
+        assert price(Reranker.load(model, verbose=False)) == 4.0
+        assert shop.reload_if_replaced()
+        assert price(shop.reranker()) == 4.0
+        shop.add_items([{"item_id": item, "price": 3.0}])
+        shop.compact()
+    assert price(Reranker.load(model, verbose=False)) == 3.0
 
 
 def test_export_writes_what_is_held(model, tmp_path):

@@ -141,7 +141,7 @@ class ItemStatistics:
             "ratings": EventSeries.of(*_known_values(past, past.ratings)),
             "opinions": EventSeries.of(*_known_values(past, sentiment)),
         }
-        return cls(as_of, events.time_kind, len(items), series, *_attributes(items))
+        return cls(as_of, events.time_kind, len(items), series, *_labels_of(items), _log_prices_of(items))
 
     def with_events(self, events: Interactions, rows: IntArray, sentiment: FloatArray) -> Self:
         """Return the statistics with events added, equal in every number to ``from_events`` of all of them.
@@ -166,10 +166,15 @@ class ItemStatistics:
         series["opinions"] = series["opinions"].with_events(*_known_values(new, sentiment))
         return replace(self, series=series)
 
-    def with_items(self, items: Items) -> Self:
-        """Return the same events over a catalogue that grew or changed; items keep their codes."""
-        brands, categories, log_prices = _attributes(items)
-        return replace(self, n_items=len(items), brands=brands, categories=categories, log_prices=log_prices)
+    def with_items(self, items: Items, *, labelled_anew: bool = True) -> Self:
+        """Return the same events over a catalogue that grew or changed; items keep their codes.
+
+        labelled_anew: False where neither an item, nor a brand, nor categories are other than before.
+        """
+        labels = _labels_of(items) if labelled_anew else (self.brands, self.categories)
+        return replace(
+            self, n_items=len(items), brands=labels[0], categories=labels[1], log_prices=_log_prices_of(items)
+        )
 
     def _with_buyers(self, events: Interactions, rows: IntArray) -> EventSeries:
         """Add the first purchases among new positive events at ``rows``."""
@@ -221,7 +226,7 @@ class ItemStatistics:
             for name in ("sales", "buyers", "firsts", "ratings", "opinions")
         }
         time_kind: TimeKind = "position" if arrays["is_position"][0] else "time"
-        return cls(int(arrays["as_of"][0]), time_kind, len(items), series, *_attributes(items))
+        return cls(int(arrays["as_of"][0]), time_kind, len(items), series, *_labels_of(items), _log_prices_of(items))
 
 
 def _known_values(past: Interactions, values: FloatArray) -> tuple[IntArray, IntArray, IntArray]:
@@ -261,10 +266,13 @@ def _labels(names_of_items: Iterable[Sequence[str]], *, by_rarity: bool = False)
     return Labels(of_item, weights)
 
 
-def _attributes(items: Items) -> tuple[Labels, Labels, DoubleArray]:
-    """Brands, categories and log prices of the catalogue."""
+def _labels_of(items: Items) -> tuple[Labels, Labels]:
+    """Brands and categories of the catalogue."""
     brands = _labels([[brand] for brand in items.frame["brand"]])
     categories = _labels([text.split(CATEGORY_SEPARATOR) for text in items.frame["categories"]], by_rarity=True)
+    return brands, categories
+
+
+def _log_prices_of(items: Items) -> DoubleArray:
     prices = items.frame["price"].to_numpy(dtype=np.float64)
-    log_prices = np.log(prices, out=np.full(len(items), np.nan), where=prices > 0)
-    return brands, categories, log_prices
+    return np.log(prices, out=np.full(len(items), np.nan), where=prices > 0)

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from llm_rerank.data.values import plain_id
+from llm_rerank.recommendation.event_log_file import SCHEMA, connected
 from llm_rerank.types import StorageError
 
 LOG_FILE = "live.sqlite"
@@ -43,18 +44,6 @@ MOST_LATE = 2_000
 
 _DAY_S = 86_400
 _GREATEST = 2**63 - 1  # SQLite's greatest whole number
-_SCHEMA = """
-CREATE TABLE IF NOT EXISTS meta (name TEXT PRIMARY KEY, value TEXT NOT NULL);
-CREATE TABLE IF NOT EXISTS entries (
-  position INTEGER PRIMARY KEY AUTOINCREMENT, kind TEXT NOT NULL, user TEXT, recorded REAL NOT NULL,
-  body TEXT NOT NULL);
-CREATE INDEX IF NOT EXISTS entries_of_user ON entries (user);
-CREATE TABLE IF NOT EXISTS event_ids (digest BLOB PRIMARY KEY, recorded REAL NOT NULL) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS answers (
-  number INTEGER PRIMARY KEY AUTOINCREMENT, request_id TEXT UNIQUE NOT NULL, user TEXT, recorded REAL NOT NULL,
-  body TEXT NOT NULL);
-CREATE INDEX IF NOT EXISTS answers_of_user ON answers (user);
-"""
 
 Kind = Literal["event", "items", "forget"]
 _Row = tuple[str, str | None, float, str, int]  # of the table answers, without its number; position of the log then
@@ -85,24 +74,17 @@ class EventLog:
         self._keeping = threading.Lock()
         self._late: deque[_Row] = deque(maxlen=MOST_LATE)
         with self._guarded():
-            self._connection = self._connect()
+            self._connection = connected(path, WAIT_S)
             with self.writing():
-                for statement in filter(str.strip, _SCHEMA.split(";")):
+                for statement in filter(str.strip, SCHEMA.split(";")):
                     self._connection.execute(statement)
                 fresh = (("name", secrets.token_hex(16)), ("key", secrets.token_hex(16)))
                 self._connection.executemany("INSERT OR IGNORE INTO meta VALUES (?, ?)", fresh)
             kept = dict(self._connection.execute("SELECT name, value FROM meta"))
-            self._reader = self._connect()  # of its own: whoever asks does not wait for who writes
-            self._keeper = self._connect()  # for checkpoints, which nobody waits for
+            self._reader = connected(path, WAIT_S)  # of its own: whoever asks does not wait for who writes
+            self._keeper = connected(path, WAIT_S)  # for checkpoints, which nobody waits for
         self.name: str = kept["name"]
         self._key = bytes.fromhex(kept["key"])
-
-    def _connect(self) -> sqlite3.Connection:
-        connection = sqlite3.connect(self.path, timeout=WAIT_S, check_same_thread=False, isolation_level=None)
-        connection.execute("PRAGMA journal_mode=WAL")
-        connection.execute("PRAGMA synchronous=FULL")
-        connection.execute("PRAGMA secure_delete=ON")  # what is erased is overwritten with zeros
-        return connection
 
     def close(self) -> None:
         """Close the file; the log stays."""
@@ -156,13 +138,21 @@ class EventLog:
             position = int(self._connection.execute(query, row).lastrowid or 0)
         return position
 
+    def begun_at(self, origin: str) -> int:
+        """Return the position that the log had when a model was first loaded beside it. origin: of the model.
+
+        What the log says of items up to there is older than the model, what comes later is newer.
+        """
+        with self.writing():
+            name, newest = f"begun {origin}", self.last_position()
+            self._connection.execute("INSERT OR IGNORE INTO meta VALUES (?, ?)", (name, str(newest)))
+            rows = self._connection.execute("SELECT value FROM meta WHERE name = ?", (name,)).fetchall()
+        return int(rows[0][0])
+
     def known_ids(self, event_ids: Iterable[str]) -> set[str]:
         """Tell which of these event ids were written before."""
-        return {
-            name
-            for name in event_ids
-            if self._read("SELECT 1 FROM event_ids WHERE digest = ?", (self._id_digest(name),))
-        }
+        query = "SELECT 1 FROM event_ids WHERE digest = ?"
+        return {name for name in event_ids if self._read(query, (self._id_digest(name),))}
 
     def remember_ids(self, event_ids: Sequence[str], now: float) -> None:
         """Know these event ids from now on (inside ``writing``); only keyed hashes are kept."""

@@ -33,6 +33,7 @@ from llm_rerank.types import (
 )
 
 TEXTS_CHANGED = "texts of items changed after the cut was chosen, so the components score otherwise than they did then"
+LABELS = ["brand", "categories"]
 _NONE = np.empty(0, dtype=np.int64)
 _ROW = "\N{ZERO WIDTH SPACE}row"  # a column of ours on its way through the validation
 
@@ -69,10 +70,13 @@ def with_item_table(
     saved, _, grown = with_texts_read_again(saved, np.concatenate([changed, new]), len(old), retitled)
     if len(new):
         _check_all_can_grow(saved, grown)
+    items = saved.fitted.items
+    # labels are counted over all items, which takes long in a large catalogue
+    labelled_anew = any(items.frame[name].tolist() != old.frame[name].tolist() for name in LABELS)
     if saved.statistics is not None:
-        saved = replace(saved, statistics=saved.statistics.with_items(saved.fitted.items))
+        saved = replace(saved, statistics=saved.statistics.with_items(items, labelled_anew=labelled_anew))
     elif statistics is not None:
-        saved = saved.with_statistics(statistics.with_items(saved.fitted.items))
+        saved = saved.with_statistics(statistics.with_items(items, labelled_anew=labelled_anew))
     return saved, ItemChanges(new, changed, grown)
 
 

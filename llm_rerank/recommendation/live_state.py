@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from llm_rerank.data.events import GREATEST_WEIGHT
-from llm_rerank.data.id_index import codes_by_id
+from llm_rerank.data.id_index import code_of, codes_by_id
 from llm_rerank.folders import current_name
 from llm_rerank.recommendation.event_log import Entry, EventLog
 from llm_rerank.recommendation.known_events import is_known
@@ -27,11 +27,16 @@ _NOTES = ("event_id", "request_id", "shown_rank")  # kept beside an event, nothi
 
 @dataclass(frozen=True)
 class LiveState:
-    """A reranker's whole state after the log up to ``position``; version: name of the content that it started from."""
+    """A reranker's whole state after the log up to ``position``; version: name of the content that it started from.
+
+    begun_at: position of the log when the model was first loaded beside it; what the log says of items up to there is
+    older than the model, where that is not of this log.
+    """
 
     saved: Saved
     version: str
     position: int
+    begun_at: int = 0
 
     @property
     def items(self) -> Mapping[Any, int]:
@@ -72,7 +77,9 @@ def loaded_state(folder: Path, log: EventLog, device: str) -> LiveState:
     if not saved.has_histories:
         raise DataError(f"{folder} was saved without histories, so no event can be added; save it with histories=True")
     _ = saved.item_statistics  # made now, before the state is in use and somebody waits for them
-    return LiveState(saved, version, saved.log_position if saved.log_name == log.name else 0)
+    if saved.log_name == log.name:
+        return LiveState(saved, version, saved.log_position)
+    return LiveState(saved, version, 0, log.begun_at(saved.origin))
 
 
 def caught_up(state: LiveState, log: EventLog) -> LiveState:
@@ -87,7 +94,7 @@ def caught_up(state: LiveState, log: EventLog) -> LiveState:
     entries = [_within_reason(entry) for entry in log.after(state.position, last)]
     if state.saved.log_name != log.name:
         # a model fitted from files may have been given what the log has as well: nothing counts twice
-        entries = _without_known(entries, state.saved)
+        entries = _without_older_items(_without_known(entries, state.saved), state)
         state = replace(state, saved=replace(state.saved, log_name=log.name))
     for kind, group in groupby(entries, key=lambda entry: entry.kind):
         run = list(group)
@@ -97,8 +104,8 @@ def caught_up(state: LiveState, log: EventLog) -> LiveState:
             saved = forgotten(state.saved, users)[0] if users else state.saved
             state = replace(state, saved=saved)
         elif kind == "items":
-            for entry in run:
-                state = replace(state, saved=_with_items(state.saved, entry.body))
+            for bodies in _tables([entry.body for entry in run]):
+                state = replace(state, saved=_with_items(state.saved, bodies))
         else:
             state = replace(state, saved=with_events(state.saved, [entry.body for entry in run]))
     return replace(state, position=max(state.position, last))
@@ -113,6 +120,32 @@ def with_events(saved: Saved, bodies: Sequence[Mapping[str, Any]]) -> Saved:
     for _, run in groupby(events, key=lambda event: type(event["user_id"])):
         saved = updated(saved, list(run), None, time_unit="s")[0]  # whatever their size, they are seconds by now
     return saved
+
+
+def _tables(runs: Sequence[list[Any]]) -> list[list[Any]]:
+    """Join tables of items that follow one another where they read the same as one: a price each needs one pass.
+
+    That is where all rows have the same columns with values of the same types, no item comes twice, and no price is a
+    text, whose marks are read by the other prices of its table.
+    """
+    tables: list[list[Any]] = []
+    kind, taken = None, set[Any]()
+    for bodies in runs:
+        kinds = {tuple(sorted((name, _kind_of(name, value)) for name, value in body.items())) for body in bodies}
+        ids = {body.get("item_id") for body in bodies}
+        joins = len(kinds) == 1 and len(ids) == len(bodies) and ("price", "str") not in next(iter(kinds))
+        if joins and kinds == kind and not ids & taken:
+            tables[-1] = [*tables[-1], *bodies]
+            taken |= ids
+        else:
+            tables.append(bodies)
+            kind, taken = (kinds, ids) if joins else (None, set())
+    return tables
+
+
+def _kind_of(column: str, value: Any) -> str:
+    is_price = column == "price" and isinstance(value, int | float) and not isinstance(value, bool)
+    return "float" if is_price else type(value).__name__  # prices are floats however they are written
 
 
 def _with_items(saved: Saved, bodies: list[Any]) -> Saved:
@@ -144,3 +177,15 @@ def _without_known(entries: Sequence[Entry], saved: Saved) -> list[Entry]:
     flags = is_known([entry.body for entry in events], saved)
     known = {entry.position for entry, is_held in zip(events, flags.tolist(), strict=True) if is_held}
     return [entry for entry in entries if entry.position not in known]
+
+
+def _without_older_items(entries: Sequence[Entry], state: LiveState) -> list[Entry]:
+    """Leave out what was said of the state's items before its model was put in place: its files are newer."""
+    known, left = state.items, []
+    for entry in entries:
+        if entry.kind == "items" and entry.position <= state.begun_at:
+            bodies = [body for body in entry.body if code_of(body.get("item_id"), known) < 0]
+            entry = replace(entry, body=bodies)
+        if entry.kind != "items" or entry.body:
+            left.append(entry)
+    return left

@@ -14,15 +14,18 @@ import pandas as pd
 import pyarrow.parquet as parquet
 import pytest
 
+from llm_rerank.data.item_statistics import ItemStatistics
 from llm_rerank.folders import save_folder
 from llm_rerank.recommendation.event_log import EventLog
 from llm_rerank.recommendation.live import LiveShop, UnknownRequest
 from llm_rerank.recommendation.live_events import EventError
-from llm_rerank.recommendation.live_state import caught_up
+from llm_rerank.recommendation.live_state import _tables, caught_up
 from llm_rerank.recommendation.privacy import forgotten
 from llm_rerank.recommendation.reranker import Reranker
+from llm_rerank.recommendation.state import END_OF_TIME
 from llm_rerank.recommendation.updating import updated
 from llm_rerank.types import DataError, ReplacedError, StorageError, Users
+from tests.data.test_merging import assert_same_statistics
 
 
 @pytest.fixture
@@ -431,6 +434,68 @@ def test_a_price_of_an_item_that_a_new_fit_has_not_does_not_stop_the_shop(live, 
     items = live.reranker().saved.fitted.items
     assert "soon gone" not in set(items.ids) and items.frame["price"].iloc[3] == 7.25
     LiveShop(folder, clock=lambda: now).close()
+
+
+def test_a_new_fit_knows_its_items_better_than_the_log_of_before(live, folder, fitted, now):
+    ids, frame = fitted.saved.fitted.items.ids, fitted.saved.fitted.items.frame
+    live.add_items([{"item_id": ids[3], "price": 7.25, "title": "Monday's"}, {"item_id": "new", "title": "Monday's"}])
+    live.add_items([{"item_id": "new", "price": 2.0, "title": "Tuesday's"}])
+    of_wednesday = Reranker.from_saved(replace(fitted.saved, origin="Wednesday's files, which lack the new one"))
+    of_wednesday.save(folder)
+    assert live.reload_if_replaced()
+    live.add_items([{"item_id": ids[4], "price": 8.5}])
+    for shop in (live, LiveShop(folder, clock=lambda: now)):
+        known = shop.reranker().saved.fitted.items.frame.set_index("item_id")[["price", "title"]]
+        assert known.loc[ids[3]].tolist() == frame[["price", "title"]].iloc[3].tolist()
+        assert known.loc["new"].tolist() == [2.0, "Tuesday's"]
+        assert known.loc[ids[4], "price"] == 8.5  # said after Wednesday's files came
+
+
+def test_tables_of_items_are_joined_where_they_read_the_same_as_one():
+    a, b, c = ({"item_id": name, "price": 1.5} for name in "abc")
+    whole, text, titled = {"item_id": "d", "price": 2}, {"item_id": "e", "price": "1,299"}, {**a, "title": "x"}
+    assert _tables([[a], [b, whole], [c]]) == [[a, b, whole, c]]
+    assert _tables([[a], [b], [a], [c]]) == [[a, b], [a, c]]  # the later price of a comes after the first
+    assert _tables([[text], [{**text, "item_id": "f"}], [a]]) == [[text], [{**text, "item_id": "f"}], [a]]
+    assert _tables([[titled], [b], [c, titled], [a]]) == [[titled], [b], [c, titled], [a]]
+    assert _tables([[a, a], [b]]) == [[a, a], [b]]
+    assert _tables([[{"item_id": 7, "stock": 1}], [{"item_id": 8, "stock": 1.5}]]) == [
+        [{"item_id": 7, "stock": 1}],
+        [{"item_id": 8, "stock": 1.5}],
+    ]
+
+
+def test_items_that_are_played_together_are_what_they_were_one_by_one(live, folder, now):
+    ids = live.reranker().saved.fitted.items.ids
+    for place in range(6):
+        live.add_items([{"item_id": ids[place], "price": 3 + place / 2 if place % 2 else 4, "stock": place}])
+        live.add_items([{"item_id": f"new {place}", "title": f"a new trowel {place}", "brand": f"B{place % 2}"}])
+    for place in range(4):
+        live.add_items([{"item_id": f"new {place}", "title": f"a newer saddle {place}", "brand": "B9"}])
+    with LiveShop(folder, clock=lambda: now) as again:
+        one, other = live.reranker().saved, again.reranker().saved
+        lists = [reranker.recommend(["u1", "u2"], k=20) for reranker in (live.reranker(), again.reranker())]
+        assert lists[0]["item_id"].tolist() == lists[1]["item_id"].tolist()
+        np.testing.assert_allclose(lists[0]["score"], lists[1]["score"], atol=1e-5)
+        pd.testing.assert_frame_equal(one.fitted.items.frame, other.fitted.items.frame)
+        assert one.fitted.items.texts.tolist() == other.fitted.items.texts.tolist()
+        assert_same_statistics(one.item_statistics, other.item_statistics)
+        anew = ItemStatistics.from_events(one.events, one.fitted.items, END_OF_TIME, sentiment=one.sentiment)
+        assert_same_statistics(one.item_statistics, anew)
+        np.testing.assert_array_equal(one.item_statistics.brands.of_item.values, anew.brands.of_item.values)
+        np.testing.assert_array_equal(one.item_statistics.log_prices, anew.log_prices)
+
+
+def test_a_price_counts_no_label_anew_and_a_brand_does(fitted):
+    before, ids = fitted.saved.item_statistics, fitted.saved.fitted.items.ids
+    priced, _ = updated(fitted.saved, None, [{"item_id": ids[3], "price": 7.25}])
+    assert priced.item_statistics.log_prices[3] == np.log(7.25)
+    assert priced.item_statistics.brands is before.brands
+    assert priced.item_statistics.categories is before.categories
+    branded, _ = updated(priced, None, [{"item_id": ids[3], "brand": "quite another"}])
+    anew = ItemStatistics.from_events(branded.events, branded.fitted.items, END_OF_TIME, sentiment=branded.sentiment)
+    np.testing.assert_array_equal(branded.item_statistics.brands.of_item.values, anew.brands.of_item.values)
+    assert len(branded.item_statistics.brands.weights) == len(before.brands.weights) + 1
 
 
 def test_a_spaced_search_counts_once_in_a_model_fitted_from_files(live, folder, now):
