@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -31,6 +31,9 @@ CONTEXT = "context"
 
 OF_A_RESULT = ("propensity", *(f"score_{group}" for group in (*get_args(Group), CONTEXT)))
 """Columns that a result may have and another not: of an earlier one they say nothing of this one."""
+
+MOST_TOGETHER = 2_048
+"""Cases whose candidates are retrieved and held together, 0.1 to 0.2 MB each."""
 
 
 @dataclass(frozen=True)
@@ -112,6 +115,40 @@ def decide(
         exclude=exclude,
     )
     return settle(batch, fitted, config)
+
+
+def batches(n_cases: int, n_items: int) -> list[IntArray]:
+    """Divide cases that are decided one after the other: rows of each batch, int64; at least one, which may be empty.
+
+    A batch is some whole blocks of those that are scored together anyway, so that no score changes in its last bit.
+    """
+    from llm_rerank.models.scoring import cases_a_block
+
+    block = cases_a_block(n_items)
+    size = max(MOST_TOGETHER // block, 1) * block
+    return [np.arange(start, min(start + size, n_cases), dtype=np.int64) for start in range(0, max(n_cases, 1), size)]
+
+
+def joined(parts: Sequence[Decided]) -> Decided:
+    """Put batches decided by one stage behind one another, without contributions, which are most of their memory."""
+    first = parts[0]
+
+    def whole(name: str) -> Any:
+        return np.concatenate([getattr(part, name) for part in parts])
+
+    lengths = np.concatenate([part.candidates.lengths for part in parts])
+    values = np.concatenate([part.candidates.values for part in parts])
+    return Decided(
+        Ragged.from_lengths(values, lengths),
+        first.stage,
+        contributions=np.empty((len(values), 0)),
+        scores=whole("scores"),
+        probabilities=whole("probabilities"),
+        ranks=whole("ranks"),
+        kept=whole("kept"),
+        kept_by_cut=whole("kept_by_cut"),
+        propensities=None if first.propensities is None else whole("propensities"),
+    )
 
 
 def score_batch(

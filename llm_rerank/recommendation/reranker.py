@@ -23,7 +23,7 @@ from llm_rerank.recommendation.asking import DATA, asked_ids, data_facts
 from llm_rerank.recommendation.changing import ChangingReranker, Frame
 from llm_rerank.recommendation.comparing import Comparison, compare_results
 from llm_rerank.recommendation.components import Component
-from llm_rerank.recommendation.deciding import Decided, decide, result_frame
+from llm_rerank.recommendation.deciding import Decided, batches, decide, joined, result_frame
 from llm_rerank.recommendation.decision_facts import DECISION, decision_facts, not_retrieved_here, retrieved_otherwise
 from llm_rerank.recommendation.explanation import Explanation, codes_to_explain, explain_item
 from llm_rerank.recommendation.fitting import Fitted
@@ -182,15 +182,23 @@ class Reranker(ChangingReranker):
         user_ids = asked_ids(user_ids, "user_ids")
         cases, seen = self._cases(user_ids, given, at)
         per_source = max(self.config.candidates_per_source, k or 0)
-        decided = self._decide(cases, seen, candidates_per_source=per_source, exclude=seen if exclude_seen else None)
-        users = object_array(user_ids)
-        passed = pd.DataFrame(
-            {
-                "user_id": pd.Series(users[decided.candidates.row_of_value], dtype=object).infer_objects(),
-                "item_id": pd.Series(fitted.items.ids[decided.candidates.values], dtype=object).infer_objects(),
-            }
-        )
-        result = result_frame(passed, decided, fitted, k)
+        users, frames, parts = object_array(user_ids), [], []
+        for rows in batches(len(cases), len(fitted.items)):  # of all users only what is returned is held together
+            had = seen.take(rows)
+            excluded = had if exclude_seen else None
+            part = self._decide(cases.take(rows), had, candidates_per_source=per_source, exclude=excluded)
+            passed = pd.DataFrame(
+                {
+                    "user_id": pd.Series(users[rows][part.candidates.row_of_value], dtype=object),
+                    "item_id": pd.Series(fitted.items.ids[part.candidates.values], dtype=object),
+                }
+            )
+            frames.append(result_frame(passed, part, fitted, k))
+            parts.append(joined([part]))
+        decided = joined(parts)
+        result = frames[0] if len(frames) == 1 else pd.concat(frames, ignore_index=True)
+        for name in ("user_id", "item_id"):
+            result[name] = result[name].infer_objects()
         other = retrieved_otherwise(exclude_seen, per_source, self.config.candidates_per_source)
         result.attrs[DECISION] = decision_facts(decided, cases, self.config, k, other_lists=other)
         result.attrs[DATA] = data_facts(report)

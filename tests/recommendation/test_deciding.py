@@ -1,11 +1,14 @@
 """Decisions on a fitted shop: what is kept, bounds on it, groups of columns, and results that come in again."""
 
+import tracemalloc
 from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 import pytest
 
+from llm_rerank.models import scoring
+from llm_rerank.recommendation import deciding
 from llm_rerank.recommendation.deciding import groups_of_columns, scores_for
 
 
@@ -115,3 +118,29 @@ def test_parts_and_chances_of_another_result_do_not_pass_through(fitted):
     parts = [name for name in again if name.startswith("score_") and name != "score_of_theirs"]
     assert "score_semantic" not in again and "propensity" not in again and (again["score_of_theirs"] == 7.0).all()
     assert np.abs(again[parts].sum(axis=1) - again["score"]).max() < 1e-5
+
+
+@pytest.mark.parametrize("k", [3, None])
+def test_all_users_at_once_are_decided_in_batches_and_nothing_is_otherwise(fitted, monkeypatch, k):
+    monkeypatch.setattr(scoring, "BLOCK_CELLS", 50 * len(fitted.saved.fitted.items))
+    users = [*fitted.saved.events.user_ids, 7, "a newcomer"]  # 702: batches of 100, the last of 2
+    whole = fitted.recommend(users, k=k)
+    monkeypatch.setattr(deciding, "MOST_TOGETHER", 149)
+    assert [len(rows) for rows in deciding.batches(len(users), len(fitted.saved.fitted.items))] == [100] * 7 + [2]
+    in_batches = fitted.recommend(users, k=k)
+    pd.testing.assert_frame_equal(in_batches, whole, check_exact=True)
+    assert in_batches.attrs == whole.attrs
+    assert whole.attrs["decision"]["drift"]["n_cases"] == 702
+    assert len(fitted.recommend([], k=k)) == 0
+
+
+def test_many_users_do_not_hold_their_candidates_together(fitted, monkeypatch):
+    monkeypatch.setattr(scoring, "BLOCK_CELLS", 50 * len(fitted.saved.fitted.items))
+    peaks = []
+    for together in (10_000, 50):
+        monkeypatch.setattr(deciding, "MOST_TOGETHER", together)
+        tracemalloc.start()
+        fitted.recommend(k=1)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] < peaks[0] / 3
