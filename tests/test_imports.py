@@ -146,6 +146,7 @@ LAYERS = {
         "saving",
         "item_changes",
         "erasing",
+        "exporting",
         "privacy",
         "updating",
         "learning",

@@ -17,9 +17,10 @@ from llm_rerank.data.features import PAIR_FEATURES
 from llm_rerank.data.item_statistics import DAY_S
 from llm_rerank.data.times import TimeUnit, read_moment
 from llm_rerank.recommendation.asking import asked_ids
+from llm_rerank.recommendation.exporting import exported
 from llm_rerank.recommendation.learning import Learner, refit_shop
 from llm_rerank.recommendation.log import FitLog
-from llm_rerank.recommendation.privacy import EVENT_LOG, ForgetReport, expired, exported, forgotten
+from llm_rerank.recommendation.privacy import EVENT_LOG, ForgetReport, expired, forgotten
 from llm_rerank.recommendation.specs import ComponentSpec
 from llm_rerank.recommendation.state import Saved
 from llm_rerank.recommendation.updating import UpdateReport, updated

@@ -8,15 +8,15 @@ from typing import Any
 from llm_rerank.data.id_index import known_id, spellings
 from llm_rerank.data.values import plain_id
 from llm_rerank.recommendation.event_log import EventLog
+from llm_rerank.recommendation.exporting import exported
 from llm_rerank.recommendation.live_state import LiveState
-from llm_rerank.recommendation.privacy import exported
 from llm_rerank.types import DataError
 
 
 def all_held(state: LiveState, log: EventLog, user_id: Any) -> dict[str, Any] | None:
     """Lay out everything that is held of a user as JSON values; None where nothing is.
 
-    Besides what ``privacy.exported`` gives: ``event_log``, each event as it was taken, with its id, its kind, the
+    Besides what ``exporting.exported`` gives: ``event_log``, each event as it was taken, with its id, its kind, the
     request that it answers and when it was taken, oldest first; ``lists_shown``; ``erasures``, which stand in the log
     under a keyed hash of the user for a week. After an erasure they alone are left, and are not counted as held.
     """

@@ -1,4 +1,4 @@
-"""What is held of a user: shown, or forgotten at once as far as that goes without a fit; and events that grew too old.
+"""Users forgotten, at once as far as that goes without a fit; and events that grew too old.
 
 At once: events, ids and attributes; item statistics; scorers that can take users out of their fit (``revised``: they
 equal a fit without them); texts of items that quoted a review, in every scorer; what the report of the fit says;
@@ -19,11 +19,10 @@ from typing import Any
 
 import numpy as np
 
-from llm_rerank.data.id_index import code_of, codes_by_id
 from llm_rerank.data.merging import without_events
-from llm_rerank.data.values import plain
 from llm_rerank.recommendation.components import Component
 from llm_rerank.recommendation.erasing import erase_caches, without_mentions
+from llm_rerank.recommendation.exporting import places_of
 from llm_rerank.recommendation.impressions import code_among
 from llm_rerank.recommendation.item_changes import with_texts_read_again, without_guarantees
 from llm_rerank.recommendation.state import Saved, expiry
@@ -95,7 +94,7 @@ def forgotten(
     if isinstance(user_ids, str | bytes):
         raise DataError(f"user_ids is the text {user_ids!r}; give a list of ids")
     wanted = list(dict.fromkeys(user_ids))
-    codes, rows = _found(saved, wanted)
+    codes, rows = places_of(saved, wanted)
     shown = np.array([code_among(saved.impressions, value) for value in wanted], dtype=np.int64)
     held_of = (codes >= 0) | (rows >= 0) | (shown >= 0)
     known = [value for value, is_held in zip(wanted, held_of, strict=True) if is_held]
@@ -161,84 +160,6 @@ def expired(saved: Saved, now: float | None = None, *, slack_s: float = 0.0) -> 
     ids = [value for value in users.tolist() if value not in left]
     item_ids = saved.fitted.items.ids[read].tolist()
     return saved, ForgetReport(ids, [], int(gone.sum()), ("events", *rewritten), tuple(influence), item_ids)
-
-
-def exported(saved: Saved, user_id: Any) -> dict[str, Any]:
-    """Return everything that is held of a user as JSON values, and nothing of others.
-
-    user_id: "7" finds the number 7 where there is no text "7". Times are seconds since 1970, or positions. What scorers
-    learned from many users at once is not split by user. Raises DataError where nothing is held.
-    """
-    codes, rows = _found(saved, [user_id])
-    code, row, shown = int(codes[0]), int(rows[0]), code_among(saved.impressions, user_id)
-    if code < 0 and row < 0 and shown < 0:
-        raise DataError(f"nothing is held of user {user_id!r}; check the id and its type")
-    events, items = saved.events, saved.fitted.items
-    titles = items.frame["title"]
-    mine = np.flatnonzero(events.users == code) if code >= 0 else np.empty(0, dtype=np.int64)
-    listed = []
-    for event in mine.tolist():
-        item = int(events.items[event])
-        listed.append(
-            {
-                "item_id": plain(items.ids[item]) if item >= 0 else None,
-                "title": plain(titles.iloc[item]) if item >= 0 else None,
-                "timestamp": int(events.times[event]),
-                "weight": plain(events.weights[event]),
-                "counts_as_target": bool(events.positive[event]),
-                "rating": plain(events.ratings[event]),
-                "quantity": plain(events.quantities[event]),
-                "review": events.reviews[event],
-                "review_sentiment": plain(saved.sentiment[event]),
-                "query": events.queries[event],
-                "learned_from": bool(saved.in_fit[event]),
-            }
-        )
-    attributes = {}
-    if saved.users is not None and row >= 0:
-        frame = saved.users.frame
-        attributes = {str(name): plain(frame[name].iloc[row]) for name in frame.columns if name != "user_id"}
-    if code >= 0:
-        held_id = events.user_ids[code]
-    else:
-        held_id = saved.users.ids[row] if row >= 0 else saved.impressions.user_ids[shown]  # type: ignore[union-attr]
-    return {
-        "user_id": plain(held_id),
-        "time_kind": events.time_kind,
-        "attributes": attributes,
-        "events": listed,
-        "impressions": _shown_to(saved, shown),
-    }
-
-
-def _shown_to(saved: Saved, user: int) -> list[dict[str, Any]]:
-    """Lay out what an upstream recommender showed a user, oldest first. user: place among ``impressions``, -1: none."""
-    if user < 0 or saved.impressions is None:
-        return []
-    shown, items = saved.impressions, saved.fitted.items
-    titles = items.frame["title"]
-    return [
-        {
-            "item_id": plain(items.ids[shown.items[row]]),
-            "title": plain(titles.iloc[shown.items[row]]),
-            "timestamp": int(shown.times[row]),
-            "upstream_score": plain(shown.upstream_scores[row]),
-        }
-        for row in np.flatnonzero(shown.users == user).tolist()
-    ]
-
-
-def _found(saved: Saved, user_ids: Sequence[Any]) -> tuple[IntArray, IntArray]:
-    """Code among the events and row among the attributes of each id: int64, shape (n_ids,), -1 where there is none."""
-    by_id = codes_by_id(saved.events.user_ids)
-    codes = np.array([code_of(value, by_id) for value in user_ids], dtype=np.int64)
-    rows = np.full(len(codes), UNKNOWN, dtype=np.int64)
-    if saved.users is not None:
-        attributed = codes_by_id(saved.users.ids)
-        rows = np.array([code_of(value, attributed) for value in user_ids], dtype=np.int64)
-        known = codes >= 0
-        rows[known & (rows < 0)] = saved.events.user_rows[codes[known & (rows < 0)]]
-    return codes, rows
 
 
 def _without(saved: Saved, gone: BoolArray, *, all_scorers: bool) -> tuple[Saved, list[str], list[str], IntArray]:

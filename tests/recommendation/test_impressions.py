@@ -8,9 +8,10 @@ import pandas as pd
 import pytest
 
 from llm_rerank.config import RerankerConfig
+from llm_rerank.recommendation.exporting import exported
 from llm_rerank.recommendation.learning import LENT_UPSTREAM
 from llm_rerank.recommendation.live import LiveShop
-from llm_rerank.recommendation.privacy import expired, exported, forgotten
+from llm_rerank.recommendation.privacy import expired, forgotten
 from llm_rerank.recommendation.reranker import Reranker
 from llm_rerank.types import DataError
 from tests.recommendation.test_privacy import traces

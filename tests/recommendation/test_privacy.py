@@ -21,7 +21,8 @@ from llm_rerank.models.cross_encoder.state_cache import _digest
 from llm_rerank.models.semantic.cache import CachedEncoder, _key
 from llm_rerank.models.semantic.encoder import SentenceEncoder
 from llm_rerank.recommendation.erasing import SOMEONE, without_mentions
-from llm_rerank.recommendation.privacy import EVENT_LOG, expired, exported, forgotten
+from llm_rerank.recommendation.exporting import exported
+from llm_rerank.recommendation.privacy import EVENT_LOG, expired, forgotten
 from llm_rerank.recommendation.reranker import Reranker
 from llm_rerank.recommendation.specs import ComponentSpec
 from llm_rerank.recommendation.state import END_OF_TIME
