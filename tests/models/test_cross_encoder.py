@@ -462,6 +462,56 @@ def test_many_distinct_texts_are_read_and_scored_in_pieces(tiny, monkeypatch, cr
     assert max(kept) < 250
 
 
+def test_candidates_that_users_share_are_read_in_pieces_too(tiny, monkeypatch):
+    """Three users with one list of a thousand: what was read for the first is forgotten by the third."""
+    monkeypatch.setattr(text_table, "TEXTS_AT_ONCE", 100)
+    shared = [f"thing {n}" for n in range(1_000)]
+    histories = [["tent"], [], ["lamp", "tent"]]
+    runs = list(text_table.pieces(histories, [shared] * 3))
+    assert [first for first, _ in runs[1:]] == [last for _, last in runs[:-1]]
+    assert (runs[0][0], runs[-1][1]) == (0, 3_000)
+    for first, last in runs:
+        users = range(first // 1_000, (last - 1) // 1_000 + 1)
+        texts = {shared[place % 1_000] for place in range(first, last)}
+        assert len(texts.union(*(histories[user] for user in users))) <= 100
+    assert len(runs) == 31  # 3,000 by 98 or 100
+    model = model_of(tiny, trained=True)
+    per_text = 4 * sum(getattr(model.fit(None, items_of(["tent"]), seed=0)._table, name).shape[1] for name in COLUMNS)
+    monkeypatch.setattr(text_table, "MOST_BYTES_KEPT", 600 * per_text)
+    read = []
+
+    def watched(network, reader, texts, *more, **settings):
+        read.append(len(texts))
+        return build_table(network, reader, texts, *more, **settings)
+
+    monkeypatch.setattr(scorer_module, "build_table", watched)
+    scores = predict(model, histories, [shared] * 3)
+    assert sum(read) > 1_100  # some were read again
+    assert max(read) <= 100
+    monkeypatch.undo()
+    for one, other in zip(scores, predict(model_of(tiny, trained=True), histories, [shared] * 3), strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-5)
+
+
+@pytest.mark.parametrize("known", [[], ["garden hose"]])
+def test_after_a_reading_that_failed_no_text_is_taken_for_another(tiny, monkeypatch, known):
+    model, fresh = model_of(tiny, trained=True), model_of(tiny, trained=True)
+    history = [["red bicycle", "bicycle pump"]]
+    predict(model, history, [known])
+
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(scorer_module, "build_table", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            predict(model, history, [["tea pot", "bicycle helmet"]])
+    for candidates in (["lawn mower", "spade"], ["bicycle helmet", "tea pot"]):
+        np.testing.assert_allclose(
+            predict(model, history, [candidates])[0], predict(fresh, history, [candidates])[0], atol=1e-5
+        )
+
+
 @pytest.mark.parametrize("cross_attention", [False, True])
 def test_a_hundred_thousand_candidates_are_read_in_pieces(tiny, monkeypatch, cross_attention):
     shop = planted_shop(n_users=4)

@@ -46,8 +46,10 @@ class TextTable:
         if fresh and self.n_bytes > MOST_BYTES_KEPT:
             self._parts, self._rows, fresh = [], {}, list(keys)
         if fresh or not self._parts:
-            self._rows |= {keys[text]: len(self) + row for row, text in enumerate(fresh)}
-            self._keep(read(fresh))
+            part, first = read(fresh), len(self)
+            self._keep(part)
+            # named last: where reading or joining fails, no text may be taken for read
+            self._rows |= {keys[text]: first + row for row, text in enumerate(fresh)}
         places = [[self._rows[keys[text]] for text in row] for row in rows]
         if len(self._parts) == 1:
             return self._parts[0], places
@@ -103,18 +105,21 @@ def check_weights(weights: Sequence[Sequence[float]], histories: Sequence[Sequen
 def pieces(histories: Sequence[Sequence[str]], candidates: Sequence[Sequence[str]]) -> Iterator[tuple[int, int]]:
     """First and last (excluded) of runs of candidates, counted through all users, of few distinct texts each.
 
-    The texts of the users' histories count as well. One user's candidates may lie in several runs.
+    The texts of the users' histories count as well. One user's candidates may lie in several runs. Distinct within the
+    run: by a later one, what was read for an earlier one may be forgotten.
     """
     seen: set[str] = set()
-    n_seen = []
+    first = place = 0
     for history, row in zip(histories, candidates, strict=True):
         seen.update(history)
         for text in row:
+            if place > first and len(seen) + (text not in seen) > TEXTS_AT_ONCE:
+                yield first, place
+                first, seen = place, set(history)
             seen.add(text)
-            n_seen.append(len(seen))
-    edges = np.flatnonzero(np.diff(np.array(n_seen, dtype=np.int64) // TEXTS_AT_ONCE)) + 1
-    bounds = [0, *edges.tolist(), len(n_seen)] if n_seen else [0]
-    yield from zip(bounds[:-1], bounds[1:], strict=True)
+            place += 1
+    if place > first:
+        yield first, place
 
 
 def what_was_cut(
