@@ -80,6 +80,7 @@ LAYERS = {
         "list_metrics",
         "packing",
         "token_records",
+        "state_segments",
         "state_cache",
         "discarding",
         "history_encoder",

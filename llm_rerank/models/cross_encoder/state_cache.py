@@ -1,25 +1,29 @@
 """Token states of texts: computed once, kept on disk, read through a memory map. What computes them is not here.
 
-A folder holds segments, one a call of ``add``, and a manifest: what the states are of, and a SHA-256 a segment. A
-segment is written whole before the manifest names it and never changes after, so a process killed at any moment leaves
-at most a file that no manifest names, which the next to open the folder removes.
-
-A segment, little-endian: the number of texts (int64), their digests (16 bytes each), their numbers of tokens (int64
-each), then one record a token (``token_records``).
+A folder holds segments (``state_segments``), one a call of ``add``, the small ones joined from time to time, and a
+manifest: what the states are of, and a SHA-256 a segment. A segment is written whole before the manifest names it and
+never changes after, so a process killed at any moment leaves at most a file that no manifest names, which the next to
+open the folder removes.
 """
 
 from __future__ import annotations
 
 import hashlib
-import re
-import uuid
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from llm_rerank.models.cross_encoder.state_segments import (
+    DIGEST_SIZE,
+    SEGMENT,
+    TOKENS_A_BLOCK,
+    join_segments,
+    map_segment,
+    remove_unlisted,
+    write_segment,
+)
 from llm_rerank.models.cross_encoder.token_records import (
     GREATEST,
     Records,
@@ -32,7 +36,7 @@ from llm_rerank.models.cross_encoder.token_records import (
     record_type,
     unpack_into,
 )
-from llm_rerank.storage import atomic_path, exclusive, read_json, write_json
+from llm_rerank.storage import exclusive, read_json, write_json
 from llm_rerank.types import DataError, FloatArray, IntArray, StorageError
 
 __all__ = ["StateCache", "StateType", "bytes_needed", "dequantize", "fingerprint_of", "quantize"]
@@ -43,11 +47,11 @@ FORMAT_VERSION = 2
 
 MANIFEST = "manifest.states.json"  # not manifest.json: a saved model's must survive a folder given by mistake
 _LOCK = ".states-lock"
-_SEGMENT = re.compile(r"[0-9a-f]{32}\.states")
-_LEFTOVER = re.compile(r"\.unfinished-[0-9a-f]{32}\.states(\.json)?")  # of killed writes, as atomic_path names them
-_DIGEST_SIZE = 16  # bytes: two of 10^9 texts collide with probability 10^-21
-_TOKENS_A_BLOCK = 8192  # packed at once: memory stays bounded, and a block within a core's cache
-_TEXTS_A_BLOCK = 256  # gathered at once, for the same reasons
+_TEXTS_A_BLOCK = 256  # gathered at once: memory stays bounded, and a block within a core's cache
+
+MOST_SEGMENTS = 64
+"""Each one holds a file open; beyond it all but the larger half are joined into one, so that a record is written anew
+log(n) times. A process may open some hundred files."""
 
 
 class StateCache:
@@ -129,10 +133,10 @@ class StateCache:
             if len(new) < len(keys):
                 states = states[_spans((np.cumsum(lengths) - lengths)[new], lengths[new])]
             blocks = (
-                pack(states[first : first + _TOKENS_A_BLOCK], self._record)
-                for first in range(0, len(states), _TOKENS_A_BLOCK)
+                pack(states[first : first + TOKENS_A_BLOCK], self._record)
+                for first in range(0, len(states), TOKENS_A_BLOCK)
             )
-            segment = _write_segment(self._folder, [digests[row] for row in new], lengths[new], blocks)
+            segment = write_segment(self._folder, [digests[row] for row in new], lengths[new], blocks)
             self._write_manifest({**self._listed, **segment})
             self._attach(segment)
 
@@ -170,11 +174,11 @@ class StateCache:
             rows: IntArray = np.array([self._rows[digest] for digest in digests], dtype=np.int64)
             segment = {}
             if digests:
-                segment = _write_segment(self._folder, digests, self._places[rows, 2], self._gather(rows))
+                segment = write_segment(self._folder, digests, self._places[rows, 2], self._gather(rows))
             self._write_manifest(segment)
             self._forget()  # unmapped first: Windows removes no mapped file
             self._attach(segment)
-            self._remove_unlisted()
+            remove_unlisted(self._folder, self._listed)
 
     def _check(self, digests: list[bytes], states: FloatArray, lengths: IntArray) -> None:
         if states.ndim != 2 or states.shape[1] != self._state_size:
@@ -218,18 +222,34 @@ class StateCache:
         if not manifest or len(sound) < len(listed):
             self._write_manifest(sound)
         self._listed = sound
-        self._remove_unlisted()
-        self._attach(name for name in sound if name not in self._sizes)
+        if len(sound) > MOST_SEGMENTS:
+            self._join()
+        self._attach(name for name in self._listed if name not in self._sizes)
+        remove_unlisted(self._folder, self._listed)
+
+    def _join(self) -> None:
+        """Put one segment in place of the smaller ones, before more are mapped than a process may open."""
+        by_size = sorted(self._listed, key=lambda name: (self._folder / name).stat().st_size)
+        small = by_size[: len(by_size) - MOST_SEGMENTS // 2]
+        # of those mapped, damage since then would be copied under a checksum that is right
+        sound = [name for name in small if name not in self._sizes or self._is_sound(name, self._listed[name])]
+        try:
+            joined = join_segments(self._folder, sound, self._record)
+        except OSError as error:
+            self.notes.append(f"{self._folder} holds {len(by_size)} segments, not joined ({error.strerror})")
+            return
+        kept = {name: sha256 for name, sha256 in self._listed.items() if name not in small}
+        self._write_manifest({**kept, **joined})
 
     def _read_manifest(self) -> Mapping[str, Any]:
         """Read the manifest; empty where it is not this cache's, with a note where that drops segments."""
         path = self._folder / MANIFEST
-        n_segments = sum(bool(_SEGMENT.fullmatch(entry.name)) for entry in self._folder.iterdir())
+        n_segments = sum(bool(SEGMENT.fullmatch(entry.name)) for entry in self._folder.iterdir())
         try:
             manifest = read_json(path)
             differing = [name for name, value in self._header.items() if manifest[name] != value]
             segments = manifest["segments"].items()
-            is_ours = all(_SEGMENT.fullmatch(name) and isinstance(sha256, str) for name, sha256 in segments)
+            is_ours = all(SEGMENT.fullmatch(name) and isinstance(sha256, str) for name, sha256 in segments)
         except (StorageError, AttributeError, KeyError, TypeError):
             is_ours, differing = False, []
         if is_ours and not differing:
@@ -254,23 +274,28 @@ class StateCache:
             self.notes.append(f"{path} {wrong}: the segment is dropped")
         return not wrong
 
-    def _remove_unlisted(self) -> None:
-        for path in self._folder.iterdir():
-            if _LEFTOVER.fullmatch(path.name) or (_SEGMENT.fullmatch(path.name) and path.name not in self._listed):
-                with suppress(OSError):  # open elsewhere on Windows: goes next time
-                    path.unlink()
-
     def _attach(self, names: Iterable[str]) -> None:
         """Map sound segments and index their texts."""
         places = [self._places]
-        for name in names:
-            digests, lengths, records, self._sizes[name] = _map_segment(self._folder / name, self._record)
+        # all mapped before the index changes: one may fail, where a process has too many files open
+        mapped = [(name, *map_segment(self._folder / name, self._record)) for name in names]
+        for name, digests, lengths, records, self._sizes[name] in mapped:
             first = sum(map(len, places))
             self._rows.update(zip(digests, range(first, first + len(digests)), strict=True))
             segment = np.full(len(digests), len(self._segments))
             places.append(np.column_stack([segment, np.cumsum(lengths) - lengths, lengths]))
             self._segments.append(records)
         self._places = np.concatenate(places)
+        self._release()
+
+    def _release(self) -> None:
+        """Unmap the unlisted segments whose texts have all been joined into others."""
+        names = list(self._sizes)
+        unlisted = [number for number, name in enumerate(names) if self._sizes[name] and name not in self._listed]
+        if unlisted:
+            used = self._places[np.fromiter(self._rows.values(), np.int64), 0]
+            for number in np.setdiff1d(unlisted, used).tolist():
+                self._segments[number], self._sizes[names[number]] = self._segments[number][:0].copy(), 0
 
     def _forget(self) -> None:
         """Empty the index; the disk is untouched."""
@@ -290,37 +315,6 @@ def fingerprint_of(*parts: bytes | str) -> str:
     return sha256.hexdigest()
 
 
-def _write_segment(
-    folder: Path, digests: Sequence[bytes], lengths: IntArray, blocks: Iterable[Records]
-) -> dict[str, str]:
-    """Write one segment atomically; returns its SHA-256 by its name."""
-    name = f"{uuid.uuid4().hex}.states"
-    sha256 = hashlib.sha256()
-    with atomic_path(folder / name) as unfinished, open(unfinished, "wb") as file:
-
-        def write(part: bytes) -> None:
-            sha256.update(part)
-            file.write(part)
-
-        write(len(digests).to_bytes(8, "little"))
-        write(b"".join(digests))
-        write(lengths.astype("<i8").tobytes())
-        for block in blocks:
-            write(block.tobytes())
-    return {name: sha256.hexdigest()}
-
-
-def _map_segment(path: Path, record: np.dtype[np.void]) -> tuple[list[bytes], IntArray, Records, int]:
-    """Digests, lengths (int64, shape (n_texts,)), records (shape (n_tokens,), mapped) and size of a sound segment."""
-    content = np.asarray(np.memmap(path, dtype=np.uint8, mode="r"))
-    n_texts = int(content[:8].view("<i8")[0])
-    digests, lengths, records = np.split(content[8:], [n_texts * _DIGEST_SIZE, n_texts * (_DIGEST_SIZE + 8)])
-    raw = digests.tobytes()
-    cut = [raw[first : first + _DIGEST_SIZE] for first in range(0, len(raw), _DIGEST_SIZE)]
-    # records as plain bytes: numpy gathers rows with fields at half the speed
-    return cut, lengths.view("<i8").astype(np.int64), records.view(f"V{record.itemsize}"), content.nbytes
-
-
 def _spans(starts: IntArray, lengths: IntArray) -> IntArray:
     """Positions of spans, one span after another: int64, shape (sum of lengths,)."""
     ends = np.cumsum(lengths)
@@ -328,4 +322,4 @@ def _spans(starts: IntArray, lengths: IntArray) -> IntArray:
 
 
 def _digest(key: str) -> bytes:
-    return hashlib.blake2b(key.encode("utf-8", "surrogatepass"), digest_size=_DIGEST_SIZE).digest()
+    return hashlib.blake2b(key.encode("utf-8", "surrogatepass"), digest_size=DIGEST_SIZE).digest()
