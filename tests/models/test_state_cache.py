@@ -1,5 +1,6 @@
 """Token states on disk: what was kept comes back, what is stale or damaged never, and no death loses earlier keys."""
 
+import hashlib
 import json
 import os
 import subprocess
@@ -474,7 +475,7 @@ def test_joining_copies_no_damage_and_keeps_states_bit_for_bit(tmp_path, monkeyp
             np.testing.assert_array_equal(after.read(keys)[0], before)
 
 
-def test_every_cache_of_a_folder_is_emptied_without_its_layers(tmp_path):
+def test_every_cache_of_a_folder_is_emptied_without_its_layers(tmp_path, monkeypatch):
     gone = states_of(state_key("of the user"), 2).astype("<f2").tobytes()
     for number, dtype in enumerate(DTYPES):
         cache = opened(tmp_path / f"states-{number}", dtype=dtype, fingerprint=str(number))
@@ -483,7 +484,9 @@ def test_every_cache_of_a_folder_is_emptied_without_its_layers(tmp_path):
     (tmp_path / "states-2" / MANIFEST).write_text("{")
     (tmp_path / "fine-tuning").mkdir()
     assert any(gone in path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
-    assert remove_states(tmp_path) == 3
+    with monkeypatch.context() as patched:  # gigabytes are not read to be thrown away
+        patched.delattr(hashlib, "file_digest")
+        assert remove_states(tmp_path) == 3
     assert sorted(path.name for path in tmp_path.iterdir()) == ["fine-tuning", "states-0", "states-1"]
     for number, dtype in enumerate(DTYPES):
         assert len(opened(tmp_path / f"states-{number}", dtype=dtype, fingerprint=str(number))) == 0

@@ -6,8 +6,9 @@ import hashlib
 import shutil
 from pathlib import Path
 
-from llm_rerank.models.cross_encoder.state_cache import MANIFEST, StateCache
-from llm_rerank.storage import read_json
+from llm_rerank.models.cross_encoder.state_cache import LOCK, MANIFEST
+from llm_rerank.models.cross_encoder.state_segments import remove_unlisted
+from llm_rerank.storage import exclusive, read_json, write_json
 from llm_rerank.types import StorageError
 
 STATES_PREFIX = "states-"
@@ -20,7 +21,7 @@ def state_key(text: str) -> str:
 
 
 def remove_states(cache_folder: Path | str) -> int:
-    """Empty every cache of states in a folder; returns how many there were.
+    """Empty every cache of states in a folder, unread; returns how many there were.
 
     One whose manifest cannot be read is removed whole: it could not be used either. One that another process has open
     is left empty on disk, and serves what it had there until it is opened again.
@@ -28,10 +29,9 @@ def remove_states(cache_folder: Path | str) -> int:
     folders = sorted(Path(cache_folder).glob(f"{STATES_PREFIX}*"))
     for folder in folders:
         try:
-            header = read_json(folder / MANIFEST)
-            fingerprint, state_size, dtype = header["fingerprint"], header["state_size"], header["dtype"]
-        except (StorageError, KeyError, TypeError):
+            with exclusive(folder / LOCK):
+                write_json(folder / MANIFEST, {**read_json(folder / MANIFEST), "segments": {}})
+                remove_unlisted(folder, ())
+        except (StorageError, TypeError):
             shutil.rmtree(folder)
-            continue
-        StateCache(folder, fingerprint=fingerprint, state_size=state_size, dtype=dtype).compact(keep=())
     return len(folders)

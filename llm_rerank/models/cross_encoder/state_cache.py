@@ -46,7 +46,7 @@ FORMAT_VERSION = 2
 """Raised by one whenever an older library could not read what this one writes."""
 
 MANIFEST = "manifest.states.json"  # not manifest.json: a saved model's must survive a folder given by mistake
-_LOCK = ".states-lock"
+LOCK = ".states-lock"
 _TEXTS_A_BLOCK = 256  # gathered at once: memory stays bounded, and a block within a core's cache
 
 MOST_SEGMENTS = 64
@@ -92,7 +92,7 @@ class StateCache:
         self._rows: dict[bytes, int] = {}  # row of places, by digest
         self._places: IntArray = np.empty((0, 3), dtype=np.int64)  # segment, first record in it, number of records
         folder.mkdir(parents=True, exist_ok=True)
-        with exclusive(folder / _LOCK):
+        with exclusive(folder / LOCK):
             self._take_in()
 
     def __len__(self) -> int:
@@ -125,7 +125,7 @@ class StateCache:
         """
         digests = [_digest(key) for key in keys]
         self._check(digests, states, lengths)
-        with exclusive(self._folder / _LOCK):
+        with exclusive(self._folder / LOCK):
             self._take_in()
             new: IntArray = np.array([row for row, digest in enumerate(digests) if digest not in self._rows], np.int64)
             if not len(new):
@@ -164,7 +164,7 @@ class StateCache:
 
         keep: keys to keep, None: all. Disk must hold both for a moment; memory only a block.
         """
-        with exclusive(self._folder / _LOCK):
+        with exclusive(self._folder / LOCK):
             self._forget()  # else damage since opening would be copied under a checksum that is right
             self._take_in()
             kept = self._rows.keys() if keep is None else self._rows.keys() & {_digest(key) for key in keep}
@@ -279,7 +279,8 @@ class StateCache:
         places = [self._places]
         # all mapped before the index changes: one may fail, where a process has too many files open
         mapped = [(name, *map_segment(self._folder / name, self._record)) for name in names]
-        for name, digests, lengths, records, self._sizes[name] in mapped:
+        for name, digests, lengths, records, size in mapped:
+            self._sizes[name] = size
             first = sum(map(len, places))
             self._rows.update(zip(digests, range(first, first + len(digests)), strict=True))
             segment = np.full(len(digests), len(self._segments))

@@ -1,4 +1,4 @@
-"""The segment files of a cache of token states: written whole, mapped, joined, and removed where no manifest names them.
+"""The segment files of a cache of token states: written whole, mapped, joined, removed where no manifest names them.
 
 A segment, little-endian: the number of texts (int64), their digests (16 bytes each), their numbers of tokens (int64
 each), then one record a token (``token_records``).
@@ -25,7 +25,9 @@ DIGEST_SIZE = 16  # bytes: two of 10^9 texts collide with probability 10^-21
 TOKENS_A_BLOCK = 8192  # packed at once: memory stays bounded, and a block within a core's cache
 
 
-def write_segment(folder: Path, digests: Sequence[bytes], lengths: IntArray, blocks: Iterable[Records]) -> dict[str, str]:
+def write_segment(
+    folder: Path, digests: Sequence[bytes], lengths: IntArray, blocks: Iterable[Records]
+) -> dict[str, str]:
     """Write one segment atomically; returns its SHA-256 by its name."""
     name = f"{uuid.uuid4().hex}.states"
     sha256 = hashlib.sha256()
