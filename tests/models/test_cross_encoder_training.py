@@ -579,3 +579,18 @@ def test_a_fine_tuning_on_a_cpu_after_one_on_another_device_in_the_same_process(
         training.accelerator_for("meta").__class__(cpu=True)
     assert training.accelerator_for("cpu").device.type == "cpu"
     assert training.accelerator_for("cpu:0").device.type == "cpu"
+
+
+def test_a_model_on_another_device_than_accelerates_own_stays_there():
+    from accelerate.state import AcceleratorState, PartialState
+
+    AcceleratorState._reset_state(reset_partial_state=True)
+    accelerator = training.accelerator_for("cpu")
+    for state in (PartialState, AcceleratorState):  # as the first GPU is where the model is on the second
+        state._shared_state["device"] = torch.device("meta")
+    layer = torch.nn.Linear(2, 1)
+    wrapped, optimizer = accelerator.prepare(layer, torch.optim.AdamW(layer.parameters()))
+    wrapped(torch.ones(1, 2)).sum().backward()
+    optimizer.step()
+    assert layer.weight.device.type == "cpu"
+    AcceleratorState._reset_state(reset_partial_state=True)

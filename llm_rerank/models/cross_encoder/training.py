@@ -120,7 +120,8 @@ def fine_tune(
 def accelerator_for(device: str) -> Accelerator:
     """Let accelerate run on a device, though an earlier fine-tuning of this process ran on another kind of device.
 
-    It keeps one device a process and refuses another; several processes keep theirs.
+    It keeps one device a process and refuses another; several processes keep theirs. What it prepares stays where it
+    is: its own device is the first GPU, whichever the model is on.
     """
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState, PartialState
@@ -130,7 +131,7 @@ def accelerator_for(device: str) -> Accelerator:
         held = PartialState()
         if held.num_processes == 1 and (held.device.type == "cpu") != on_cpu:
             AcceleratorState._reset_state(reset_partial_state=True)
-    return Accelerator(cpu=on_cpu)
+    return Accelerator(cpu=on_cpu, device_placement=False)
 
 
 def list_loss(scores: Tensor, offsets: Tensor, positive: Tensor, real: Tensor) -> Tensor:
