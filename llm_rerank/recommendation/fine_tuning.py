@@ -16,6 +16,7 @@ from llm_rerank.recommendation.cross_reading import tune_on_lists
 from llm_rerank.recommendation.held_out import HeldOutCases
 from llm_rerank.recommendation.holdout import plan_holdout
 from llm_rerank.recommendation.inputs import FitData, FitTools
+from llm_rerank.recommendation.learning import UNREAD, within_retention
 from llm_rerank.recommendation.log import FitLog
 from llm_rerank.recommendation.parts import stand_on_parts
 from llm_rerank.recommendation.planning import make_encoder, read_shop, sentiment_of
@@ -71,11 +72,13 @@ def fine_tune_on_shop(
     events, valid_items, users, _ = read_shop(
         config, interactions, items, None, None, columns, time_unit, report, encoding=encoding
     )
+    data = within_retention(FitData(events, valid_items, users, None, UNREAD), config, report)
+    events = data.events
     log.say_report(report)
     out.mkdir(parents=True, exist_ok=True)
     specs = specs_for(config, events, encoder)
     tools = FitTools(config, encoder, specs, PAIR_FEATURES, Renderer())
-    data = FitData(events, valid_items, users, None, sentiment_of(events, encoder))
+    data = replace(data, sentiment=sentiment_of(events, encoder))
     holdout = plan_holdout(events, config.seed, log)
     standing = stand_on_parts(HeldOutCases.of(data, tools, holdout), tools, log)
     tools = replace(tools, specs=standing.specs)

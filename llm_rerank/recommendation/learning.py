@@ -34,6 +34,10 @@ LENT_UPSTREAM = (
 )
 
 
+UNREAD = np.empty(0, dtype=np.float32)
+"""Stands for the sentiment, which is read once the plan is said, of what is left to learn from."""
+
+
 @dataclass(frozen=True)
 class Learner:
     """What a fit works with besides the data; arguments as for ``Reranker``."""
@@ -74,7 +78,7 @@ def fit_shop(
         encoding=encoding,
     )
     targets = settled_targets(config.target_events, report.target_events)
-    return _learned(learner, FitData(events, items, users, shown, _UNREAD), Renderer(), targets, report, start)
+    return _learned(learner, FitData(events, items, users, shown, UNREAD), Renderer(), targets, report, start)
 
 
 def refit_shop(
@@ -107,7 +111,7 @@ def refit_shop(
             time_unit=time_unit,
             report=report,
         )
-    data = FitData(saved.events, items, saved.users, shown, _UNREAD)
+    data = FitData(saved.events, items, saved.users, shown, UNREAD)
     again = _learned(learner, data, saved.renderer, saved.target_events, report, None)
     lent = saved.fitted.upstream_stage
     if again.fitted.upstream_stage is None and lent is not None:
@@ -117,9 +121,6 @@ def refit_shop(
         summary = {**again.fitted.report, "lines": log.lines}
         again = replace(again, fitted=replace(again.fitted, upstream_stage=stage, report=summary))
     return replace(again, log_name=saved.log_name, log_position=saved.log_position)
-
-
-_UNREAD = np.empty(0, dtype=np.float32)  # stands for the sentiment, which is read once the plan is said
 
 
 def _learned(
@@ -163,7 +164,10 @@ def _learned(
 
 
 def within_retention(data: FitData, config: RerankerConfig, report: DataReport) -> FitData:
-    """Leave out events that are too old to be kept, before anything is learned from them."""
+    """Leave out events that are too old to be kept, before anything is learned from them or their sentiment is read.
+
+    Raises DataError where no target is left.
+    """
     if config.retention_days is not None:
         old = data.events.times < expiry(config, data.events.time_kind, time.time())
         report.drop(f"interactions: older than retention_days ({config.retention_days:g})", int(old.sum()))

@@ -507,6 +507,13 @@ def test_finetune_writes_a_model_its_log_and_its_picture(shop, tiny, tmp_path):
     assert "encoder is None" in none.output
 
 
+def test_finetune_learns_nothing_from_events_beyond_their_time(shop, tiny, tmp_path):
+    """The shop's events are years old."""
+    config = RerankerConfig(encoder=tiny, retention_days=30, fine_tune_steps=1, device="cpu")
+    with pytest.raises(DataError, match="none of 0 events is a target; .* lengthen retention_days"):
+        fine_tuning.fine_tune_on_shop(*shop, tmp_path / "tuned", config=config, verbose=False)
+
+
 def test_each_process_has_its_device_and_the_first_one_writes():
     def place(number, n_processes=2):
         processes = SimpleNamespace(
