@@ -218,6 +218,32 @@ def test_the_similarity_is_the_formula(tiny):
     assert scores[0] == pytest.approx(expected, abs=1e-5)
 
 
+def test_a_history_of_long_ago_is_as_similar_as_a_new_one(tiny):
+    """All ages greater by as many visits: the quotient is the same, where exp(−.3 age) is 0 in float32."""
+    model = model_of(tiny)
+    model.fit(None, items_of(["tent", "lamp", "camp stove", ""]), seed=0)
+    scores = [model.score(cases_of([[0, 1, *[3] * n]], [[0, 1, 2]])) for n in (0, 60, 100, 400)]
+    for later in scores[1:]:
+        np.testing.assert_allclose(later, scores[0], atol=1e-6)
+    vectors = model.encoder.encode(["tent", "lamp", "camp stove"])
+    recency = np.exp(-np.float64(0.3) * np.array([401, 400]))
+    np.testing.assert_allclose(scores[-1], recency @ (vectors[:2] @ vectors.T) / recency.sum(), atol=1e-5)
+
+
+def test_a_history_of_long_ago_agrees_with_the_slow_twin(tiny, float32_states):
+    histories = [["tent", "lamp", *[""] * 120], ["", "camp stove", *[""] * 150]]
+    candidates = [["lamp", "tea pot"], ["tent", "camp stove"]]
+    model = model_of(tiny, trained=True, history_length=200)
+    with torch.no_grad():
+        model.network.greatest.fill_(0.0)
+        model.network.decay.fill_(0.9)
+    model.network = model.network
+    weights = [[1.0 + place % 3 for place in range(len(row))] for row in histories]
+    slow = by_reference(model, histories, candidates, weights)
+    for one, other in zip(predict(model, histories, candidates, weights), slow, strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-4)
+
+
 def test_the_greatest_cosine_is_of_a_real_item_also_where_all_are_below_zero():
     network = HistoryNetwork(NetworkShape(8, 2, 8, 1e-12, n_lower=1, n_upper=1))
     with torch.no_grad():
@@ -541,6 +567,14 @@ def test_another_encoder_than_then_is_an_error(tiny, tmp_path):
     other = SentenceEncoder(save_tiny_encoder(tmp_path / "o", seed=1), device="cpu", max_tokens=16)
     with pytest.raises(StorageError, match="fingerprint"):
         HistoryCrossEncoder.load(tmp_path / "m", encoder=other, device="cpu")
+
+
+def test_a_model_saved_before_it_read_anything_takes_an_encoder(tiny, tmp_path):
+    model_of(tiny).save(tmp_path)
+    encoder = SentenceEncoder(tiny, device="cpu", max_tokens=16, dtype="float32")
+    again = HistoryCrossEncoder.load(tmp_path, encoder=encoder, device="cpu")
+    for one, other in zip(predict(again), predict(model_of(tiny)), strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-6)
 
 
 def test_a_loaded_model_reads_new_texts_with_the_settings_of_then(tiny, tmp_path):

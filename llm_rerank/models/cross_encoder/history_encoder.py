@@ -307,11 +307,12 @@ class HistoryNetwork(nn.Module):
     def similarity(self, cosines: Tensor, ages: Tensor, weights: Tensor) -> Tensor:
         """Temperature × recency-weighted mean cosine + greatest × greatest cosine; 0 without a history."""
         real = (ages >= 0).float()
-        recency = weights * torch.exp(-self.decay * ages.clamp_min(0)) * real
-        total = recency.sum(dim=1, keepdim=True).clamp_min(1e-9)
-        mean = (cosines * (recency / total).unsqueeze(1)).sum(dim=-1)
-        if cosines.shape[-1] == 0:
-            return self.temperature * mean
+        # as a softmax, whose quotient is the same: the exponential of a history long ago would be 0
+        logits = weights.log() - self.decay * ages.clamp_min(0)
+        share = torch.softmax(logits.masked_fill(real == 0, torch.finfo(logits.dtype).min), dim=1) * real
+        mean = (cosines * share.unsqueeze(1)).sum(dim=-1)
+        if cosines.shape[-1] == 0:  # both named, for a parameter left out of one step ends a shared training
+            return self.temperature * mean + self.greatest * mean
         greatest = cosines.masked_fill(real.unsqueeze(1) == 0, -1.0).amax(dim=-1)
         greatest = greatest * (real.sum(dim=1, keepdim=True) > 0)
         return self.temperature * mean + self.greatest * greatest

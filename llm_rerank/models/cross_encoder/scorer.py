@@ -321,7 +321,7 @@ class HistoryCrossEncoder:
         if (folder / CURRENT).exists():
             folder = open_folder(folder)
         stored = read_json(folder / "cross_encoder.json")
-        if encoder is not None:
+        if encoder is not None and stored["encoder"] is not None:  # None: saved before it had read anything
             check_same_encoder(encoder, stored["encoder"])
         model = cls(encoder, device=device, **stored["settings"] | ({} if dtype is None else {"dtype": dtype}))
         model._stored = stored
