@@ -96,6 +96,7 @@ LAYERS = {
         "pairwise",
         "training_settings",
         "training_texts",
+        "list_scorer",
         "warm_start",
         "checkpoints",
         "training",

@@ -5,7 +5,6 @@ import subprocess
 import sys
 import xml.etree.ElementTree as ElementTree
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,16 +13,17 @@ import torch
 from llm_rerank.folders import save_folder
 from llm_rerank.models.cross_encoder import training
 from llm_rerank.models.cross_encoder.list_metrics import judge_lists, log_likelihoods
+from llm_rerank.models.cross_encoder.list_scorer import ListScorer, list_loss
 from llm_rerank.models.cross_encoder.lists import TrainingLists, sample_negatives
 from llm_rerank.models.cross_encoder.scorer import HistoryCrossEncoder
 from llm_rerank.models.cross_encoder.scoring import readable_histories
-from llm_rerank.models.cross_encoder.training import ListScorer, fine_tune, list_loss
+from llm_rerank.models.cross_encoder.training import fine_tune
 from llm_rerank.models.cross_encoder.training_plot import training_plot
 from llm_rerank.models.cross_encoder.training_settings import TrainingSettings, learning_rate_at, rows_of_step
 from llm_rerank.models.cross_encoder.training_texts import TrainingTexts
 from llm_rerank.models.cross_encoder.warm_start import similarities
 from llm_rerank.storage import write_json
-from llm_rerank.types import DataError, Ragged
+from llm_rerank.types import DataError, Ragged, StorageError
 from tests.planted import cases_of, items_of
 from tests.tiny_encoder import save_tiny_encoder
 
@@ -398,6 +398,50 @@ def test_a_checkpoint_that_is_not_gone_on_from_says_why(tiny, tmp_path):
     assert "is damaged" in said_of(spoil=lambda f: next(f.rglob("best.safetensors")).write_bytes(b"gone"))
 
 
+def test_a_checkpoint_that_cannot_be_written_is_refused_before_the_work(tiny, tmp_path):
+    (tmp_path / "CURRENT").touch()
+    said: list[str] = []
+    with pytest.raises(StorageError, match="llm_rerank did not write it"):
+        fine_tune(
+            tiny_model(tiny),
+            planted_lists(60, 1),
+            planted_lists(20, 2),
+            ITEMS,
+            replace(QUICK, steps=1),
+            checkpoint=tmp_path,
+            say=said.append,
+        )
+    assert not said
+
+
+def test_of_long_histories_only_what_is_read_is_held(tiny):
+    """A hundred items a history, of which the newest three with a text are read: other texts do not fill memory."""
+    lists, validation = planted_lists(60, 1), planted_lists(20, 2)
+    items = items_of([*WORDS, *("" if n % 2 else f"thing {n}" for n in range(400))])
+    rng = np.random.default_rng(0)
+
+    def with_long_histories(lists):
+        newest = lists.cases.history.values  # one a list, of the planted rule
+        rows = [[*rng.integers(10, 410, 99), 11, code] for code in newest]
+        return replace(lists, cases=replace(cases_of(rows, [[0]] * len(rows)), candidates=lists.cases.candidates))
+
+    model = tiny_model(tiny, history_length=3)
+    long, more = with_long_histories(lists), with_long_histories(validation)
+    histories = [row[np.array([bool(items.texts[code]) for code in row])][-3:] for row in long_rows(long, more)]
+    result = fine_tune(model, long, more, items, replace(QUICK, steps=2, evaluate_every=1))
+    assert model.reader.n_read == len(np.unique(np.concatenate([np.arange(10), *histories])))
+    assert model.reader.n_read < 150
+    # and they are read as the model scores
+    model.fit(None, items, seed=0)
+    best = next(entry for entry in result.log if entry["step"] == result.best_step)
+    judged = judge_lists(model.score(more.cases) + np.float32(best["offset_weight"]) * more.offsets, more)
+    assert best["loss"] == pytest.approx(judged["loss"], abs=1e-4)
+
+
+def long_rows(*parts):
+    return [lists.cases.history[row] for lists in parts for row in range(len(lists))]
+
+
 @pytest.mark.parametrize("evaluate_every", [1, 5])
 def test_a_run_that_diverges_keeps_the_best_so_far(tiny, monkeypatch, evaluate_every):
     def rate(step, settings):
@@ -545,25 +589,6 @@ def test_the_plot_is_a_picture_with_its_figures(tmp_path):
     alone = ElementTree.fromstring(training_plot(log[:1]))
     assert len(list(alone.iter(f"{name}polyline"))) == 5
     assert "loss of the steps" not in "".join(alone.itertext())
-
-
-def test_two_processes_share_the_steps_and_end_with_one_model(tiny, tmp_path):
-    script = tmp_path / "share.py"
-    script.write_text(
-        "import os, sys\nimport numpy as np\n"
-        "from tests.models.test_cross_encoder_training import *\n"
-        "model = tiny_model(sys.argv[1])\n"
-        "result = fine_tune(model, planted_lists(200, 1), planted_lists(60, 2), ITEMS, QUICK)\n"
-        "weights = np.concatenate([p.detach().numpy().ravel() for p in model.network.parameters()])\n"
-        "np.save(f'{sys.argv[2]}/{os.environ[\"RANK\"]}.npy', np.append(weights, result.log[-1]['accuracy']))\n"
-    )
-    root = str(Path(__file__).parents[2])
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "PYTHONPATH": root}
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    subprocess.run([*command, str(script), tiny, str(tmp_path)], env=environment, check=True, capture_output=True)
-    first, second = np.load(tmp_path / "0.npy"), np.load(tmp_path / "1.npy")
-    np.testing.assert_array_equal(first, second)  # gradients were shared, or each would have its own
-    assert first[-1] > 0.9
 
 
 def test_a_fine_tuning_on_a_cpu_after_one_on_another_device_in_the_same_process():

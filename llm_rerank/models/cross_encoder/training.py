@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from llm_rerank.folders import check_target
 from llm_rerank.models.cross_encoder.checkpoints import (
     Progress,
     load_progress,
@@ -27,32 +28,22 @@ from llm_rerank.models.cross_encoder.checkpoints import (
     run_identity,
     save_progress,
 )
-from llm_rerank.models.cross_encoder.history_encoder import HistoryNetwork
-from llm_rerank.models.cross_encoder.item_table import ItemTable
 from llm_rerank.models.cross_encoder.list_metrics import judge_lists
+from llm_rerank.models.cross_encoder.list_scorer import ListScorer
 from llm_rerank.models.cross_encoder.lists import TrainingLists, sample_negatives
-from llm_rerank.models.cross_encoder.packing import one_block
 from llm_rerank.models.cross_encoder.scorer import HistoryCrossEncoder
-from llm_rerank.models.cross_encoder.scoring import (
-    Histories,
-    batching_for,
-    readable_histories,
-    score_block,
-    score_lists,
-)
+from llm_rerank.models.cross_encoder.scoring import readable_histories
 from llm_rerank.models.cross_encoder.training_settings import TrainingSettings, learning_rate_at, rows_of_step
 from llm_rerank.models.cross_encoder.training_texts import TrainingTexts
 from llm_rerank.models.cross_encoder.warm_start import fit_warm_start
 from llm_rerank.models.semantic.weights import best_dtype
-from llm_rerank.types import DataError, IntArray, Items, Ragged, StorageError
+from llm_rerank.types import DataError, IntArray, Items, StorageError
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
 LEAST_LISTS = 50
 """Fewer lists than this teach a network of millions of weights nothing but themselves."""
-
-ITEMS_AT_ONCE = 512
 
 SECONDS_BETWEEN_CHECKPOINTS = 30.0
 """A step of a large shop takes seconds on a CPU, and the first evaluation comes after 20 of them."""
@@ -105,7 +96,10 @@ def fine_tune(
     and to write to at each evaluation and twice a minute; None: nothing is written. A checkpoint there that is not of
     this work is written over, which is said. say: called with a line an evaluation.
 
-    Raises DataError where there are too few lists. Ctrl-C ends the training and keeps the best step so far.
+    Several processes (``accelerate launch``) take the lists, the checkpoint and the evaluations of the first.
+
+    Raises DataError where there are too few lists, StorageError where no checkpoint can be written. Ctrl-C ends the
+    training and keeps the best step so far.
     """
     settings = settings or TrainingSettings()
     if len(lists) < LEAST_LISTS or not len(validation):
@@ -134,63 +128,6 @@ def accelerator_for(device: str) -> Accelerator:
     return Accelerator(cpu=on_cpu, device_placement=False)
 
 
-def list_loss(scores: Tensor, offsets: Tensor, positive: Tensor, real: Tensor) -> Tensor:
-    """Mean over lists of −log softmax(scores + offsets) at the positive, over what is ``real``; (n_lists, width)."""
-    logits = (scores + offsets).masked_fill(~real, float("-inf"))
-    return -torch.log_softmax(logits, dim=1)[positive].mean()
-
-
-class ListScorer(nn.Module):
-    """The network with the texts that it reads, as one module from lists to logits: what accelerate wraps."""
-
-    def __init__(self, network: HistoryNetwork, texts: TrainingTexts, history_length: int) -> None:
-        super().__init__()
-        self.network = network
-        self.offset_weight = nn.Parameter(torch.tensor(1.0))
-        self._texts = texts
-        self._history_length = history_length
-
-    def forward(self, lists: TrainingLists) -> Tensor:
-        """Loss of some lists, each item read once."""
-        candidates = lists.cases.candidates
-        histories = self.histories(lists)
-        codes = np.unique(np.concatenate([candidates.values, histories.rows.values]))
-        table = self._texts.table(self.network, codes)
-        local, past = _renumbered(codes, candidates, histories)
-        block = one_block(local, past.rows.lengths)
-        device = table.key.device
-        scores = score_block(self.network, table, past, local, block, batching_for(self.network, device))
-        real = block.candidates >= 0
-        cells = np.where(real, block.candidates, 0)
-        offsets = torch.from_numpy(lists.offsets[cells]).to(device)
-        positive = torch.from_numpy(lists.positive[cells] & real).to(device)
-        return list_loss(scores, self.offset_weight * offsets, positive, torch.from_numpy(real).to(device))
-
-    def histories(self, lists: TrainingLists) -> Histories:
-        """Histories as far as they are read: items with text, as in scoring."""
-        return readable_histories(lists.cases, self._texts.has_text, self._history_length)
-
-    @torch.no_grad()
-    def logits(self, lists: TrainingLists) -> np.ndarray:
-        """λ × offset + score of every candidate: float32, shape (n_candidates,)."""
-        candidates, histories = lists.cases.candidates, self.histories(lists)
-        codes = np.unique(np.concatenate([candidates.values, histories.rows.values]))
-        parts = [
-            self._texts.table(self.network, codes[start : start + ITEMS_AT_ONCE])
-            for start in range(0, len(codes), ITEMS_AT_ONCE)
-        ]
-        local, past = _renumbered(codes, candidates, histories)
-        scores = score_lists(self.network, ItemTable.joined(parts), past, local)
-        return scores + np.float32(self.offset_weight.item()) * lists.offsets
-
-
-def _renumbered(codes: IntArray, candidates: Ragged, histories: Histories) -> tuple[Ragged, Histories]:
-    """Name items by their place among ``codes`` (sorted)."""
-    local = Ragged(np.searchsorted(codes, candidates.values), candidates.offsets)
-    rows = Ragged(np.searchsorted(codes, histories.rows.values), histories.rows.offsets)
-    return local, Histories(rows, histories.ages, histories.weights)
-
-
 class _Run:
     """One fine-tuning from start to end."""
 
@@ -214,17 +151,9 @@ class _Run:
             items.texts,
             (lists, validation),
         )
-        self._found, (lists, validation) = self._checkpoint((lists, validation))
+        self._found, (lists, validation) = self._agreed(lambda: self._checkpoint((lists, validation)))
         self.lists, self.validation = lists, validation
-        codes = np.unique(
-            np.concatenate(
-                [
-                    part
-                    for these in (lists, validation)
-                    for part in (these.cases.candidates.values, _known(these, items))
-                ]
-            )
-        )
+        codes = _codes_read((lists, validation), items, model.history_length)
         texts = TrainingTexts.read(model.reader, model.encoder, items, codes)
         scorer = ListScorer(model.network.float(), texts, model.history_length).to(model.device)
         if not model.training_log:  # one that was trained, on this shop or another, goes on from where it is
@@ -268,13 +197,31 @@ class _Run:
         return FineTuning(progress.log, progress.best_step, len(self.lists), len(self.validation), interrupted)
 
     def _checkpoint(self, lists: Sequence[TrainingLists]) -> tuple[Progress | None, Sequence[TrainingLists]]:
-        """Read what to go on from, with its lists in place of those given; say why where a checkpoint is not taken."""
+        """Read what to go on from, with its lists in place of those given; say why where a checkpoint is not taken.
+
+        Raises StorageError where none could be written: before the work, not after it.
+        """
+        if self.checkpoint is None:
+            return None, lists
+        check_target(self.checkpoint)
         try:
-            found = None if self.checkpoint is None else load_progress(self.checkpoint, self.run, lists)
+            found = load_progress(self.checkpoint, self.run, lists)
         except StorageError as error:
             self.say(f"the checkpoint in {self.checkpoint} is not gone on from, and will be written over: {error}")
             found = None
         return found or (None, lists)
+
+    def _agreed(self, decide: Callable[[], Any]) -> Any:
+        """Return what the first of the processes decides.
+
+        Each alone would decide by its own files and last bits, and one that ended would leave the others waiting.
+        """
+        decided = [decide() if self.accelerator.is_main_process else None]
+        if self.accelerator.num_processes > 1:
+            from accelerate.utils import broadcast_object_list
+
+            broadcast_object_list(decided)
+        return decided[0]
 
     def _start(self) -> Progress:
         found = self._found
@@ -303,13 +250,10 @@ class _Run:
         accelerator.clip_grad_norm_(self.wrapped.parameters(), settings.most_gradient)
         self.optimizer.step()
         self.optimizer.zero_grad()
-        return float(loss.detach())
+        return float(accelerator.reduce(loss.detach(), "mean"))  # not finite in one process, so in all
 
     def _evaluate(self, progress: Progress) -> None:
-        self.scorer.eval()
-        with self._arithmetic():
-            logits = self.scorer.logits(self.validation)
-        entry: dict[str, Any] = {"step": progress.step, **judge_lists(logits, self.validation)}
+        entry: dict[str, Any] = {"step": progress.step, **self._agreed(self._judged)}
         entry["offset_weight"] = float(self.scorer.offset_weight.detach())
         if progress.losses:
             entry["training_loss"] = float(np.mean(progress.losses))
@@ -324,6 +268,11 @@ class _Run:
             f"step {progress.step}: validation loss {entry['loss']:.4f}, NDCG@10 {entry['ndcg@10']:.4f}, recall@10 "
             f"{entry['recall@10']:.4f}, accuracy {entry['accuracy']:.4f} (base rate {entry['base_rate']:.4f})"
         )
+
+    def _judged(self) -> dict[str, float]:
+        self.scorer.eval()
+        with self._arithmetic():
+            return judge_lists(self.scorer.logits(self.validation), self.validation)
 
     def _save(self, progress: Progress) -> None:
         if self.checkpoint is None or not self.accelerator.is_main_process:
@@ -345,7 +294,8 @@ class _Run:
         return torch.autocast(kind, torch.bfloat16) if self._bfloat16 else nullcontext()
 
 
-def _known(lists: TrainingLists, items: Items) -> IntArray:
-    """Codes of the histories' items that the catalogue has."""
-    codes = lists.cases.history.values
-    return codes[(codes >= 0) & (codes < len(items))]
+def _codes_read(parts: Sequence[TrainingLists], items: Items, history_length: int) -> IntArray:
+    """Codes of the items that lists name and read: distinct, rising."""
+    has_text = np.array([bool(str(text).strip()) for text in items.texts], dtype=np.bool_)
+    histories = [readable_histories(lists.cases, has_text, history_length).rows.values for lists in parts]
+    return np.unique(np.concatenate([*histories, *(lists.cases.candidates.values for lists in parts)]))
