@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification, BertModel
 
+from llm_rerank.models.cross_encoder import pairwise_training
 from llm_rerank.models.cross_encoder.lists import TrainingLists
 from llm_rerank.models.cross_encoder.pairwise import PairwiseCrossEncoder
 from llm_rerank.models.semantic.weights import default_folder
@@ -239,6 +240,31 @@ def test_bfloat16_is_tuned_and_reads_the_tuned_weights(tiny_folder):
     assert np.abs(fast - exact).max() < 0.1 * exact.std()
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("failure", [float("nan"), KeyboardInterrupt()])
+def test_after_a_fine_tuning_that_failed_the_model_is_as_it_was(tiny_folder, monkeypatch, dtype, failure):
+    """It fails after a scoring of the validation lists that was better than the untrained model's."""
+    model = tiny(tiny_folder, head=True, dtype=dtype)
+    histories, candidates = [["tent", "piano"]], [list(WORDS)]
+    before, weights = model.predict(histories, candidates)[0], weights_of(model)
+    losses, n_steps = pairwise_training._losses, []
+
+    def failing(network, *more):
+        n_steps.extend([1] * network.training)
+        if len(n_steps) == 8 and isinstance(failure, KeyboardInterrupt):
+            raise failure
+        return losses(network, *more) * (failure if len(n_steps) == 8 else 1.0)
+
+    monkeypatch.setattr(pairwise_training, "_losses", failing)
+    settings = QUICK | {"steps": 20, "evaluate_every": 2, "lists_per_step": 2}
+    with pytest.raises((DataError, KeyboardInterrupt)):
+        model.fine_tune(word_lists(20, 1), TEXTS, validation=word_lists(20, 2), **settings)
+    assert len(n_steps) == 8
+    assert not model._network.training
+    assert all(torch.equal(value, weights[name]) for name, value in weights_of(model).items())
+    np.testing.assert_array_equal(model.predict(histories, candidates)[0], before)
+
+
 # --- fine-tuning -----------------------------------------------------------------------------------------------------
 
 
@@ -418,6 +444,15 @@ def test_saved_and_loaded_elsewhere(learned, tmp_path):
     np.testing.assert_allclose(loaded.score(cases), model.score(cases), atol=1e-6)
     assert loaded.offset_weight == pytest.approx(record.offset_weight)
     assert (loaded.history_tokens, loaded.item_tokens, loaded.dtype) == (24, 8, "float32")
+
+
+def test_the_number_format_is_chosen_anew_where_a_model_is_loaded(tiny_folder, tmp_path):
+    elsewhere = tiny(tiny_folder, dtype="auto")
+    elsewhere.dtype = "float16"  # as on another machine
+    elsewhere.save(tmp_path / "auto")
+    assert PairwiseCrossEncoder.load(tmp_path / "auto", device="cpu").dtype in ("float32", "bfloat16")
+    tiny(tiny_folder, dtype="float16").save(tmp_path / "asked")
+    assert PairwiseCrossEncoder.load(tmp_path / "asked", device="cpu").dtype == "float16"
 
 
 def test_an_untrained_head_is_still_new_after_loading(tiny_folder, tmp_path):

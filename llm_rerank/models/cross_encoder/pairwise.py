@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, cast
 
 import numpy as np
 
@@ -65,6 +65,7 @@ class PairwiseCrossEncoder:
         self.history_tokens = history_tokens
         self.item_tokens = item_tokens
         self.dtype: DTypeName = dtype
+        self._asked_dtype: Dtype = dtype  # what is saved: another machine's "auto" may be another format
         self.device = str(network.device)
         self.offset_weight = 1.0  # λ of the last fine-tuning
         self._network = network  # always float32; 16 bits are a copy
@@ -105,13 +106,15 @@ class PairwiseCrossEncoder:
                 f"{model!r} reads at most {network.max_seq_length}; lower history_tokens"
             )
         network.max_seq_length = longest
-        return cls(
+        scorer = cls(
             network,
             history_tokens=history_tokens,
             item_tokens=item_tokens,
             dtype=number_format,
             new_weights=new_weights,
         )
+        scorer._asked_dtype = dtype
+        return scorer
 
     def predict(
         self,
@@ -173,7 +176,8 @@ class PairwiseCrossEncoder:
         training ends. None: the last weights are kept.
         head_learning_rate: of weights that were never trained (a new head). learning_rate: of all others.
 
-        Raises DataError for impossible settings, for codes beyond ``texts``, and where the loss is no longer finite.
+        Raises DataError for impossible settings, for codes beyond ``texts``, and where the loss is no longer finite;
+        the model is then as it was.
         """
         from llm_rerank.models.cross_encoder.pairwise_training import TuningSettings, tune
 
@@ -244,14 +248,14 @@ class PairwiseCrossEncoder:
         """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        settings = {name: getattr(self, name) for name in ("history_tokens", "item_tokens", "dtype")}
+        settings = {name: getattr(self, name) for name in ("history_tokens", "item_tokens")}
         state = {
             "offset_weight": self.offset_weight,
             "new_weights": self._new_weights,
             "fingerprint": self._fingerprint(),
             "has_texts": self._texts is not None,
         }
-        write_json(folder / "pairwise.json", {"settings": settings, "state": state})
+        write_json(folder / "pairwise.json", {"settings": settings | {"dtype": self._asked_dtype}, "state": state})
         if self._texts is not None:
             write_strings(folder / "texts.parquet", self._texts)
         with quiet():
@@ -278,4 +282,5 @@ class PairwiseCrossEncoder:
         return scorer
 
     def _fingerprint(self) -> str:
-        return network_fingerprint(self._network, self._network.max_seq_length, self.dtype, None)
+        dtype = cast("DTypeName", self._asked_dtype)  # also where it is "auto"
+        return network_fingerprint(self._network, self._network.max_seq_length, dtype, None)

@@ -6,7 +6,8 @@ A plain loop on one device. How lists become text is said in ``pairwise_texts.py
 from __future__ import annotations
 
 import copy
-from collections.abc import Set
+from collections.abc import Iterator, Set
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -88,7 +89,7 @@ def tune(
 
     network: a ``CrossEncoder`` in float32; bfloat16 is autocast. new_weights: names of what was never trained.
 
-    Raises DataError where the loss is no longer finite; the network is then as it was.
+    Raises DataError where the loss is no longer finite. After that, or Ctrl-C, the network is as it was.
     """
     rng = np.random.default_rng(seed)
     offset_weight = torch.nn.Parameter(torch.ones((), device=network.device))
@@ -108,7 +109,8 @@ def tune(
             best = _state(network, offset_weight)
         validation[len(training_losses)] = loss
 
-    with torch.random.fork_rng(devices=[network.device] if network.device.type == "cuda" else []):
+    devices = [network.device] if network.device.type == "cuda" else []
+    with _as_it_was_on_failure(network), torch.random.fork_rng(devices=devices):
         torch.manual_seed(seed)  # dropout; the caller's random state stays as it is
         if held_out is not None:
             evaluate()
@@ -118,7 +120,6 @@ def tune(
             drawn, order = np.split(order, [settings.lists_per_step])
             training_losses.append(_step(network, lists, drawn, offset_weight, dtype))
             if not np.isfinite(training_losses[-1]):
-                network.load_state_dict(best[0])
                 raise DataError(f"the loss was not finite in step {step}; lower learning_rate {settings.learning_rate}")
             torch.nn.utils.clip_grad_norm_(parameters, 1.0)
             optimizer.step()
@@ -128,11 +129,9 @@ def tune(
                 least = min(validation, key=lambda done: validation[done])
                 if sum(done > least for done in validation) >= settings.patience:
                     break
-    if held_out is None:
-        best = _state(network, offset_weight)
-    network.load_state_dict(best[0])
-    network.zero_grad()
-    network.eval()
+        if held_out is None:
+            best = _state(network, offset_weight)
+        network.load_state_dict(best[0])
     return FineTuning(
         training_losses=np.array(training_losses, dtype=np.float32),
         validation_steps=np.array(list(validation), dtype=np.int64),
@@ -140,6 +139,20 @@ def tune(
         kept_step=min(validation, key=lambda done: validation[done]) if validation else len(training_losses),
         offset_weight=best[1],
     )
+
+
+@contextmanager
+def _as_it_was_on_failure(network: Any) -> Iterator[None]:
+    """Give a network back its weights where the body raises; in either case it is left ready to score."""
+    before = copy.deepcopy(network.state_dict())
+    try:
+        yield
+    except BaseException:
+        network.load_state_dict(before)
+        raise
+    finally:
+        network.zero_grad()
+        network.eval()
 
 
 def _optimizer(
