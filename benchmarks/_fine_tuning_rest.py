@@ -86,7 +86,7 @@ def fit_rest(trial: Trial, config: RerankerConfig) -> Rest:
     earlier = build_training_lists(data, tools, before, components, stage, log)
     log.step("judged lists")
     fold = fold_of_trial(trial, trial.items, components, config, data.sentiment)
-    judged = as_lists(fold, stage.score(fold).astype(np.float32), len(trial.items))[0]
+    judged = as_lists(fold, stage.score(fold).astype(np.float32), items)[0]
     log.finish()
     return Rest(
         lists=lists,

@@ -74,7 +74,7 @@ def build_training_lists(
         peeled, items, holdout.as_of, sentiment=data.sentiment[holdout.past_rows][kept_rows]
     )
     fold = Fold(scored, Ragged.empty(len(cases)), pair_features(scored.cases, statistics, items))
-    lists, users = as_lists(fold, stage.score(fold).astype(np.float32), n_items)
+    lists, users = as_lists(fold, stage.score(fold).astype(np.float32), items)
     is_validation = hash_users(data.events.user_ids[targets.users[users]], VALIDATION_SHARE, salt="early stopping") == 0
     log.say(
         f"cross-encoder: {len(targets):,} users' last items before the hold-out are peeled off; {len(lists):,} of them "
@@ -91,18 +91,20 @@ def peel(past: Interactions, targets: HeldOut) -> tuple[Interactions, np.ndarray
     return past.take(kept), kept
 
 
-def as_lists(fold: Fold, offsets: FloatArray, n_items: int) -> tuple[TrainingLists, np.ndarray]:
+def as_lists(fold: Fold, offsets: FloatArray, items: Items) -> tuple[TrainingLists, np.ndarray]:
     """Make a list of each case with a target near the top; also the positions of those cases.
 
     A list is a case's best ``LONGEST_LIST`` candidates by offset, and its positive must be among them: a target that
     everything else ranks far below says little of the order at the top, and there are enough such cases to drown it.
     Of several targets the one with the best offset stays, so that every list has one positive; the others leave the
-    list, for they are no negatives.
+    list, for they are no negatives. Candidates without a text are left out: in use they have no score either.
     """
     rows = fold.candidates
-    positive = is_member(rows, fold.targets, n_items)
-    taken = positive & (ranks_in_row(np.where(positive, offsets, -np.inf), rows) == 1)
-    kept = (taken | ~positive) & (ranks_in_row(offsets, rows) <= LONGEST_LIST)
+    readable = np.array([bool(str(text).strip()) for text in items.texts], dtype=np.bool_)[rows.values]
+    read = np.where(readable, offsets, -np.inf)
+    positive = is_member(rows, fold.targets, len(items))
+    taken = positive & readable & (ranks_in_row(np.where(positive, read, -np.inf), rows) == 1)
+    kept = readable & (taken | ~positive) & (ranks_in_row(read, rows) <= LONGEST_LIST)
     with_target = np.bincount(rows.row_of_value, weights=taken & kept, minlength=len(rows)) > 0
     kept &= with_target[rows.row_of_value]
     users = np.flatnonzero(with_target)

@@ -393,6 +393,23 @@ def test_grown_items_are_read_as_at_the_fit(tiny, tmp_path, cross_attention):
     np.testing.assert_allclose(in_two.score(cases), fitted.score(cases), atol=2e-6)
 
 
+@pytest.mark.parametrize("cross_attention", [False, True])
+@pytest.mark.parametrize("codes", [[], [0], [2, 3], [1, 5, 6], [5, 6], [0, 1, 2, 3, 4]])
+def test_rows_of_a_table_are_replaced_and_added(tiny, cross_attention, codes):
+    model = model_of(tiny, trained=True, cross_attention=cross_attention)
+    texts = ["tent", "a lamp of brass", "", "red bicycle pump", "rope"]
+    fresh = [f"new {'thing ' * code}" for code in codes]
+    table, rows = (
+        build_table(model.network, model.reader, part, model.encoder.encode(part)) for part in (texts, fresh)
+    )
+    place = {**{code: code for code in range(5)}, **{code: 5 + number for number, code in enumerate(codes)}}
+    expected = ItemTable.joined([table, rows]).take(np.array([place[code] for code in sorted(place)]))
+    found = table.with_rows(np.array(codes, dtype=np.int64), rows)
+    np.testing.assert_array_equal(found.offsets, expected.offsets)
+    for name in COLUMNS:
+        torch.testing.assert_close(getattr(found, name), getattr(expected, name), atol=0, rtol=0)
+
+
 def test_a_grown_copy_and_the_old_one_predict_apart(tiny):
     shop = planted_shop(n_users=24)
     model = model_of(tiny).fit(shop.past, shop.items, seed=0)
@@ -658,6 +675,15 @@ def test_a_cache_of_other_weights_is_not_used(tiny, tmp_path):
     assert len(model.reader.cache) == 0
     with_cache = predict(model, [["tent"]], [["lamp"]])[0]
     np.testing.assert_allclose(with_cache, predict(model_of(tiny, trained=True), [["tent"]], [["lamp"]])[0], atol=2e-3)
+
+
+def test_kept_states_of_two_types_do_not_remove_each_other(tiny, tmp_path):
+    for cache_type in ("float16", "int8"):
+        states_of(model_of(tiny, cache_folder=tmp_path, cache_type=cache_type), ["tent"])
+    for cache_type in ("float16", "int8"):
+        reader = model_of(tiny, cache_folder=tmp_path, cache_type=cache_type).reader
+        assert len(reader.cache) == 1
+        assert reader.notes() == []
 
 
 def test_cached_and_new_texts_in_one_call_are_not_mixed_up(tiny, tmp_path):

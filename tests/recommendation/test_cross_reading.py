@@ -38,7 +38,7 @@ from llm_rerank.recommendation.specs import default_specs
 from llm_rerank.recommendation.stage import fit_stage
 from llm_rerank.recommendation.training_lists import LONGEST_LIST, as_lists, build_training_lists, peel
 from llm_rerank.types import DataError, DataReport, Ragged
-from tests.planted import cases_of, events_of, planted_shop
+from tests.planted import cases_of, events_of, items_of, planted_shop
 from tests.tiny_encoder import save_tiny_encoder
 
 
@@ -311,11 +311,26 @@ def test_a_list_has_one_positive_near_the_top():
     offsets = np.array([0.1, 0.5, 0.9, 0.7, 0.0, 0.0, 0.3, 0.2, 0.1], dtype=np.float32)
     nothing = np.zeros((9, 0), dtype=np.float32)
     fold = Fold(ScoredCases(cases, nothing, nothing), Ragged.empty(3), np.zeros((9, len(PAIR_FEATURES)), np.float32))
-    lists, users = as_lists(fold, offsets, 10)
+    lists, users = as_lists(fold, offsets, items_of(["a text"] * 10))
     assert users.tolist() == [0, 2]
     assert lists.cases.candidates[0].tolist() == [0, 2, 3]
     assert lists.cases.candidates.values[lists.positive].tolist() == [3, 8]
     np.testing.assert_allclose(lists.offsets, [0.1, 0.9, 0.7, 0.3, 0.2, 0.1])
+
+
+def test_what_has_no_text_is_in_no_list():
+    # case 0: the better target has no text, the other stays; case 1: its only one has none; case 2: another lacks one
+    rows = [[0, 1, 2, 3], [4, 5], [6, 7, 8]]
+    cases = cases_of([[9], [9], [9]], rows, [[1, 3], [4], [8]])
+    offsets = np.array([0.1, 0.9, 0.3, 0.7, 0.5, 0.0, 0.3, 0.2, 0.1], dtype=np.float32)
+    nothing = np.zeros((9, 0), dtype=np.float32)
+    fold = Fold(ScoredCases(cases, nothing, nothing), Ragged.empty(3), np.zeros((9, len(PAIR_FEATURES)), np.float32))
+    texts = ["" if code in (1, 4) else " " if code == 6 else "a text" for code in range(10)]
+    lists, users = as_lists(fold, offsets, items_of(texts))
+    assert users.tolist() == [0, 2]
+    assert [lists.cases.candidates[row].tolist() for row in range(2)] == [[0, 2, 3], [7, 8]]
+    assert lists.cases.candidates.values[lists.positive].tolist() == [3, 8]
+    np.testing.assert_allclose(lists.offsets, [0.1, 0.3, 0.7, 0.2, 0.1])
 
 
 def test_a_list_holds_the_best_hundred_by_offset():
@@ -326,7 +341,7 @@ def test_a_list_holds_the_best_hundred_by_offset():
     cases = cases_of([[9], [9]], codes, [[place[0, 99]], [place[1, 100]]])  # the hundredth is in, the next is not
     nothing = np.zeros((300, 0), dtype=np.float32)
     fold = Fold(ScoredCases(cases, nothing, nothing), Ragged.empty(2), np.zeros((300, len(PAIR_FEATURES)), np.float32))
-    lists, users = as_lists(fold, offsets, 150)
+    lists, users = as_lists(fold, offsets, items_of(["a text"] * 150))
     assert users.tolist() == [0]
     assert sorted(lists.cases.candidates[0]) == sorted(place[0, :LONGEST_LIST])
 

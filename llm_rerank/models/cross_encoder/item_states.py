@@ -114,7 +114,10 @@ class ItemReader:
         self._cache_type: StateType = cache_type
         self.cache = None
         if cache_folder is not None:
-            folder = Path(cache_folder) / f"{STATES_PREFIX}{self.fingerprint[:16]}"
+            suffix = (
+                "" if cache_type == "float16" else f"-{cache_type}"
+            )  # in one folder the last type removes the other's
+            folder = Path(cache_folder) / f"{STATES_PREFIX}{self.fingerprint[:16]}{suffix}"
             self.cache = StateCache(
                 folder, fingerprint=self.fingerprint, state_size=self.shape.hidden_size, dtype=cache_type
             )

@@ -62,12 +62,25 @@ class ItemTable:
 
     def with_rows(self, codes: IntArray, rows: ItemTable) -> ItemTable:
         """Copy the table with ``rows`` at ``codes`` (int64, rising), which are rows it has or the next ones after."""
-        joined = ItemTable.joined([self, rows])
-        if not len(codes) or codes[0] >= len(self):  # nothing but new rows: they are in place
-            return joined
-        places = np.arange(max(len(self), int(codes[-1]) + 1))
-        places[codes] = len(self) + np.arange(len(codes))
-        return joined.take(places)
+        if not len(codes) or codes[0] >= len(self):  # nothing but new rows
+            return ItemTable.joined([self, rows])
+        n_rows = max(len(self), int(codes[-1]) + 1)
+        index = torch.from_numpy(codes).to(self.key.device)
+        columns = {}
+        for name in COLUMNS:
+            if name != "states":
+                column = getattr(self, name)
+                columns[name] = torch.cat([column, column.new_empty((n_rows - len(self), *column.shape[1:]))])
+                columns[name][index] = getattr(rows, name)
+        lengths = np.diff(self.offsets, append=np.full(n_rows - len(self), self.offsets[-1]))
+        lengths[codes] = np.diff(rows.offsets)
+        states, done = [], 0  # stretches between the codes and the codes' own: all is copied once
+        for code, first, last in zip(codes.tolist(), rows.offsets[:-1], rows.offsets[1:], strict=True):
+            start, stop = self.offsets[np.minimum([done, code], len(self))]
+            states += [self.states[start:stop], rows.states[first:last]]
+            done = code + 1
+        states.append(self.states[self.offsets[min(done, len(self))] :])
+        return ItemTable(**columns, states=torch.cat(states), offsets=_offsets(lengths))
 
     @classmethod
     def joined(cls, tables: Sequence[Self]) -> ItemTable:
