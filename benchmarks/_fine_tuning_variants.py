@@ -328,7 +328,7 @@ VARIANTS = {
     "n_upper 3": Variant(model={"n_upper": 3}),
     "token attention to the history": Variant(model={"cross_attention": True}),
     "pairwise": Variant(pairwise={}),
-    "pairwise, short": Variant(pairwise={"history_tokens": 120, "item_tokens": 24}, training={"n_negatives": 7}),
+    "pairwise short": Variant(pairwise={"history_tokens": 120, "item_tokens": 24}, training={"n_negatives": 7}),
     "pretrained layers at rate 0": Variant(training={"layer_learning_rate": 0.0}),
     **TEXTS_AND_LISTS,
 }

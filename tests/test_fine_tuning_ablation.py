@@ -170,6 +170,10 @@ def test_ways_that_were_tried_before_count_too():
 
 
 @pytest.mark.slow
+def test_no_name_of_a_way_is_parted_by_the_comma_that_joins_them():
+    assert [name for name in VARIANTS if "," in name or name != name.strip()] == []
+
+
 def test_a_run_on_the_sample(tmp_path):
     names = ["frozen", "frozen + two targets a user", "pairwise"]
     assert set(names) < set(VARIANTS)
