@@ -169,11 +169,11 @@ def test_ways_that_were_tried_before_count_too():
     assert fine_tuning_ablation.is_trained({"fine_tunings": [{"best_step": 0}, {"best_step": 20}]})
 
 
-@pytest.mark.slow
 def test_no_name_of_a_way_is_parted_by_the_comma_that_joins_them():
     assert [name for name in VARIANTS if "," in name or name != name.strip()] == []
 
 
+@pytest.mark.slow
 def test_a_run_on_the_sample(tmp_path):
     names = ["frozen", "frozen + two targets a user", "pairwise"]
     assert set(names) < set(VARIANTS)

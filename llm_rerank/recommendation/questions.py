@@ -18,7 +18,7 @@ from llm_rerank.data.cases import build_cases, seen_items
 from llm_rerank.data.events import implied_kinds, judge_events
 from llm_rerank.data.id_index import code_of, codes_by_id
 from llm_rerank.data.item_statistics import ItemStatistics
-from llm_rerank.data.times import EARLIEST, LATEST, seconds_of_date
+from llm_rerank.data.times import EARLIEST, FIRST_YEAR, LATEST, seconds_of_date
 from llm_rerank.data.values import clean_text, object_array
 from llm_rerank.recommendation.histories import last_time
 from llm_rerank.recommendation.live_events import checked_events
@@ -190,6 +190,8 @@ def _moment(at: Any, known: Interactions) -> int:
         at = seconds
     if not is_number(at) or not math.isfinite(at):
         raise QuestionError("at", f"is {at!r}; give seconds since 1970 or a date as text")
+    if known.time_kind == "time" and -FIRST_YEAR < at < FIRST_YEAR:  # 20240531, which is no time but a date
+        raise QuestionError("at", f"is {at!r}, which is too small for a time of a shop; give a date as text")
     if known.time_kind == "time" and not EARLIEST <= at <= LATEST:
         raise QuestionError("at", f"is {at!r}, which is not between 1900 and 2200; give seconds since 1970")
     if abs(at) >= 2**62:

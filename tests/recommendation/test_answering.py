@@ -418,6 +418,7 @@ BAD = [
     ({"at": "yesterday"}, "at", "is no date"),
     ({"at": float("inf")}, "at", "is inf"),
     ({"at": 1_700_000_000_000}, "at", "between 1900 and 2200"),
+    ({"at": 20240531}, "at", "too small for a time of a shop"),
     ({"events": [{"event": "view"}]}, "events[0].item_id", "is missing"),
     ({"events": [{"item_id": "no such item"}]}, "events[0].item_id", "absent from items"),
     ({"events": [{"query": "x", "timestamp": 4_000_000_000}]}, "events[0].timestamp", "in the future"),
