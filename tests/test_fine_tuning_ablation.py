@@ -175,7 +175,7 @@ def test_no_name_of_a_way_is_parted_by_the_comma_that_joins_them():
 
 @pytest.mark.slow
 def test_a_run_on_the_sample(tmp_path):
-    names = ["frozen", "frozen + two targets a user", "pairwise"]
+    names = ["frozen", "frozen + two targets a user", "pairwise short"]
     assert set(names) < set(VARIANTS)
     call = ["--dataset", "sample", "--steps", "2", "--judged", "30", "--variants", ",".join(names)]
     call += ["--keep", str(tmp_path), "--cache", str(tmp_path / "vectors")]
