@@ -9,14 +9,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from llm_rerank.data.columns import map_columns
-from llm_rerank.data.values import clean_text, join_texts, mapping_of_text
+from llm_rerank.data.values import LISTS, clean_text, join_texts, mapping_of_text
 from llm_rerank.types import DataReport
 
-LISTS = (list, tuple, np.ndarray)  # Parquet and polars give arrays
 LONGEST_CATEGORY = 60  # characters; Amazon's category lists of 2018 hold whole sentences from the product page
 FUTURE_SPECS = ("best sellers rank", "amazon best sellers rank", "customer reviews")
 

@@ -31,6 +31,9 @@ GREATEST_WHOLE = 2**53
 GREATEST_ID = 2**63 - 1
 """Of ids that are whole numbers: what tables hold."""
 
+LISTS = (list, tuple, np.ndarray)
+"""What cells with several values are; Parquet and polars give arrays."""
+
 NULLABLE = {"i": "Int64", "u": "UInt64", "b": "boolean"}
 """pandas' dtypes that hold a missing value, by the kind of numpy's that do not."""
 
@@ -175,7 +178,7 @@ def _parts_joined(value: Any) -> str:
         value = sorted(value, key=str)  # a set's own order is another in every process
     if isinstance(value, Mapping):
         return ", ".join(f"{name}: {text}" for name, part in value.items() if (text := _parts_joined(part).strip()))
-    if isinstance(value, (list, tuple, np.ndarray)):
+    if isinstance(value, LISTS):
         return ", ".join(text for part in value if (text := _parts_joined(part).strip()))
     return join_texts(value)
 
@@ -237,8 +240,8 @@ def _map_distinct(values: pd.Series, function: Callable[[Any], str | None]) -> p
 
 
 def _category_path(value: Any) -> str:
-    if isinstance(value, (list, tuple, np.ndarray)):
-        if len(value) and isinstance(value[0], (list, tuple, np.ndarray)):
+    if isinstance(value, LISTS):
+        if len(value) and isinstance(value[0], LISTS):
             value = value[0]  # Amazon 2014: several paths, the first is the main one
         parts = [clean_text(join_texts(part)) for part in value]
     else:
@@ -273,11 +276,11 @@ def mapping_of_text(text: str) -> dict[str, Any] | None:
 
 
 def _first_image(value: Any) -> str:
-    if isinstance(value, (list, tuple, np.ndarray)):
+    if isinstance(value, LISTS):
         return next((image for part in value if (image := _first_image(part))), "")
     if isinstance(value, Mapping):  # Amazon 2023: sizes of one image, or, in Parquet, a list of all images by size
         sizes = [value.get(size) for size in ("hi_res", "large", "thumb")]
-        lists = [part if isinstance(part, (list, tuple, np.ndarray)) else [part] for part in sizes]
+        lists = [part if isinstance(part, LISTS) else [part] for part in sizes]
         return _first_image([part for images in zip_longest(*lists) for part in images])
     return _without_halves(join_texts(value).strip())
 

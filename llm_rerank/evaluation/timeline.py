@@ -87,7 +87,7 @@ def time_line(trial: Trial, report: Mapping[str, Any], *, seed: int, refit: bool
     report: of the fit on the trial's past, seed and refit: its settings. last_time: of the last event that there is.
     None where the report does not say what was held out.
     """
-    # the plan is a function of the events alone; where it reads otherwise, the fit was on other events
+    # the plan is a function of events and seed; where it reads otherwise, the fit was on other events
     plan = plan_holdout(trial.past, seed, FitLog(verbose=False))
     if not report.get("holdout") or plan.description != report["holdout"] or "n_cases" not in report:
         return None

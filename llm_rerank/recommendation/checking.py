@@ -20,7 +20,7 @@ from llm_rerank.models.semantic.encoder import SentenceEncoder
 from llm_rerank.recommendation.estimate import estimate_fit_seconds, sample_of_texts, seconds_in_words
 from llm_rerank.recommendation.holdout import plan_holdout
 from llm_rerank.recommendation.inputs import FitData
-from llm_rerank.recommendation.learning import within_retention
+from llm_rerank.recommendation.learning import UNREAD, within_retention
 from llm_rerank.recommendation.log import FitLog
 from llm_rerank.recommendation.planning import read_shop
 from llm_rerank.recommendation.specs import specs_for
@@ -119,8 +119,7 @@ def check_shop(
         time_unit,
         report,
     )
-    data = FitData(events, valid_items, known_users, shown, np.empty(0, dtype=np.float32))  # no sentiment is asked for
-    events = within_retention(data, config, report).events
+    events = within_retention(FitData(events, valid_items, known_users, shown, UNREAD), config, report).events
     missing = [
         f"{table} has no {column}: {loss}"
         for (table, column), loss in WITHOUT.items()

@@ -38,8 +38,7 @@ class ALS:
 
     ``implicit``'s half-step solves each row by itself, so rows of one frequency (to within 10 %) form a block that is
     solved with its own λ·s, without a Python loop over rows. As ``implicit`` has it, a half-step of the fit is three
-    steps of conjugate gradients from the vectors of before, no full solve; the next epochs go on from there (10 epochs
-    on planted data: scores within .1 to 1 % of those of full solves, as many targets first).
+    steps of conjugate gradients from the vectors of before, no full solve; the next epochs go on from there.
     Rendle et al. scale by (observed + weight of all unobserved cells) ** exponent; in ``implicit``'s units, where an
     unobserved cell weighs 1, the second term drowns the first and scales nothing, so the observed cells alone are
     counted (as in ALS-WR, Zhou et al. 2008).
