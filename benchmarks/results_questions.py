@@ -56,6 +56,28 @@ def fine_tunings(results: Results) -> str:
     return _section("Which way of fine-tuning a cross-encoder adds to the rest?", lines)
 
 
+def language_model(results: Results) -> str:
+    """Say what a causal language model that was trained on nothing of the shop adds to the whole rest."""
+    lines = []
+    for report in load(results.folder, "language_model").values():
+        young = "" if report["fraction"] >= 1 else f" with the events of {report['fraction']:.0%} of the users"
+        found = report["readers"]
+        alone = ", ".join(f"{name} {entry['share above']['mean']:.3f}" for name, entry in found.items())
+        gains = "; ".join(
+            f"{name} {_nats(entry['gain'])} nats, NDCG@10 {_nats(entry['ndcg@10 of all users'])}"
+            for name, entry in found.items()
+        )
+        cost = report["cost"]
+        lines.append(
+            f"- {report['dataset']} ({report['split']}){young}, {report['n_judged']:,} users whose target is among the "
+            f"first 100: the target stands above this share of the others by the blend "
+            f"{report['share above, blend']:.3f}, by {alone}. Beside the blend: {gains}. "
+            f"{cost['pairs_per_second']['packed']:.0f} pairs a second ({cost['dtype']}, {cost['device']}), "
+            f"{cost['ratio']:.1f} × one at a time"
+        )
+    return _section("Does a GPT-like model know what the rest does not?", lines)
+
+
 def tuned_encoder(results: Results) -> str:
     """Say what an encoder tuned on the shop's own purchases gains over the untuned one in the same form."""
     lines = []
@@ -198,6 +220,7 @@ QUESTIONS: tuple[Callable[[Results], str], ...] = (
     query_regime,
     cross_encoder_gain,
     fine_tunings,
+    language_model,
     tuned_encoder,
     sequence_gain,
     start_from,

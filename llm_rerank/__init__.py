@@ -25,6 +25,7 @@ _HOMES = {
     "DriftWarning": "llm_rerank.types",
     "DroppedRowsWarning": "llm_rerank.types",
     "HistoryCrossEncoder": "llm_rerank.models.cross_encoder.scorer",
+    "LanguageModelScorer": "llm_rerank.models.language_model.scorer",
     "PairwiseCrossEncoder": "llm_rerank.models.cross_encoder.pairwise",
     "Reranker": "llm_rerank.recommendation.reranker",
     "RerankerConfig": "llm_rerank.config",

@@ -102,6 +102,7 @@ LAYERS = {
         "training",
         "training_plot",
     ],
+    "models.language_model": ["weights", "reference", "causal", "scorer"],
     "recommendation": [
         "log",
         "event_log_file",

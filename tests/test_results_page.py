@@ -261,6 +261,15 @@ def test_single_questions_give_the_figures_of_their_reports(tmp_path):
         calibration={**held, "trial": "made_up, test, cut", "command": "c"},
         calibration_validation={**held, "trial": "made_up, validation, cut", "command": "c --no-refit"},
         fine_tuning_ablation=tuned,
+        language_model={
+            "dataset": "made_up",
+            "split": "validation",
+            "fraction": 0.03,
+            "n_judged": 50,
+            "share above, blend": 0.75,
+            "readers": {"language model": {**way, "share above": {"mean": 0.66}}},
+            "cost": {"pairs_per_second": {"packed": 80.2}, "ratio": 4.04, "dtype": "bfloat16", "device": "cpu"},
+        },  # fmt: skip
         tuned_encoder={
             "split": "validation",
             "settings": {"steps": 60},
@@ -283,6 +292,12 @@ def test_single_questions_give_the_figures_of_their_reports(tmp_path):
     assert f"{told}, p = 0.500 (Holm); {ndcg} (steps kept, one a seed: 20)" in text
     assert f"{told}, chosen from the report above; {ndcg} (steps kept, one a seed: 20, 0)" in text
     assert "- made_up (validation), idle: no step beat the untrained start, which is kept" in text
+    told = "with the events of 3% of the users, 50 users whose target is among the first 100: the target stands above "
+    told += "this share of the others by the blend 0.750, by language model 0.660. Beside the blend: language model "
+    told += (
+        "+.0010 [−.0020, +.0040] nats, NDCG@10 −.0020 [−.0030, −.0010]. 80 pairs a second (bfloat16, cpu), 4.0 × one"
+    )
+    assert told in text
     assert "NDCG@10 untuned .0600, tuned +.0040 [+.0020, +.0060] over it (step 50 of 60 is kept)" in text
 
 

