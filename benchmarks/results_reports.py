@@ -110,7 +110,7 @@ class Results:
         """Read what the page always shows; further folders are read by the sections that show them."""
         rankings = load(folder, "ranking")
         whole = {name: report for name, report in rankings.items() if report["complete"] and report["split"] == "test"}
-        return cls(folder, whole, load(folder, "regimes"))
+        return cls(folder, whole, joined_maps(load(folder, "regimes")))
 
     def gains(self) -> list[Gain]:
         """Every gain of a step over the one below: whole shops on the test split, then the maps."""
@@ -130,6 +130,22 @@ def load(results: Path, folder: str) -> dict[str, Report]:
     paths = {path.stem: path for path in sorted((results / folder).glob("*.json"))}
     names = [name for name in DATASETS if name in paths] + [name for name in paths if name not in DATASETS]
     return {name: read_json(paths[name]) for name in names}
+
+
+def joined_maps(maps: Mapping[str, Report]) -> dict[str, Report]:
+    """Join maps of one data set: a later run's regimes fill in what the map that bears its name lacks."""
+    joined: dict[str, Report] = {}
+    for name, report in maps.items():
+        of_set = report.get("dataset", name)
+        if of_set in joined:
+            first = joined[of_set]
+            report = {**first, "regimes": {**first["regimes"], **_lacking(report["regimes"], first["regimes"])}}
+        joined[of_set] = report
+    return joined
+
+
+def _lacking(regimes: Mapping[str, Any], known: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: regime for name, regime in regimes.items() if name not in known}
 
 
 def best_single(report: Report) -> str:

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from llm_rerank.data.datasets import load_dataset as load_dataset
     from llm_rerank.data.readers import read_interactions as read_interactions
     from llm_rerank.data.readers import read_items as read_items
+    from llm_rerank.models.language_model.scorer import LanguageModelScorer as LanguageModelScorer
     from llm_rerank.recommendation.fine_tuning import fine_tune_on_shop as fine_tune_on_shop
     from llm_rerank.recommendation.reranker import Reranker as Reranker
     from llm_rerank.types import DriftWarning as DriftWarning
@@ -41,6 +42,7 @@ __all__ = [
     "DriftWarning",
     "DroppedRowsWarning",
     "HistoryCrossEncoder",
+    "LanguageModelScorer",
     "PairwiseCrossEncoder",
     "Reranker",
     "RerankerConfig",

@@ -23,6 +23,7 @@ from benchmarks.results_reports import (
     figure,
     gains_on_test,
     in_order,
+    joined_maps,
     percent,
     regime_choice,
     regime_words,
@@ -109,6 +110,13 @@ def test_the_page_and_its_plots_are_what_the_committed_reports_say():
 def test_the_table_of_the_readme_is_what_the_committed_reports_say():
     found = results_page.complaints(results_page.PROJECT, Results.read(results_page.RESULTS))
     assert [complaint for complaint in found if complaint.startswith("README")] == []
+
+
+def test_a_later_run_adds_the_regimes_that_a_map_lacks_and_changes_none():
+    first, more = {"dataset": "a", "regimes": {"x": 1}}, {"dataset": "a", "regimes": {"x": 2, "new items": 3}}
+    other = {"regimes": {"x": 4}}
+    joined = joined_maps({"a": first, "a_new_items": more, "b": other})
+    assert joined == {"a": {"dataset": "a", "regimes": {"x": 1, "new items": 3}}, "b": other}
 
 
 def test_numbers_are_written_short():
