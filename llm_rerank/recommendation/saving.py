@@ -64,6 +64,7 @@ SCORERS = {
     "cross_encoder": ("llm_rerank.models.cross_encoder.scorer", "HistoryCrossEncoder"),
     "ease": ("llm_rerank.models.collaborative.ease", "EASE"),
     "item_knn": ("llm_rerank.models.collaborative.item_item", "ItemKNN"),
+    "language_model": ("llm_rerank.models.language_model.scorer", "LanguageModelScorer"),
     "lexical": ("llm_rerank.models.semantic.lexical", "LexicalScorer"),
     "neural": ("llm_rerank.models.collaborative.neural", "NeuralScorer"),
     "popularity": ("llm_rerank.models.collaborative.popularity", "Popularity"),
