@@ -5,7 +5,7 @@ contributions. The weights are shrunk toward a prior.
 
 A component's standardised score may enter in two forms, and neither is better everywhere (benchmarks/blend_forms.py):
 as its signed root, shrunk toward the default component alone, or as it is up to ``CLIP``, shrunk toward the plain sum.
-Another shop's blend, where one is lent, is the prior of both.
+Another shop's blend, where one is lent, joins or takes the place of both priors, by how it ranks here.
 
 How far the weights are shrunk, and which kinds of columns join at all (``RUNGS``), is decided by cross-validation over
 cases: the penalty by likelihood, the rungs by NDCG@10, because many columns on few cases gain likelihood in the tail
@@ -180,7 +180,7 @@ def fit_fusion(
 
     default: the component that the root's rungs shrink toward, and to fall back to; None: ``first_unless_beaten`` by
     NDCG@10, for each fold on the other folds: the first component ranks best on most shops. start: a blend from another
-    shop; its weights are the prior where the names agree.
+    shop, whose weights are part of the prior where the names agree.
     Cases whose target was not retrieved count in the guard (as 0 for both) but cannot train. Where fewer than
     ``LEAST_CASES_FOR_BLEND`` can, nothing is fitted but a scale: both priors rank, the default alone where there are
     none, and the sum for up to one half as they come near that number. There popularity parts what is equal.
@@ -189,7 +189,7 @@ def fit_fusion(
     judged = targets.lengths > 0  # a shown list from which nothing was taken has no NDCG
     overall = default or component_names[first_unless_beaten(by_component[:, judged])]
     default_row = by_component[component_names.index(overall)]
-    priors = _priors(design, names, component_names, rows, positive, overall, start)
+    priors = _priors(design, names, component_names, rows, positive, targets, overall, start)
     n_informative = int((np.bincount(rows.row_of_value, weights=positive, minlength=len(rows)) > 0).sum())
     if n_informative < LEAST_CASES_FOR_BLEND:
         together = n_informative / (2 * LEAST_CASES_FOR_BLEND)
@@ -222,7 +222,8 @@ def fit_fusion(
         default_ndcg[outside] = by_component[component_names.index(chosen), outside]
         train, test = rows.value_positions(inside), rows.value_positions(outside)
         train_rows, test_rows = rows.take(inside), rows.take(outside)
-        fold_priors = _priors(design[train], names, component_names, train_rows, positive[train], chosen, start)
+        trained = design[train], names, component_names, train_rows, positive[train], targets.take(inside)
+        fold_priors = _priors(*trained, chosen, start)
         held_out, held_rows, held_positive = informative(design[test], test_rows, positive[test])
         for rung, penalty in np.ndindex(len(RUNGS), len(PENALTIES)):
             weights = _fit_columns(
@@ -306,24 +307,38 @@ def _priors(
     component_names: Sequence[str],
     rows: Ragged,
     positive: BoolArray,
+    targets: Ragged,
     default: str,
     start: Blend | None,
 ) -> list[Float64Array]:
     """Weights that each rung shrinks toward, one array a rung of ``RUNGS``.
 
-    Another shop's where there are some; else, at the scale that is likeliest, the default component's root or the sum
-    of the linear scores.
+    The default component's root or the sum of the linear scores, at the scale that is likeliest; with another shop's
+    blend, where there is one (``_with_lent``).
     """
-    if start is not None:
-        known = dict(zip(start.names, start.weights, strict=True))
-        return [np.array([known.get(name, 0.0) for name in names], dtype=np.float64)] * len(RUNGS)
     alone = np.array(names) == default
     together = np.isin(names, [f"{name}{LINEAR}" for name in component_names])
-    return [
-        prior
-        for columns in (alone, together)
-        for prior in [at_best_scale(design, columns, rows, positive)] * (len(RUNGS) // 2)
-    ]
+    priors = [at_best_scale(design, columns, rows, positive) for columns in (alone, together)]
+    if start is not None:
+        known = dict(zip(start.names, start.weights, strict=True))
+        lent = np.array([known.get(name, 0.0) for name in names], dtype=np.float64)
+        priors = [_with_lent(prior, lent, design, rows, targets) for prior in priors]
+    return [prior for prior in priors for _ in range(len(RUNGS) // 2)]
+
+
+def _with_lent(
+    own: Float64Array, lent: Float64Array, design: FloatArray, rows: Ragged, targets: Ragged
+) -> Float64Array:
+    """Take another shop's weights or the own prior, whichever ranks these cases better by over a standard error.
+
+    Else their mean: a shop of another kind can cost a young one a fifth of its NDCG (benchmarks/start_from.py).
+    """
+    by_prior = [ndcg_of(design @ weights, rows, targets)[targets.lengths > 0] for weights in (own, lent)]
+    gain = by_prior[1] - by_prior[0]
+    error = float(gain.std(ddof=1)) / len(gain) ** 0.5 if len(gain) > 1 else np.inf
+    if abs(gain.mean()) > error:
+        return lent if gain.mean() > 0 else own
+    return (own + lent) / 2
 
 
 def at_best_scale(design: FloatArray, columns: BoolArray, rows: Ragged, positive: BoolArray) -> Float64Array:

@@ -124,9 +124,8 @@ def fit_fusion_stage(
 
 def stand_on_parts(held_out: HeldOutCases, tools: FitTools, log: FitLog, start: Start | None = None) -> Standing:
     """Fit what is always there, then try each part on top of what stands."""
-    lent = {} if start is None else start.settings
     specs = in_use(tools.specs, ())
-    components = held_out.fit_components(specs, tools, log, lent)
+    components = held_out.fit_components(specs, tools, log, {})
     standing = Standing.of(specs, components, held_out, tools, start, log)
     for part in PARTS:
         if any(spec.part == part for spec in tools.specs):
@@ -144,11 +143,10 @@ def _try_part(
 ) -> Standing:
     began = perf_counter()
     chosen = {component.name: component.settings for component in standing.components}
-    lent = {} if start is None else start.settings
     specs = in_use([*standing.specs, *(replace(s, part=None) for s in tools.specs if s.part == part)], ())
     added = [spec for spec in specs if spec not in standing.specs]
     try:
-        fitted = held_out.fit_components(added, tools, log, {**lent, **chosen})
+        fitted = held_out.fit_components(added, tools, log, chosen)
     except DataError as error:
         log.say(f"{part}: left out, for it cannot be fitted here: {error}")
         return standing

@@ -74,9 +74,9 @@ class Reranker(ChangingReranker):
         interactions, items, users, impressions: frames or paths, columns as in the data contract (README). columns:
         the shop's column names to ours. time_unit: "auto", "s", "ms", "us", "ns", "datetime" or "position". encoding:
         of the files, None to find it.
-        start_from: folder of another shop's saved reranker, whose settings are taken over, toward whose blend the new
-        one is shrunk, and whose cross-encoder is fine-tuned further, or used as it is where there is too little to
-        learn from.
+        start_from: folder of another shop's saved reranker. The new blend is shrunk toward its blend, as far as that
+        ranks held-out users well; its cross-encoder is fine-tuned further, or used as it is where there is too little
+        to learn from.
 
         Raises DataError where the data break a rule, StorageError where ``start_from`` cannot be read.
         """

@@ -190,12 +190,11 @@ def read_reranker(folder: Path) -> Saved:
 
 
 def read_start(folder: Path) -> Start:
-    """Read only what another shop lends: the chosen settings, the stages, and where its cross-encoder lies."""
+    """Read only what another shop lends: the stages, and where its cross-encoder lies."""
     values = _read_config(folder)
     weights = folder / "components" / CROSS_ENCODER
     upstream = values["upstream_stage"]
     return Start(
-        settings={entry["name"]: entry["settings"] for entry in values["components"]},
         stage=Stage.from_dict(values["stage"]),
         upstream_stage=None if upstream is None else Stage.from_dict(upstream),
         cross_encoder=weights if weights.is_dir() else None,

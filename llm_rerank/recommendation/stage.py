@@ -178,12 +178,12 @@ class StageFit:
 
 @dataclass(frozen=True)
 class Start:
-    """What another shop's saved reranker lends to a new one: chosen settings, the blends, and its cross-encoder.
+    """What another shop's saved reranker lends to a new one: the blends, and its cross-encoder.
 
+    Not its settings: those of a shop of another size cost a young one up to a tenth of its NDCG; it chooses its own.
     cross_encoder: the folder of its fine-tuned weights; None where it has none.
     """
 
-    settings: Mapping[str, Mapping[str, Any]]
     stage: Stage | None
     upstream_stage: Stage | None
     cross_encoder: Path | None = None
@@ -225,7 +225,7 @@ def fit_stage(
     """Fit blend, guard and calibrator on held-out cases.
 
     component_names: of the columns of the fold's scores; a "cross_encoder", if there is one, comes last.
-    features: the pair features allowed. start: the stage of another shop, whose blend becomes the prior.
+    features: the pair features allowed. start: the stage of another shop, whose blend joins the prior.
     cross_encoder: "always" lets its score count even where that does not pay. sharpness: see ``shares_of_rungs``.
     """
     rows, targets, pair_values, upstream = fold.candidates, fold.targets, fold.pair_values, fold.upstream

@@ -254,8 +254,29 @@ def test_too_few_cases_leave_both_priors_or_the_start():
     share, of_half = (weights[2] / (weights[0] + weights[2]) for weights in (fit.blend.weights, half))
     assert of_half < 0.6 * share
     assert "too few" in fit.verdict.sentence()
-    start = Blend(("noise", "gone"), np.array([0.4, 9.0]), "noise", 1.0)
-    assert run(design, rows, targets, start=start).blend.weights.tolist() == [0.0, 0.4, 0.0, 0.0]
+
+
+def start_of(**weights):
+    return Blend(tuple(weights), np.array(list(weights.values())), next(iter(weights)), 1.0)
+
+
+def test_of_a_start_and_the_own_prior_the_one_that_ranks_better_is_taken_where_cases_are_few():
+    design, rows, targets = planted(LEAST_CASES_FOR_BLEND - 1, [2.0, 0.0])
+    own = run(design, rows, targets).blend.weights
+    misled = run(design, rows, targets, start=start_of(noise=0.4, gone=9.0)).blend.weights
+    np.testing.assert_array_equal(misled, own)
+    # here it is the other column that tells the target, and the own default says nothing
+    design, rows, targets = planted(LEAST_CASES_FOR_BLEND - 1, [0.0, 2.0])
+    led = run(design, rows, targets, start=start_of(noise=0.4), default="good").blend.weights
+    assert led[0] == 0.0 < led[1]
+
+
+def test_a_start_that_ranks_as_the_own_prior_does_counts_half():
+    design, rows, targets = planted(LEAST_CASES_FOR_BLEND - 1, [2.0, 0.0])
+    own = run(design, rows, targets).blend.weights
+    same_order = dict(zip(("good", "noise", "good (linear)", "noise (linear)"), 3 * own, strict=True))
+    met = run(design, rows, targets, start=start_of(**same_order)).blend.weights
+    assert met[1] == 0.0 < own[0] < met[0] < 3 * own[0]
 
 
 def test_no_cases_at_all():

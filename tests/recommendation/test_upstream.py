@@ -267,7 +267,7 @@ def test_with_a_refit_all_users_teach_the_stage_that_half_of_them_have_judged(pa
 def test_the_stage_of_another_shop_is_where_the_fit_starts(parts):
     alone, _ = fit_stage_of(parts)
     blend = replace(alone.blend, weights=alone.blend.weights + 3.0)
-    start = Start({}, None, replace(alone, blend=blend))
+    start = Start(None, replace(alone, blend=blend))
     started, _ = fit_stage_of(parts, start=start)
     assert not np.allclose(started.blend.weights, alone.blend.weights, atol=0.05)
 
@@ -282,7 +282,7 @@ def test_without_late_lists_the_stage_of_another_shop_serves(parts):
     cut = Cut("risk", 0.1, 0.05, 0.3, 0.9, 2.5, 600, 500, guarantee, "")
     borrowed = replace(parts[3].upstream_stage, cut=cut)
     assert borrowed.profile is not None
-    served = fit_stage_of(parts, data=early, start=Start({}, None, borrowed))[0]
+    served = fit_stage_of(parts, data=early, start=Start(None, borrowed))[0]
     # neither its cut, of another shop's probabilities, nor the lists seen there say anything here
     assert (served.cut, served.profile) == (None, None)
     assert served.blend is borrowed.blend
@@ -312,7 +312,7 @@ def test_without_a_score_in_fold_f_lists_are_not_used_and_it_is_said(parts, refi
         stage, lines = fit_stage_of(parts, data=some, refit=refit)
         assert stage is None
         assert lines[-1].startswith(f"warning: none of the {n_lists} first lists of fold F")
-        lent = fit_stage_of(parts, data=some, start=Start({}, None, fitted.upstream_stage), refit=refit)[0]
+        lent = fit_stage_of(parts, data=some, start=Start(None, fitted.upstream_stage), refit=refit)[0]
         assert lent.blend is fitted.upstream_stage.blend
 
 

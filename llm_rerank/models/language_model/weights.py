@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import importlib.metadata
+import sys
+from contextlib import nullcontext, redirect_stderr
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +52,8 @@ def load_language_model(model: str, device: str, dtype: DTypeName) -> tuple[Any,
         safe = {"use_safetensors": True}
         if source.endswith(SUFFIX):
             options["gguf_file"], source, safe = Path(source).name, str(Path(source).parent), {}
-        tokenizer = AutoTokenizer.from_pretrained(source, **options)
-        network = AutoModelForCausalLM.from_pretrained(source, dtype=torch_dtype(dtype), **options, **safe)
+        # GGUF's own progress bar knows no terminals, and would fill the log of a pipe
+        with nullcontext() if sys.stderr.isatty() else redirect_stderr(StringIO()):
+            tokenizer = AutoTokenizer.from_pretrained(source, **options)
+            network = AutoModelForCausalLM.from_pretrained(source, dtype=torch_dtype(dtype), **options, **safe)
         return network.to(device).eval(), tokenizer
