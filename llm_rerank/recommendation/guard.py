@@ -47,7 +47,7 @@ class GuardVerdict:
         if self.difference is None:
             return (
                 f"guard: {self.n_cases} cases with a retrieved target are too few to fit a blend "
-                f"(at least {LEAST_CASES_FOR_BLEND}); {self.default} and the sum of all rank, and a start if it ranks well"
+                f"(at least {LEAST_CASES_FOR_BLEND}); {self.default} and the sum of all rank, or a given start"
             )
         tried = ", ".join(f"{name} {self.rungs[name]:.4f} (share {share:.2f})" for name, share in self.shares.items())
         low, high = self.difference.low, self.difference.high
