@@ -191,6 +191,21 @@ def ablations(results: Results) -> str:
     return _section("Is a gain the reading?", lines)
 
 
+def left_out(results: Results) -> str:
+    """Say what the blend loses without each component and each feature, where each was left out."""
+    lines = []
+    for dataset, report in load(results.folder, "ablations").items():
+        lost = [
+            f"{found['label'].removeprefix('whole over no ')} "
+            f"{with_interval(found['mean'], found['low'], found['high'])}"
+            for found in report["comparisons"]
+            if found["label"].startswith("whole over no ")
+        ]
+        if lost:
+            lines.append(f"- {dataset} ({report['split']}), NDCG@10 of the whole over that without: {'; '.join(lost)}")
+    return _section("What is lost without each thing?", lines)
+
+
 def query_regime(results: Results) -> str:
     """Say what an encoder adds to word counts where a search phrase is all that is known; simulated searches."""
     lines = []
@@ -215,6 +230,7 @@ UNIONS = {"learned": "learned quotas", "blend": "the blend's own first ones"}
 
 QUESTIONS: tuple[Callable[[Results], str], ...] = (
     ablations,
+    left_out,
     missed_targets,
     candidates,
     query_regime,

@@ -269,6 +269,14 @@ def test_single_questions_give_the_figures_of_their_reports(tmp_path):
         calibration={**held, "trial": "made_up, test, cut", "command": "c"},
         calibration_validation={**held, "trial": "made_up, validation, cut", "command": "c --no-refit"},
         fine_tuning_ablation=tuned,
+        ablations={
+            "split": "validation",
+            "comparisons": [
+                {"label": "gain of words: real less shuffled", "mean": 0.004, "low": 0.001, "high": 0.007},
+                {"label": "whole over no als", "mean": 0.002, "low": -0.001, "high": 0.005},
+                {"label": "whole over no sales_7d", "mean": 0.0, "low": -0.001, "high": 0.001},
+            ],
+        },
         language_model={
             "dataset": "made_up",
             "split": "validation",
@@ -300,6 +308,9 @@ def test_single_questions_give_the_figures_of_their_reports(tmp_path):
     assert f"{told}, p = 0.500 (Holm); {ndcg} (steps kept, one a seed: 20)" in text
     assert f"{told}, chosen from the report above; {ndcg} (steps kept, one a seed: 20, 0)" in text
     assert "- made_up (validation), idle: no step beat the untrained start, which is kept" in text
+    assert "gain of words: real less shuffled: +.0040 [+.0010, +.0070]" in text
+    lost = "als +.0020 [−.0010, +.0050]; sales_7d +.0000 [−.0010, +.0010]"
+    assert f"- made_up (validation), NDCG@10 of the whole over that without: {lost}\n" in text
     told = "with the events of 3% of the users, 50 users whose target is among the first 100: the target stands above "
     told += "this share of the others by the blend 0.750, by language model 0.660. Beside the blend: language model "
     told += (
