@@ -40,6 +40,7 @@ LAYERS = {
         "item_statistics",
         "features",
         "rendering",
+        "redaction",
     ],
     "models": ["unit_length", "scoring", "changes", "conditional_logit"],
     "models.semantic": [
