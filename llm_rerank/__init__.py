@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "ChatRanker": "llm_rerank.models.language_model.chat",
     "DiversityConfig": "llm_rerank.config",
     "DriftWarning": "llm_rerank.types",
     "DroppedRowsWarning": "llm_rerank.types",
@@ -40,6 +41,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "ChatRanker",
     "DiversityConfig",
     "DriftWarning",
     "DroppedRowsWarning",

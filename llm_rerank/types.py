@@ -55,6 +55,14 @@ class StorageError(RerankError):
     """A saved folder is missing, foreign, of another version, or damaged; the message names the file."""
 
 
+class ServerError(RerankError):
+    """A server of language models refuses every request, or is not there; the message names the remedy."""
+
+
+class BudgetError(RerankError):
+    """More requests would be needed than the caller allows; those over the budget were not sent."""
+
+
 class ReplacedError(StorageError):
     """A saved folder holds another content than the one that was to be changed."""
 

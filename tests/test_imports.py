@@ -106,7 +106,17 @@ LAYERS = {
         "training",
         "training_plot",
     ],
-    "models.language_model": ["weights", "reference", "causal", "scorer"],
+    "models.language_model": [
+        "weights",
+        "reference",
+        "causal",
+        "scorer",
+        "windows",
+        "answers",
+        "chat_questions",
+        "chat_server",
+        "chat",
+    ],
     "recommendation": [
         "log",
         "event_log_file",

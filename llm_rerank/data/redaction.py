@@ -187,8 +187,9 @@ _ISSUERS = re.compile(
 )
 """Lengths and first digits that cards have: of 14 to 19 digits. Visas of 13 are gone, EANs of 13 are everywhere."""
 
-MOST_GROUPS = 8
-"""Of a card's number, as it may be written."""
+MOST_GROUPS = 6
+LEAST_GROUP = 3
+"""Groups of a card's number as it may be written, and digits of one: "36 37 38 39 40 41 42" are sizes."""
 
 
 def _card(match: re.Match[str]) -> tuple[int, int] | None:
@@ -204,6 +205,8 @@ def _card(match: re.Match[str]) -> tuple[int, int] | None:
 
 def _is_card(number: str, match: re.Match[str]) -> bool:
     digits = _digits(number)
+    if len(digits) < len(number) and min(map(len, re.findall(r"\d+", number))) < LEAST_GROUP:
+        return False
     # a GTIN has at most 14 digits: a longer number with a card's sum is one whatever stands before it
     if len(digits) <= 14 and (_follows(_CODE_BEFORE, match) or _is_gtin(digits)):
         return False
