@@ -30,7 +30,7 @@ from llm_rerank.models.language_model.chat_questions import (
     Question,
     check_texts,
 )
-from llm_rerank.models.language_model.chat_server import ChatServer, ServerSettings, Stopped, Unanswered, Usage
+from llm_rerank.models.language_model.chat_server import ChatServer, ServerSettings, Unanswered, Usage
 from llm_rerank.models.language_model.windows import windows_from_back
 from llm_rerank.models.scoring import require_texts
 from llm_rerank.storage import read_json, read_strings, write_json, write_strings
@@ -256,26 +256,21 @@ class ChatRanker:
             self._server.check_budget(sum(map(self._n_requests, questions)))
         orders: dict[Question, IntArray] = {}
         failures: list[Unanswered] = []
-        fatal: BaseException | None = None
         stop = threading.Event()
         with ThreadPoolExecutor(min(self.n_parallel, len(questions))) as pool:
             asked = {pool.submit(self._order, question, stop): question for question in questions}
             try:
                 for future in tqdm(as_completed(asked), total=len(asked), desc="asking", unit="list", disable=None):
-                    error = None if future.cancelled() else future.exception()
+                    error = future.exception()
                     if isinstance(error, Unanswered):
                         failures.append(error)
                     elif error is not None:
-                        fatal = error if fatal is None or isinstance(fatal, Stopped) else fatal
-                        stop.set()
-                        pool.shutdown(wait=False, cancel_futures=True)
-                    elif not future.cancelled():
+                        raise error
+                    else:
                         orders[asked[future]] = future.result()
-            finally:
+            finally:  # after an error that concerns all, and after Ctrl-C, nothing more is sent
                 stop.set()
                 pool.shutdown(wait=False, cancel_futures=True)
-        if fatal is not None:
-            raise fatal
         if failures:
             reasons = Counter(error.reason for error in failures).most_common()
             warnings.warn(

@@ -35,7 +35,7 @@ class WordServer:
         with self.lock:
             number = len(self.bodies)
             self.bodies.append(body)
-            self.headers.append(dict(handler.headers))
+            self.headers.append({name.lower(): value for name, value in handler.headers.items()})
             self.paths.append(handler.path)
             self._at_once += 1
             self.most_at_once = max(self.most_at_once, self._at_once)
