@@ -171,6 +171,7 @@ LAYERS = {
         "asking",
         "changing",
         "reranker",
+        "reordering",
         "answers",
         "fallbacks",
         "answering",
