@@ -1,6 +1,5 @@
 import json
 import re
-import time
 import warnings
 
 import numpy as np
@@ -148,21 +147,20 @@ def test_one_failure_does_not_cost_the_others():
 
 def test_429_is_waited_for_as_long_as_the_server_says():
     server = WordServer([lambda handler: send(handler, 429, error("slow"), retry_after="0.4")])
-    start = time.perf_counter()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         model, (scores,) = asked(server)
-    assert time.perf_counter() - start > 0.4
+    assert 0.4 <= server.times[1] - server.times[0] < 2
     assert scores[1] == 1
     assert (model.usage.n_requests, model.usage.n_failed) == (2, 1)
 
 
 def test_waits_double():
     server = WordServer([503, 503, 503])
-    start = time.perf_counter()
     asked(server, backoff_s=0.1)
-    assert 0.7 < time.perf_counter() - start < 3  # .1 + .2 + .4
-    assert len(server.bodies) == 4
+    waits = np.diff(server.times)
+    assert len(waits) == 3
+    assert (waits >= [0.1, 0.2, 0.4]).all() and waits.sum() < 3
 
 
 @pytest.mark.parametrize(
@@ -406,7 +404,7 @@ def test_nothing_personal_is_sent_of_texts():
     long = "word " * 62 + PLANTED["e-mail"]  # the cut must not leave half of it
     server = WordServer()
     with serving(server) as url:
-        ranker(url, redact_terms=["Anna Berg", "cust-0042", "anna", "berg"]).predict(
+        ranker(url, redact_terms=["Anna Berg", "cust-0042"]).predict(
             [[*texts, hidden, long]], [["lamp", *texts]], actions=[[*texts, "x", "y"]], searches=[texts]
         )
     assert_clean(server)

@@ -13,7 +13,7 @@ PROMPT_TOKENS, COMPLETION_TOKENS = 100, 7
 
 
 class WordServer:
-    """Every request is kept as it came: ``bodies`` (bytes), ``headers``, ``paths``.
+    """Every request is kept as it came: ``bodies`` (bytes), ``headers``, ``paths``, ``times``.
 
     script: what to answer instead, one entry a request from the first on, None: the rule. An entry is a text (what the
     model says), a number (a status), a dict (the message), bytes (the body as it is), or a function of the handler.
@@ -22,7 +22,7 @@ class WordServer:
 
     def __init__(self, script=(), always=None):
         self.script, self.always = list(script), always
-        self.bodies, self.headers, self.paths = [], [], []
+        self.bodies, self.headers, self.paths, self.times = [], [], [], []
         self.delay_s = 0.0
         self.most_at_once = self._at_once = 0
         self.lock = threading.Lock()
@@ -37,6 +37,7 @@ class WordServer:
             self.bodies.append(body)
             self.headers.append({name.lower(): value for name, value in handler.headers.items()})
             self.paths.append(handler.path)
+            self.times.append(time.perf_counter())
             self._at_once += 1
             self.most_at_once = max(self.most_at_once, self._at_once)
         time.sleep(self.delay_s)
