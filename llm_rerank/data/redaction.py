@@ -6,8 +6,9 @@ addresses; and by comparison: terms that the caller gives (names, user ids).
 What it does not do. A name, a street or a date of birth in free text has no form and is found only where it is given as
 a term. Order and customer numbers look like product codes and stay. A telephone number is told from a product code by
 its form: a "+", an area code in brackets or set off, a word such as "call" or "phone:" before it, or a bare run of
-digits that is a mobile number's and no product code's; "4155552671" with nothing before it stays. A path of a link
-stays, a host name too. It is a net with meshes, not anonymisation: what remains may still say who somebody is.
+digits that is a mobile number's and no product code's; "4155552671" with nothing before it stays, and a UPC without its
+check digit (11 digits, 0 first) is taken for one. A path of a link stays, a host name too. It is a net with meshes, not
+anonymisation: what remains may still say who somebody is.
 """
 
 from __future__ import annotations
@@ -56,7 +57,7 @@ _NORTH_AMERICAN = re.compile(
 )
 _AREA_SET_OFF = re.compile(
     r"(?<!\w)(?<!\d[./,-])(?:\(0[1-9]\d{0,3}\)[ ./-]?|0[1-9]\d{0,3}[ ./-])\d{2,8}(?:([ .-])\d{2,8}(?:\1\d{2,8})*)?"
-    r"(?![\w]|[.,/-]\d)"
+    r"(?!\w|[.,]\d|[/-]\w)"
 )
 _BARE = re.compile(r"(?<![\w.,/-])(?:0[1-9]\d{9}|0[67]\d{8}|1[3-9]\d{9}|00[1-9]\d{9,12})(?![\w-]|[.,/]\d)")
 _AFTER_WORD = re.compile(
