@@ -5,7 +5,7 @@ import pytest
 from llm_rerank import ChatRanker
 from llm_rerank.recommendation.reordering import reorder_first
 from llm_rerank.types import DataError
-from tests.models.language_model.word_server import WordServer, serving
+from tests.word_server import WordServer, serving
 
 TEXTS = {"pot": "tea pot", "cup": "tea cup", "helmet": "bicycle helmet", "lamp": "lamp", "pump": "bicycle pump"}
 LISTS = {"u1": ["pot", "cup", "helmet", "lamp", "pump"], "u2": ["lamp", "helmet"], "u3": ["pump", "pot"]}

@@ -8,7 +8,9 @@ import pytest
 from llm_rerank import ChatRanker
 from llm_rerank.storage import read_strings
 from llm_rerank.types import BudgetError, DataError, NotFittedError, ServerError
-from tests.models.language_model.word_server import (
+from tests.planted import cases_of, items_of, planted_shop
+from tests.scorer_suite import check_scorer
+from tests.word_server import (
     COMPLETION_TOKENS,
     PROMPT_TOKENS,
     WordServer,
@@ -18,8 +20,6 @@ from tests.models.language_model.word_server import (
     send,
     serving,
 )
-from tests.planted import cases_of, items_of, planted_shop
-from tests.scorer_suite import check_scorer
 
 HISTORY = ["red bicycle", "bicycle pump"]
 CANDIDATES = ["tea pot", "bicycle helmet", "red lamp"]
