@@ -141,9 +141,10 @@ class RerankerConfig:
     fits; None: nothing is kept on disk.
     history_length: newest events of a user that the cross-encoder reads.
     candidates_per_source: items that each retriever adds to a user's candidates.
-    sequence, semantic, cross_encoder: small nets over text and id; what the encoder's vectors say; a cross-encoder
-    fine-tuned on the shop's data. Each "auto": fitted, and kept unless held-out users speak against it or are too few
-    to tell (the cross-encoder: where it gains more than a standard error); "always": kept wherever it can be fitted
+    sequence, vectors, semantic, cross_encoder: small nets over text and id; vectors that the items bring in columns
+    whose names end in "_vector", all together; what the encoder's vectors say; a cross-encoder fine-tuned on the
+    shop's data. Each "auto": fitted, and kept unless held-out users speak against it or are too few to tell (the
+    cross-encoder: where it gains more than a standard error); "always": kept wherever it can be fitted
     (the nets up to 50,000 items, the cross-encoder with 50 lists to train on); "off". (Search phrases are read by their
     words in any case, if the fit saw any.)
     cross_encoder_depth: candidates of a user that the cross-encoder reads, best first; the others keep their order
@@ -173,6 +174,7 @@ class RerankerConfig:
     history_length: int = 20
     candidates_per_source: int = 100
     sequence: Part = "auto"
+    vectors: Part = "auto"
     semantic: Part = "auto"
     cross_encoder: Part = "auto"
     cross_encoder_depth: int | None = None
@@ -236,7 +238,8 @@ class RerankerConfig:
                 raise DataError(f"{name} is {getattr(self, name)!r}; it must be True or False")
 
     def _check_choices(self) -> None:
-        choices: dict[str, tuple[str, ...]] = dict.fromkeys(("sequence", "semantic", "cross_encoder"), PART_CHOICES)
+        parts = ("sequence", "vectors", "semantic", "cross_encoder")
+        choices: dict[str, tuple[str, ...]] = dict.fromkeys(parts, PART_CHOICES)
         for name, allowed in {**choices, "dtype": get_args(NumberFormat)}.items():
             if getattr(self, name) not in allowed:
                 raise DataError(f"{name} is {getattr(self, name)!r}; it must be one of {', '.join(allowed)}")

@@ -82,6 +82,9 @@ CandidatesPerSource = Annotated[
 SequenceChoice = Annotated[
     str, typer.Option("--sequence", help="Small nets over text and id. auto: kept where they pay; always; off.")
 ]
+VectorsChoice = Annotated[
+    str, typer.Option("--vectors", help="Your items' columns *_vector. auto: kept where they pay; always; off.")
+]
 SemanticChoice = Annotated[
     str, typer.Option("--semantic", help="What the encoder's vectors say. auto: kept where it pays; always; off.")
 ]

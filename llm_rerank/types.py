@@ -5,7 +5,7 @@ Nothing here computes a score and nothing here reads a file.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, Self, runtime_checkable
@@ -126,11 +126,14 @@ class Items:
     ids: object, shape (n_items,), the shop's own ids, distinct.
     frame: the validated columns of ``data/schema.py``, row = code.
     texts: object, shape (n_items,), each item as text *as of one time* (``data/rendering.py``); "" before rendering.
+    vectors: those that the shop brought, by name of their column (``data/vectors.py``): float32, shape (n_items, size),
+    unit length, zero where there is none.
     """
 
     ids: ObjectArray
     frame: pd.DataFrame
     texts: ObjectArray
+    vectors: Mapping[str, FloatArray] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.ids)

@@ -254,11 +254,18 @@ def _check_saved_again(scorer: Scorer, cases: Cases, folder: Path) -> None:
 
 
 def longer_items(items: Items, texts: list[str]) -> Items:
-    """The items with further ones after them, whose texts are these, and titles too."""
+    """The items with further ones after them, whose texts are these, and titles too.
+
+    Of vectors they have those of the first items, in order, and none where the text is blank.
+    """
     n = len(texts)
     added = pd.DataFrame({"item_id": [f"new{row}" for row in range(n)], "title": texts})
     frame = pd.concat([items.frame, added], ignore_index=True)
-    return Items(frame["item_id"].to_numpy(object), frame, np.append(items.texts, np.array(texts, dtype=object)))
+    says = np.array([[bool(text)] for text in texts])
+    vectors = {name: np.concatenate([rows, np.where(says, rows[:n], 0)]) for name, rows in items.vectors.items()}
+    return Items(
+        frame["item_id"].to_numpy(object), frame, np.append(items.texts, np.array(texts, dtype=object)), vectors
+    )
 
 
 def joined(*events: Interactions) -> Interactions:
@@ -285,6 +292,8 @@ def _copies(shop: PlantedShop) -> list:
 def _copy(value):
     if isinstance(value, Ragged):
         return replace(value, values=value.values.copy(), offsets=value.offsets.copy())
+    if isinstance(value, dict):
+        return {name: array.copy() for name, array in value.items()}
     return value.copy() if hasattr(value, "copy") else value
 
 
@@ -293,6 +302,8 @@ def _assert_unchanged(shop: PlantedShop, before: list) -> None:
         new = getattr(owner, name)
         if isinstance(old, Ragged):
             same = np.array_equal(old.values, new.values) and np.array_equal(old.offsets, new.offsets)
+        elif isinstance(old, dict):
+            same = list(old) == list(new) and all(np.array_equal(old[part], new[part]) for part in old)
         elif hasattr(old, "equals"):
             same = old.equals(new)
         elif isinstance(old, np.ndarray):

@@ -75,3 +75,25 @@ def with_telling_searches(events: pd.DataFrame, items: pd.DataFrame) -> pd.DataF
         }
     )
     return pd.concat([events.assign(query=""), searches], ignore_index=True)
+
+
+def make_vector_shop(n_users: int = 400, n_items: int = 400, seed: int = 0) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Purchases, and items that only their vectors tell apart: directions in five dimensions; titles are numbers.
+
+    A user has a direction for a taste and takes four of the fourteen items nearest to it, so that few take the same.
+    """
+    rng = np.random.default_rng(seed)
+    places = rng.normal(size=(n_items, 5))
+    places /= np.linalg.norm(places, axis=1, keepdims=True)
+    ids = [f"i{code}" for code in range(n_items)]
+    rows = []
+    for user in range(n_users):
+        near = np.argsort(-places @ rng.normal(size=5))[:14]
+        days = np.sort(rng.choice(DAYS, 4, replace=False))
+        for code, day in zip(rng.choice(near, 4, replace=False), days, strict=True):
+            rows.append((f"u{user}", ids[code], CLOCK_START + int(day) * DAY, "purchase"))
+    events = pd.DataFrame(rows, columns=["user_id", "item_id", "timestamp", "event"])
+    titles = [f"item {code}" for code in range(n_items)]
+    # at several lengths, which say nothing
+    cells = list((places * rng.uniform(0.5, 20, (n_items, 1))).astype(np.float32))
+    return events, pd.DataFrame({"item_id": ids, "title": titles, "image_vector": cells})

@@ -16,6 +16,7 @@ LAYERS = {
     "": ["types", "config", "metrics", "statistics", "reliability", "strata", "storage", "folders", "steps"],
     "data": [
         "values",
+        "vectors",
         "whole_numbers",
         "times",
         "columns",
@@ -50,6 +51,7 @@ LAYERS = {
         "index",
         "text_features",
         "similarity",
+        "media",
         "lexical",
     ],
     "models.collaborative": [

@@ -13,6 +13,7 @@ import pandas as pd
 
 from llm_rerank.data.columns import map_columns
 from llm_rerank.data.values import LISTS, clean_text, join_texts, mapping_of_text
+from llm_rerank.data.vectors import is_vector_column
 from llm_rerank.types import DataReport
 
 LONGEST_CATEGORY = 60  # characters; Amazon's category lists of 2018 hold whole sentences from the product page
@@ -126,6 +127,7 @@ def _metadata(
             "price": column("price"),
             "specs": column("details").map(_past_specs),
             "image": column(image),
+            **{name: frame[name] for name in filter(is_vector_column, frame.columns)},  # a shop's own, beside them
         }
     )
     report.notes.append("items: average ratings, sales ranks and also-bought lists are left out; they know the future")

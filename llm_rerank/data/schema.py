@@ -27,6 +27,7 @@ from llm_rerank.data.values import (
     specs_column,
     text_column,
 )
+from llm_rerank.data.vectors import is_vector_column, read_vectors
 from llm_rerank.types import UNKNOWN, BoolArray, DataError, DataReport, Interactions, Items, Users
 
 __all__ = [
@@ -48,13 +49,14 @@ ITEM_COLUMNS = ("item_id", "title", "description", "brand", "categories", "price
 def validate_items(table: Any, *, columns: Mapping[str, str] | None = None, report: DataReport | None = None) -> Items:
     """Check a catalogue.
 
-    table: item_id and title, optional description, brand, categories, price, specs, image, any further columns, which
-    pass through as numbers, dates or texts (``plain_column``).
+    table: item_id and title, optional description, brand, categories, price, specs, image, columns of vectors whose
+    names end in ``_vector`` (``read_vectors``), any further columns, which pass through as numbers, dates or texts
+    (``plain_column``).
     columns: from the shop's names to ours. report: takes notes and counts.
     Returns items whose frame has every column of ITEM_COLUMNS: texts are clean and "" where missing, categories one
     path "A > B", price float64 with NaN where unknown, specs JSON text of a mapping, or plain text. ``texts`` are all
     "".
-    Raises DataError where a column is missing or no row is left.
+    Raises DataError where a column is missing, no row is left, or a vector is none.
     """
     report = DataReport() if report is None else report
     frame = as_items(to_pandas(table, columns=columns, report=report), report, columns)
@@ -79,10 +81,12 @@ def validate_items(table: Any, *, columns: Mapping[str, str] | None = None, repo
     n_untitled = int((checked["title"] == "").sum())
     if n_untitled:
         report.notes.append(f"{n_untitled:,} of {len(checked):,} items have no title")
-    passed = frame.drop(columns=[column for column in ITEM_COLUMNS if column in frame]).apply(plain_column)
+    vectors = read_vectors(frame, report)
+    read = [column for column in frame.columns if column in ITEM_COLUMNS or is_vector_column(column)]
+    passed = frame.drop(columns=read).apply(plain_column)
     object_ids = as_objects(ids)
     texts = np.full(len(ids), "", dtype=object)
-    return Items(object_ids, pd.concat([checked, passed], axis=1), texts)
+    return Items(object_ids, pd.concat([checked, passed], axis=1), texts, vectors)
 
 
 def validate_users(table: Any, *, columns: Mapping[str, str] | None = None, report: DataReport | None = None) -> Users:

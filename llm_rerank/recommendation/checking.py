@@ -16,6 +16,7 @@ from llm_rerank.config import RerankerConfig
 from llm_rerank.data.frames import applicable, open_tables
 from llm_rerank.data.layouts import as_interactions, as_items
 from llm_rerank.data.times import TimeUnit
+from llm_rerank.data.vectors import is_vector_column
 from llm_rerank.models.semantic.encoder import SentenceEncoder
 from llm_rerank.recommendation.estimate import estimate_fit_seconds, sample_of_texts, seconds_in_words
 from llm_rerank.recommendation.holdout import plan_holdout
@@ -140,7 +141,7 @@ def check_shop(
         fit_seconds=estimate_fit_seconds(
             events,
             valid_items,
-            specs_for(config, events, encoder),
+            specs_for(config, events, encoder, valid_items.vectors),
             encoder,
             refit=config.refit,
             fine_tune_steps=0 if encoder is None or config.cross_encoder == "off" else config.fine_tune_steps,
@@ -164,10 +165,9 @@ def _our_columns(name: str, table: pd.DataFrame, columns: Mapping[str, str] | No
 
 
 def _described(name: str, table: pd.DataFrame, ours: Mapping[str, str]) -> str:
-    read = [
-        column if column == own else f"{column} → {own}" for column, own in ours.items() if own in READ_COLUMNS[name]
-    ]
-    rest = [column for column, own in ours.items() if own not in READ_COLUMNS[name]]
+    known = {own for own in ours.values() if own in READ_COLUMNS[name] or name == "items" and is_vector_column(own)}
+    read = [column if column == own else f"{column} → {own}" for column, own in ours.items() if own in known]
+    rest = [column for column, own in ours.items() if own not in known]
     kept = {"items": "joined to the text or passed through", "users": "attributes"}.get(name, "not read")
     return f"{name}: {len(table):,} rows; read: {', '.join(read)}" + (f"; {kept}: {', '.join(rest)}" if rest else "")
 

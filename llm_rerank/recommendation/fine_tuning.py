@@ -76,7 +76,7 @@ def fine_tune_on_shop(
     events = data.events
     log.say_report(report)
     out.mkdir(parents=True, exist_ok=True)
-    specs = specs_for(config, events, encoder)
+    specs = specs_for(config, events, encoder, data.items.vectors)
     tools = FitTools(config, encoder, specs, PAIR_FEATURES, Renderer())
     data = replace(data, sentiment=sentiment_of(events, encoder))
     holdout = plan_holdout(events, config.seed, log)

@@ -19,6 +19,7 @@ from llm_rerank.data.layouts import as_items
 from llm_rerank.data.merging import with_items
 from llm_rerank.data.schema import validate_items
 from llm_rerank.data.values import is_missing, object_array, plain_column
+from llm_rerank.data.vectors import merged_vectors
 from llm_rerank.recommendation.inputs import ITEM_TOKENS
 from llm_rerank.recommendation.state import Saved
 from llm_rerank.types import (
@@ -26,6 +27,7 @@ from llm_rerank.types import (
     DataError,
     DataReport,
     Encoder,
+    FloatArray,
     GrowingScorer,
     IntArray,
     Items,
@@ -53,21 +55,22 @@ def with_item_table(
     """Add items, and change those that are known.
 
     table: item_id, title for new items, any further columns. A cell that is missing, and a column that is not there,
-    keep what was known; to take a text or a price away, give "". New columns may come; they are empty elsewhere.
+    keep what was known; to take a text or a price away, give "", a vector, zeros. New columns may come; they are empty
+    elsewhere.
     Raises DataError where a rule of the catalogue is broken, or a new item lacks its title.
     """
     old = saved.fitted.items
-    frame, changed, retitled = _merged_frame(old, table, columns, report)
+    frame, vectors, changed, beside_text = _merged(old, table, columns, report)
     new = np.arange(len(old), len(frame), dtype=np.int64)
     if not len(new) and not len(changed):
         return saved, ItemChanges(new, changed, ())
     ids: ObjectArray = old.ids
     if len(new):  # else the very same array, which codes are remembered by
         ids = np.concatenate([old.ids, object_array(frame["item_id"].tolist()[len(old) :])])
-    items = Items(ids, frame.assign(item_id=ids), np.concatenate([old.texts, object_array([""] * len(new))]))
+    items = Items(ids, frame.assign(item_id=ids), np.concatenate([old.texts, object_array([""] * len(new))]), vectors)
     statistics = saved.known_statistics
     saved = replace(saved, events=with_items(saved.events, len(items)), fitted=replace(saved.fitted, items=items))
-    saved, _, grown = with_texts_read_again(saved, np.concatenate([changed, new]), len(old), retitled)
+    saved, _, grown = with_texts_read_again(saved, np.concatenate([changed, new]), len(old), beside_text)
     if len(new):
         _check_all_can_grow(saved, grown)
     items = saved.fitted.items
@@ -81,12 +84,12 @@ def with_item_table(
 
 
 def with_texts_read_again(
-    saved: Saved, codes: IntArray, n_known: int, retitled: IntArray = _NONE
+    saved: Saved, codes: IntArray, n_known: int, beside_text: IntArray = _NONE
 ) -> tuple[Saved, IntArray, tuple[str, ...]]:
     """Render items anew with the reviews of now, and let every scorer that can read what changed by that.
 
-    codes: rising. n_known: from this code on items are new to the scorers. retitled: codes of those with another title,
-    which scorers read even where the text stayed.
+    codes: rising. n_known: from this code on items are new to the scorers. beside_text: codes of those with another
+    title or vector, which scorers read even where the text stayed.
     Returns the state, the codes that were read, and the names of the scorers. The guarantee of a cut goes where they
     read an item anew that they had read before. Raises StorageError where an encoder cannot be loaded.
     """
@@ -96,7 +99,7 @@ def with_texts_read_again(
     encoder = encoder_of(saved)
     texts = old.texts.copy()
     texts[codes] = _rendered(saved, codes, encoder)
-    read = codes[(texts[codes] != old.texts[codes]) | np.isin(codes, retitled) | (codes >= n_known)]
+    read = codes[(texts[codes] != old.texts[codes]) | np.isin(codes, beside_text) | (codes >= n_known)]
     if not len(read):
         return saved, read, ()
     items = replace(old, texts=texts)
@@ -179,10 +182,10 @@ def _check_all_can_grow(saved: Saved, grown: tuple[str, ...]) -> None:
         raise DataError(f"component {stiff[0]!r} cannot take new items (it has no 'grown'); fit again on all items")
 
 
-def _merged_frame(
+def _merged(
     old: Items, table: Any, columns: Mapping[str, str] | None, report: DataReport
-) -> tuple[pd.DataFrame, IntArray, IntArray]:
-    """Catalogue after the table, and codes of known items that differ: in anything, and in the title."""
+) -> tuple[pd.DataFrame, Mapping[str, FloatArray], IntArray, IntArray]:
+    """Catalogue after the table, and codes of known items that differ: in anything, and in the title or a vector."""
     given = to_pandas(table, report=report)
     given = require_columns(as_items(given, report, applicable(columns, given)), "items", ("item_id",))
     untitled = given.assign(title="") if "title" not in given else given
@@ -195,9 +198,16 @@ def _merged_frame(
     if len(unnamed):
         raise DataError(f"item {valid.ids[unnamed[0]]!r} is new and has no title; give at least item_id and title")
     old_rows, new_rows = np.flatnonzero(codes >= 0), np.flatnonzero(codes < 0)
+    places = codes.copy()
+    places[new_rows] = np.arange(len(old), len(old) + len(new_rows))
+    came = {
+        name: np.array([not is_missing(cell) and len(cell) > 0 for cell in source[name]], dtype=np.bool_)
+        for name in valid.vectors
+    }
+    vectors, other_vector = merged_vectors(old.vectors, valid.vectors, came, places, len(old) + len(new_rows))
     merged: dict[Any, pd.Series] = {}
-    changed = np.zeros(len(old), dtype=np.bool_)
-    retitled = changed
+    changed = other_vector[: len(old)]
+    retitled = np.zeros(len(old), dtype=np.bool_)
     passed = [column for column in valid.frame.columns if column not in old.frame.columns and column != _ROW]
     for column in [*old.frame.columns, *passed]:
         values = old.frame[column].tolist() if column in old.frame else [None] * len(old)
@@ -211,7 +221,8 @@ def _merged_frame(
         retitled = differs if column == "title" else retitled
         values += [arrived[row] for row in new_rows]
         merged[column] = _column(values, old.frame[column].dtype if column in old.frame else None)
-    return pd.DataFrame(merged), np.flatnonzero(changed), np.flatnonzero(retitled)
+    beside_text = retitled | other_vector[: len(old)]
+    return pd.DataFrame(merged), vectors, np.flatnonzero(changed), np.flatnonzero(beside_text)
 
 
 def _column(values: list[Any], kind: Any) -> pd.Series:

@@ -135,7 +135,7 @@ def _learned(
     data = within_retention(data, config, report)
     log.say_report(report)
     encoder = make_encoder(config)
-    specs = learner.specs or specs_for(config, data.events, encoder)
+    specs = learner.specs or specs_for(config, data.events, encoder, data.items.vectors)
     steps = 0 if config.cross_encoder == "off" else config.fine_tune_steps
     say_plan(log, data.events, data.items, specs, encoder, refit=config.refit, fine_tune_steps=steps, seed=config.seed)
     log.step("review sentiment")

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from llm_rerank.data.merging import without_events
+from llm_rerank.data.vectors import is_vector_name
 from llm_rerank.recommendation.components import Component
 from llm_rerank.recommendation.erasing import erase_caches, without_mentions
 from llm_rerank.recommendation.exporting import places_of
@@ -190,7 +191,7 @@ def _without(saved: Saved, gone: BoolArray, *, all_scorers: bool) -> tuple[Saved
                 left_in = learned[:0] if counts else learned[is_torn[learned]]
                 rewritten += [component.name] if revised is not component else []
                 component = revised
-        if gone[left_in].any() and component.name not in READS_TEXTS_ALONE:
+        if gone[left_in].any() and component.name not in READS_TEXTS_ALONE and not is_vector_name(component.name):
             influence.append(_learned_part(component))
         components.append(component)
     torn = saved.torn
@@ -211,7 +212,7 @@ def _without(saved: Saved, gone: BoolArray, *, all_scorers: bool) -> tuple[Saved
     saved, read, names = with_texts_read_again(saved, quoted, len(saved.fitted.items))
     if len(read):
         rewritten.append("texts of items")
-        rewritten += [f"{name} (texts)" for name in names if name not in rewritten]
+        rewritten += [f"{name} (texts)" for name in names if name not in rewritten and not is_vector_name(name)]
         influence += [f"{name}: {what}" for name, what in LEARNED_OF_TEXTS.items() if name in names]
     return saved, rewritten, influence, read
 

@@ -15,6 +15,7 @@ from llm_rerank.config import RerankerConfig
 from llm_rerank.data.features import PAIR_FEATURES, ItemStatistics
 from llm_rerank.data.rendering import Renderer
 from llm_rerank.data.schema import UNKNOWN_ITEMS
+from llm_rerank.data.vectors import is_vector_name
 from llm_rerank.recommendation.components import Component
 from llm_rerank.recommendation.fitting import Fitted
 from llm_rerank.recommendation.impressions import ARRAYS, Impressions
@@ -57,7 +58,7 @@ CONFIG = (
     "log_position",
     "origin",
 )
-"""What a reranker's description must have; ``has_impressions`` and ``features`` are not in those of before."""
+"""What a reranker's description must have; ``has_impressions``, ``has_vectors``, ``features`` came later."""
 
 SCORERS = {
     "als": ("llm_rerank.models.collaborative.als", "ALS"),
@@ -76,6 +77,9 @@ SCORERS = {
 }
 """Where the class of each component lives: a fixed table, so that a saved folder can name no code of its own."""
 
+VECTOR_SCORER = ("llm_rerank.models.semantic.media", "VectorScorer")
+"""Class of those that are named after a column of vectors."""
+
 
 def write_reranker(folder: Path, saved: Saved) -> None:
     """Write into an existing empty folder; without histories neither events nor user ids are written.
@@ -87,7 +91,7 @@ def write_reranker(folder: Path, saved: Saved) -> None:
     fitted = saved.fitted
     described = []
     for component in fitted.components:
-        if component.name not in SCORERS:
+        if component.name not in SCORERS and not is_vector_name(component.name):
             raise StorageError(f"component {component.name!r} cannot be saved; known: {', '.join(sorted(SCORERS))}")
         place = folder / "components" / component.name
         place.mkdir(parents=True)
@@ -113,6 +117,7 @@ def write_reranker(folder: Path, saved: Saved) -> None:
             "has_histories": saved.has_histories,
             "has_users": saved.users is not None,
             "has_impressions": saved.impressions is not None,
+            "has_vectors": bool(fitted.items.vectors),
             "target_events": list(saved.target_events),
             "log_name": saved.log_name,
             "log_position": saved.log_position,
@@ -124,6 +129,8 @@ def write_reranker(folder: Path, saved: Saved) -> None:
     _write_ids(folder / "item_ids.parquet", fitted.items.ids)
     write_frame(folder / "items.parquet", _storable(fitted.items.frame))
     write_strings(folder / "item_texts.parquet", fitted.items.texts)
+    if fitted.items.vectors:
+        write_arrays(folder / "item_vectors.safetensors", fitted.items.vectors)
     if saved.users is not None:
         _write_ids(folder / "attribute_ids.parquet", saved.users.ids)
         write_frame(folder / "users.parquet", _storable(saved.users.frame))
@@ -147,7 +154,8 @@ def read_reranker(folder: Path) -> Saved:
     ids = _read_ids(folder / "item_ids.parquet")
     frame = read_frame(folder / "items.parquet")
     frame["item_id"] = ids
-    items = Items(ids=ids, frame=frame, texts=read_strings(folder / "item_texts.parquet"))
+    vectors = read_arrays(folder / "item_vectors.safetensors")[0] if values.get("has_vectors") else {}
+    items = Items(ids, frame, read_strings(folder / "item_texts.parquet"), vectors)
     users = None
     if values["has_users"]:
         attribute_ids = _read_ids(folder / "attribute_ids.parquet")
@@ -214,9 +222,9 @@ def _read_config(folder: Path) -> dict[str, Any]:
 
 
 def _scorer_class(name: str) -> type[Scorer]:
-    if name not in SCORERS:
+    if name not in SCORERS and not is_vector_name(name):
         raise StorageError(f"saved component {name!r} is unknown here; known: {', '.join(sorted(SCORERS))}")
-    module, attribute = SCORERS[name]
+    module, attribute = SCORERS.get(name, VECTOR_SCORER)
     return getattr(import_module(module), attribute)
 
 

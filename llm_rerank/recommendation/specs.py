@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -17,7 +17,13 @@ MOST_ITEMS_FOR_EASE = 20_000
 MOST_ITEMS_FOR_NETS = 50_000
 """Above this the full softmax of the sequence nets is too dear."""
 
-PARTS = ("sequence", "semantic")
+DECAYS = (0.2, 0.05)
+"""A visit: for histories of a few visits, and of a hundred."""
+
+WHITENED_OR_NOT: Sequence[Mapping[str, Any]] = ({}, {"whiten": False})
+"""Whitening tells near texts apart in a large catalogue, and hurts where there are only a few themes."""
+
+PARTS = ("sequence", "vectors", "semantic")
 """Components that are not taken on trust, in the order in which they are tried; each has its setting in
 ``RerankerConfig``, and the cross-encoder comes after them."""
 
@@ -60,16 +66,15 @@ def default_specs(n_items: int, *, encoder: Encoder | None, text: bool = True) -
     from llm_rerank.models.semantic.lexical import LexicalScorer
     from llm_rerank.models.semantic.similarity import SemanticScorer
 
-    decays = (0.2, 0.05)  # a visit: for histories of a few visits, and of a hundred
     specs: list[ComponentSpec] = []
     if n_items <= MOST_ITEMS_FOR_EASE:
-        specs.append(_text_ease(None, decays) if text else _ease(decays))
+        specs.append(_text_ease(None, DECAYS) if text else _ease(DECAYS))
     settings = settings_grid(("confidence", "regularization"), [(200, 300), (40, 30), (10, 30)])
-    specs.append(ComponentSpec("als", "collaborative", ALS, settings, decays))
+    specs.append(ComponentSpec("als", "collaborative", ALS, settings, DECAYS))
     settings = settings_grid(("candidate_exponent",), [(0.1,), (0.4,), (0.7,)])
-    specs.append(ComponentSpec("item_knn", "collaborative", ItemKNN, settings, decays))
+    specs.append(ComponentSpec("item_knn", "collaborative", ItemKNN, settings, DECAYS))
     if text:
-        specs.append(ComponentSpec("lexical", "semantic", LexicalScorer, decays=decays))
+        specs.append(ComponentSpec("lexical", "semantic", LexicalScorer, decays=DECAYS))
     # popularity enters the fusion through the sales features; here it only brings candidates
     specs.append(ComponentSpec("recent_popularity", "collaborative", RecentPopularity, blends=False))
     if n_items <= MOST_ITEMS_FOR_NETS:
@@ -77,21 +82,21 @@ def default_specs(n_items: int, *, encoder: Encoder | None, text: bool = True) -
         specs.append(ComponentSpec("sequence", "collaborative", partial(SequenceScorer, text=text), part="sequence"))
     if text and encoder is not None:
         if n_items <= MOST_ITEMS_FOR_EASE:
-            specs.append(replace(_text_ease(encoder, decays), part="semantic"))
+            specs.append(replace(_text_ease(encoder, DECAYS), part="semantic"))
         make_semantic = partial(SemanticScorer, encoder=encoder)
-        # whitening tells near texts apart in a large catalogue, and hurts where there are only a few themes
-        grid = [{}, {"whiten": False}]
-        specs.append(ComponentSpec("semantic", "semantic", make_semantic, grid, decays, part="semantic"))
+        specs.append(ComponentSpec("semantic", "semantic", make_semantic, WHITENED_OR_NOT, DECAYS, part="semantic"))
     return specs
 
 
-def specs_for(config: RerankerConfig, events: Interactions, encoder: Encoder | None) -> list[ComponentSpec]:
+def specs_for(
+    config: RerankerConfig, events: Interactions, encoder: Encoder | None, vectors: Iterable[str] = ()
+) -> list[ComponentSpec]:
     """Leave out of the default components what a shop has no use for, and the parts that the settings switch off.
 
     Histories are read by their words in text-aware EASE already, where the catalogue is not too large for it; there
-    "lexical" is for searches, where there are any.
+    "lexical" is for searches, where there are any. vectors: names of those that the shop brings (``Items.vectors``).
     """
-    specs = default_specs(events.n_items, encoder=encoder)
+    specs = [*default_specs(events.n_items, encoder=encoder), *map(_vector_spec, vectors)]
     if events.n_items <= MOST_ITEMS_FOR_EASE and not events.queries.astype(bool).any():
         specs = [spec for spec in specs if spec.name != "lexical"]
     return [spec for spec in specs if spec.part is None or getattr(config, spec.part) != "off"]
@@ -122,6 +127,13 @@ def _text_ease(encoder: Encoder | None, decays: Sequence[float]) -> ComponentSpe
     )
     make = partial(TextAwareEASE, kernel=TextKernel(encoder=encoder))
     return ComponentSpec("text_ease", "collaborative", make, settings, decays)
+
+
+def _vector_spec(name: str) -> ComponentSpec:
+    from llm_rerank.models.semantic.media import VectorScorer
+
+    make = partial(VectorScorer, name)
+    return ComponentSpec(name, "semantic", make, WHITENED_OR_NOT, DECAYS, part="vectors")
 
 
 def _ease(decays: Sequence[float]) -> ComponentSpec:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -123,7 +123,13 @@ class SemanticScorer:
 
     def score(self, cases: Cases) -> FloatArray:
         """Scores: float32, shape (n_candidates,); NaN: no text, no history, or unknown to the catalogue."""
-        return self._score_rows(cases, self._fitted(), self._has_text, cases.candidates.values)
+        vectors = self._fitted()
+        return score_rows(
+            cases,
+            cases.candidates.values,
+            len(vectors),
+            lambda block, rows: self._table(block, vectors[rows], self._has_text[rows]),
+        )
 
     def score_texts(self, cases: Cases, texts: Sequence[str]) -> FloatArray:
         """Score as if these texts were the candidates': each is encoded and whitened as the items were at the fit.
@@ -134,25 +140,13 @@ class SemanticScorer:
         """
         self._fitted()
         vectors = self._encode(list(texts))
-        return self._score_rows(cases, vectors, np.any(vectors != 0, axis=1), np.arange(len(vectors), dtype=np.int64))
-
-    def _score_rows(self, cases: Cases, vectors: FloatArray, has_text: BoolArray, codes: IntArray) -> FloatArray:
-        """Score rows ``codes`` of the vectors, laid out as the candidates; NaN for a row that is not there."""
-        scores = np.full(len(codes), np.nan, dtype=np.float32)
-        for start in range(0, len(cases), BLOCK_SIZE):
-            stop = min(start + BLOCK_SIZE, len(cases))
-            first, last = cases.candidates.offsets[start], cases.candidates.offsets[stop]
-            of_block = codes[first:last]
-            known = (of_block >= 0) & (of_block < len(vectors))
-            if not known.any():
-                continue
-            # only the candidates of the block, each once: a catalogue of a million is never scored whole
-            columns, column_of_candidate = np.unique(of_block[known], return_inverse=True)
-            block = cases.take(np.arange(start, stop, dtype=np.int64))
-            table = self._table(block, vectors[columns], has_text[columns])
-            rows = np.repeat(np.arange(stop - start), cases.candidates.lengths[start:stop])
-            scores[first:last][known] = table[rows[known], column_of_candidate]
-        return scores
+        has_text = np.any(vectors != 0, axis=1)
+        return score_rows(
+            cases,
+            np.arange(len(vectors), dtype=np.int64),
+            len(vectors),
+            lambda block, rows: self._table(block, vectors[rows], has_text[rows]),
+        )
 
     def score_catalogue(self, cases: Cases) -> FloatArray:
         """Scores of all items: float32, shape (n_cases, n_items). The caller cuts cases into blocks."""
@@ -236,9 +230,7 @@ class SemanticScorer:
 
     def _users(self, cases: Cases) -> tuple[FloatArray, csr_matrix]:
         """Vector of each case, float32 (n_cases, size), zero where it says nothing; and its decayed history."""
-        vectors = self._fitted()
-        history = history_matrix(cases, len(vectors), decay=self.decay, positive_only=False, readable=self._has_text)
-        users = unit_rows(history @ vectors)
+        users, history = history_vectors(cases, self._fitted(), self._has_text, self.decay)
         searches, weights = search_matrix(cases.queries, self.decay)
         if searches and self.query_weight:
             searched = np.diff(weights.indptr) > 0
@@ -277,13 +269,63 @@ class SemanticScorer:
         candidates: vectors, shape (n_candidates, size). has_text: shape (n_candidates,).
         """
         users, history = self._users(cases)
-        table = users @ candidates.T
-        if self.greatest_weight:
-            table += self.greatest_weight * greatest_similarity(history, self._fitted(), candidates)
-            table /= 1 + self.greatest_weight
-        table[~np.any(users != 0, axis=1)] = np.nan
-        table[:, ~has_text] = np.nan
-        return table
+        return similarity_table(users, history, self._fitted(), candidates, has_text, self.greatest_weight)
+
+
+def history_vectors(cases: Cases, vectors: FloatArray, known: BoolArray, decay: float) -> tuple[FloatArray, csr_matrix]:
+    """Sum the vectors of each history, decayed: float32 (n_cases, size), unit length, zero where it says nothing.
+
+    vectors: float32, shape (n_items, size). known: bool, shape (n_items,), items that have one.
+    Returns the decayed histories too, as ``history_matrix`` gives them.
+    """
+    history = history_matrix(cases, len(vectors), decay=decay, positive_only=False, readable=known)
+    return unit_rows(history @ vectors), history
+
+
+def similarity_table(
+    users: FloatArray,
+    history: csr_matrix,
+    vectors: FloatArray,
+    candidates: FloatArray,
+    known: BoolArray,
+    greatest_weight: float,
+) -> FloatArray:
+    """Score candidates for each user's vector by the formula of ``SemanticScorer``.
+
+    candidates: vectors, shape (n_candidates, size). known: bool, shape (n_candidates,), those that have one.
+    Returns float32, shape (n_cases, n_candidates); NaN where either side has no vector.
+    """
+    table = users @ candidates.T
+    if greatest_weight:
+        table += greatest_weight * greatest_similarity(history, vectors, candidates)
+        table /= 1 + greatest_weight
+    table[~np.any(users != 0, axis=1)] = np.nan
+    table[:, ~known] = np.nan
+    return table
+
+
+def score_rows(
+    cases: Cases, rows: IntArray, n_rows: int, table_of: Callable[[Cases, IntArray], FloatArray]
+) -> FloatArray:
+    """Score rows of vectors, laid out as the candidates, block by block; NaN for a row that is not there.
+
+    rows: int64, shape (n_candidates,). n_rows: rows that there are. table_of: scores of a block of cases and distinct
+    rows, shape (n_cases, n_rows). Returns float32, shape (n_candidates,).
+    """
+    scores = np.full(len(rows), np.nan, dtype=np.float32)
+    for start in range(0, len(cases), BLOCK_SIZE):
+        stop = min(start + BLOCK_SIZE, len(cases))
+        first, last = cases.candidates.offsets[start], cases.candidates.offsets[stop]
+        of_block = rows[first:last]
+        known = (of_block >= 0) & (of_block < n_rows)
+        if not known.any():
+            continue
+        # only the candidates of the block, each once: a catalogue of a million is never scored whole
+        columns, column_of_candidate = np.unique(of_block[known], return_inverse=True)
+        table = table_of(cases.take(np.arange(start, stop, dtype=np.int64)), columns)
+        case_of = np.repeat(np.arange(stop - start), cases.candidates.lengths[start:stop])
+        scores[first:last][known] = table[case_of[known], column_of_candidate]
+    return scores
 
 
 def greatest_similarity(history: csr_matrix, vectors: FloatArray, candidates: FloatArray) -> FloatArray:
