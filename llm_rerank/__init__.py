@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from llm_rerank.data.datasets import load_dataset as load_dataset
     from llm_rerank.data.readers import read_interactions as read_interactions
     from llm_rerank.data.readers import read_items as read_items
+    from llm_rerank.models.semantic.images import encode_images as encode_images
     from llm_rerank.recommendation.fine_tuning import fine_tune_on_shop as fine_tune_on_shop
     from llm_rerank.recommendation.reranker import Reranker as Reranker
     from llm_rerank.types import DriftWarning as DriftWarning
@@ -29,6 +30,7 @@ _HOMES = {
     "Reranker": "llm_rerank.recommendation.reranker",
     "RerankerConfig": "llm_rerank.config",
     "ThresholdConfig": "llm_rerank.config",
+    "encode_images": "llm_rerank.models.semantic.images",
     "fine_tune_on_shop": "llm_rerank.recommendation.fine_tuning",
     "load_dataset": "llm_rerank.data.datasets",
     "read_interactions": "llm_rerank.data.readers",
@@ -45,6 +47,7 @@ __all__ = [
     "RerankerConfig",
     "ThresholdConfig",
     "__version__",
+    "encode_images",
     "fine_tune_on_shop",
     "load_dataset",
     "read_interactions",

@@ -47,6 +47,7 @@ LAYERS = {
         "cache",
         "sentiment",
         "encoder",
+        "images",
         "whitening",
         "index",
         "text_features",

@@ -167,7 +167,7 @@ def test_names(name):
 def test_merged():
     old = {"a_vector": np.array([[1, 0], [0, 1]], dtype=np.float32), "b_vector": np.ones((2, 1), dtype=np.float32)}
     arrived = {
-        "a_vector": np.array([[0, 1], [0, -1], [1, 0]], dtype=np.float32),
+        "a_vector": np.array([[0, 1], [0, -1], [0, 0]], dtype=np.float32),
         "c_vector": np.array([[0], [1], [0]], dtype=np.float32),
     }
     given = {"a_vector": np.array([True, True, False]), "c_vector": np.array([False, True, False])}
