@@ -109,6 +109,19 @@ def start_from(results: Results) -> str:
     return _section("Does a start from another shop help a young one?", lines)
 
 
+def brought_vectors(results: Results) -> str:
+    """Say what vectors that a shop brings in a column gain, beside the encoder itself."""
+    lines = []
+    for dataset, report in load(results.folder, "brought_vectors").items():
+        fits = ", ".join(f"{name} {figure(fit['ndcg@10'])}" for name, fit in report["fits"].items())
+        gains = "; ".join(
+            f"{name} {with_interval(gain['mean'], gain['low'], gain['high'])}"
+            for name, gain in report["differences"].items()
+        )
+        lines.append(f"- {dataset} ({report['split']}): NDCG@10 of {fits}; {gains}")
+    return _section("Do vectors that a shop brings join the blend as the encoder's do?", lines)
+
+
 def sequence_gain(results: Results) -> str:
     """Say what small nets over text and id add to text-aware EASE."""
     lines = []
@@ -200,6 +213,7 @@ QUESTIONS: tuple[Callable[[Results], str], ...] = (
     fine_tunings,
     tuned_encoder,
     sequence_gain,
+    brought_vectors,
     start_from,
     calibration,
 )

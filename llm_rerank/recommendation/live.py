@@ -164,7 +164,10 @@ class LiveShop:
 
         Raises DataError where a rule is broken, StorageError where the disk refuses; then nothing is taken.
         """
-        bodies = [dict(item) for item in items]
+        bodies = [
+            {name: value.tolist() if isinstance(value, np.ndarray) else value for name, value in item.items()}
+            for item in items
+        ]
         before = self._current()
         saved, report = updated(before.saved, None, bodies)  # texts are encoded while the log is free
         with self.log.writing():

@@ -26,6 +26,7 @@ from llm_rerank.service.settings import MOST_CANDIDATES
 KINDS = (*EVENT_WEIGHTS, *EVENT_ALIASES)
 LONGEST_WORDS = 1_000
 LONGEST_TITLE = 2_000
+LONGEST_VECTOR = 16_384
 MOST_FRESH_EVENTS = 200
 MOST_EVENTS = 1_000
 MOST_ITEMS = 1_000
@@ -61,6 +62,14 @@ def _scalar(value: Any) -> Any:
     if isinstance(value, int | float) and math.isfinite(value) and abs(value) <= 1e15:
         return value
     raise PydanticCustomError("scalar", f"must be a text of at most {LONGEST_TEXT} characters, a number or null")
+
+
+def _attribute(value: Any) -> Any:
+    if not isinstance(value, list):
+        return _scalar(value)
+    if 0 < len(value) <= LONGEST_VECTOR and all(type(v) in (int, float) and abs(v) <= 1e15 for v in value):
+        return value
+    raise PydanticCustomError("numbers", f"must be a text, a number, null, or 1 to {LONGEST_VECTOR:,} numbers")
 
 
 def _kind(value: Any) -> str:
@@ -101,6 +110,8 @@ _SCALAR_SCHEMA = {
 Id = Annotated[Any, PlainValidator(_id), WithJsonSchema(_ID_SCHEMA)]
 Moment = Annotated[Any, PlainValidator(_moment), WithJsonSchema(_MOMENT_SCHEMA)]
 Scalar = Annotated[Any, PlainValidator(_scalar), WithJsonSchema(_SCALAR_SCHEMA)]
+_NUMBERS = {"type": "array", "minItems": 1, "maxItems": LONGEST_VECTOR, "items": _SCALAR_SCHEMA["anyOf"][1]}
+Attribute = Annotated[Any, PlainValidator(_attribute), WithJsonSchema({"anyOf": [*_SCALAR_SCHEMA["anyOf"], _NUMBERS]})]
 Kind = Annotated[Any, PlainValidator(_kind), WithJsonSchema({"type": "string", "enum": list(KINDS)})]
 RequestId = Annotated[str, Field(min_length=1, max_length=64)]
 Number = Annotated[float, Field(gt=-GREATEST_NUMBER, lt=GREATEST_NUMBER, allow_inf_nan=False)]
@@ -272,10 +283,10 @@ class FeedbackBody(Body):
 
 
 class NewItem(BaseModel):
-    """An item of the catalogue, new or changed; further fields are attributes of it."""
+    """An item of the catalogue, new or changed; further fields are attributes of it, or its vectors (``*_vector``)."""
 
     model_config = ConfigDict(extra="allow", strict=True, allow_inf_nan=False)
-    __pydantic_extra__: dict[str, Scalar]
+    __pydantic_extra__: dict[str, Attribute]
 
     item_id: Id
     title: str = Field(min_length=1, max_length=LONGEST_TITLE, json_schema_extra={"pattern": r"\S"})

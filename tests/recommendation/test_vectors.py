@@ -11,6 +11,7 @@ from llm_rerank.cli import app
 from llm_rerank.config import RerankerConfig, ThresholdConfig
 from llm_rerank.models.semantic.media import VectorScorer
 from llm_rerank.recommendation.checking import check_shop
+from llm_rerank.recommendation.live import LiveShop
 from llm_rerank.recommendation.reranker import Reranker
 from llm_rerank.types import DataError
 from tests.shops import make_vector_shop
@@ -229,6 +230,16 @@ def test_saved_and_loaded(shop, tables, tmp_path):
     assert component(loaded).scorer.item_vectors(np.array([400]))[0] == pytest.approx([1, 0, 0, 0, 0], abs=1e-5)
     started = Reranker(CONFIG, verbose=False).fit(*tables, start_from=tmp_path / "shop")
     assert component(started).settings == component(shop).settings
+
+
+def test_a_live_shop_takes_them_and_knows_them_after_a_restart(shop, tmp_path):
+    shop.save(tmp_path / "shop")
+    new = {"item_id": "x", "title": "x", "image_vector": np.array([2, 0, 0, 0, 0], dtype=np.float32)}
+    with LiveShop(tmp_path / "shop") as live:
+        assert live.add_items([new]).new_items == ["x"]
+    with LiveShop(tmp_path / "shop") as live:
+        held = live.reranker().saved.fitted.items.vectors["image_vector"]
+    np.testing.assert_array_equal(held[400], [1, 0, 0, 0, 0])
 
 
 @pytest.mark.parametrize("kind", ["parquet", "jsonl"])

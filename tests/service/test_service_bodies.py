@@ -125,6 +125,16 @@ def test_an_item_brings_attributes_of_its_own():
     assert given.mapping() == item
 
 
+def test_an_item_brings_vectors_of_its_own():
+    item = {"item_id": 5, "title": "Tea", "image_vector": [0.5, -1, 2.25]}
+    (given,) = ItemsBody.model_validate({"items": [item]}).items
+    assert given.mapping() == item
+    wrong = ([], ["0.5"], [None], [True], [[0.5]], [1e300], [float("nan")], [0.0] * 16_385)
+    for vector in wrong:
+        with pytest.raises(ValidationError):
+            ItemsBody.model_validate({"items": [{**item, "image_vector": vector}]})
+
+
 @pytest.mark.parametrize("body", [
     b"", b"{", b"[1,", b'{"a": NaN}', b'{"a": Infinity}', b'{"a": -Infinity}', b'{"a": 1e400}', b'"\xff"', b"nul",
     b"[" * 100_000, b'{"a": ' + b"9" * 5_000 + b"}", b"\xef\xbb\xbf{}", b"{'a': 1}",
