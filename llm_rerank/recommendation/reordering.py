@@ -12,7 +12,7 @@ from llm_rerank.types import DataError, FloatArray, IntArray
 
 
 class TextRanker(Protocol):
-    """Scores candidate texts for histories of texts: ``ChatRanker``, ``HistoryCrossEncoder``."""
+    """Scores candidate texts for histories of texts: ``ChatRanker``, ``LanguageModelScorer``, a cross-encoder."""
 
     def predict(self, histories: Sequence[Sequence[str]], candidates: Sequence[Sequence[str]]) -> list[FloatArray]:
         """Give one float32 array a user, NaN where it cannot score; higher is better."""
