@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Self
 
 import numpy as np
+from tqdm.auto import tqdm
 
 from llm_rerank.data.rendering import read_template
 from llm_rerank.models.changes import codes_to_read, longer
@@ -47,7 +48,7 @@ class LanguageModelScorer:
     history's ``history_length`` newest distinct items stand in it, oldest first, each text cut to ``item_tokens``. The
     history is read once for all candidates, and each text once without it. Disliked items (weight below 0) are left
     out. NaN where the candidate has no text, or where the case has no history with text.
-    In bfloat16 and float16 the second digit of a score depends on the texts that are read together.
+    In bfloat16 a score depends, by up to a nat, on the texts that are read together; in float32 by its last digits.
 
     Zero-shot: nothing is learned of the shop, and a pair takes milliseconds (docs/language-models.md says what it was
     worth on real data).
@@ -103,8 +104,6 @@ class LanguageModelScorer:
 
         Raises DataError where the two differ in length or hold something else than strings.
         """
-        from tqdm.auto import tqdm
-
         if len(histories) != len(candidates):
             raise DataError(f"histories has {len(histories)} rows, candidates {len(candidates)}; give one row a user")
         cut = [self._cutter.items(row) for row in histories]
@@ -139,7 +138,8 @@ class LanguageModelScorer:
         codes = cases.candidates.values
         codes = np.where((codes >= 0) & (codes < len(known)), codes, len(known))
         scores = np.full(len(codes), np.nan, dtype=np.float32)
-        for row, history in enumerate(history_texts(cases, known)):
+        histories = enumerate(history_texts(cases, known))
+        for row, history in tqdm(histories, total=len(cases), desc="reading", unit="user", disable=None):
             span = slice(*cases.candidates.offsets[row : row + 2])
             scores[span] = self._information(history, texts[codes[span]].tolist())
         return scores
