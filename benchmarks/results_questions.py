@@ -125,8 +125,8 @@ def start_from(results: Results) -> str:
             draws = found.get("draws", 1)
             lines.append(
                 f"- {report['dataset']} with the events of {size} users ({draws} draw{'s' * (draws > 1)}), from "
-                f"{report['old']} ({report['split']}, at {report['commit']}): alone NDCG@10 {figure(found['ndcg@10']['alone'])}; "
-                f"{'; '.join(gains)}"
+                f"{report['old']} ({report['split']}, at {report['commit']}): alone NDCG@10 "
+                f"{figure(found['ndcg@10']['alone'])}; {'; '.join(gains)}"
             )
     return _section("Does a start from another shop help a young one?", lines)
 
