@@ -12,6 +12,7 @@ from llm_rerank.evaluation.protocols import hold_out
 from llm_rerank.models.semantic.encoder import SentenceEncoder
 
 
+@pytest.mark.slow
 def test_the_three_fits_and_their_differences(tmp_path):
     out = tmp_path / "sample.json"
     report = brought_vectors.main(["--dataset", "sample", "--cache", str(tmp_path / "cache"), "--out", str(out)])
