@@ -18,13 +18,13 @@ from typing import Any
 import numpy as np
 
 from benchmarks._common import run_information, table, trial_parser, write_report
+from benchmarks.regimes import ndcg_of
 from llm_rerank.config import RerankerConfig
 from llm_rerank.data.datasets import load_dataset
 from llm_rerank.data.rendering import Renderer
 from llm_rerank.data.schema import validate_items
 from llm_rerank.data.values import object_array
-from llm_rerank.evaluation.protocols import Trial, hold_out, ranking_from_frame
-from llm_rerank.metrics import hit_matrix, ndcg_at_k
+from llm_rerank.evaluation.protocols import Trial, hold_out
 from llm_rerank.recommendation.inputs import ITEM_TOKENS
 from llm_rerank.recommendation.planning import make_encoder
 from llm_rerank.recommendation.reranker import Reranker
@@ -46,13 +46,6 @@ def with_text_vectors(trial: Trial, config: RerankerConfig) -> Any:
     return trial.item_frame.assign(text_vector=object_array(cells))
 
 
-def ndcg_of(reranker: Reranker, trial: Trial) -> np.ndarray:
-    """NDCG@10 of each of the trial's cases, histories given with the question: float64, shape (n_cases,)."""
-    result = reranker.recommend(list(trial.user_ids), histories=trial.interactions, at=trial.moments, k=10)
-    ranked = ranking_from_frame(result, trial)
-    return ndcg_at_k(hit_matrix(ranked, trial.cases.targets, 10), trial.cases.targets.lengths, 10)
-
-
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     """Run the benchmark; returns the report."""
     options = trial_parser("brought_vectors", __doc__ or "").parse_args(arguments)
@@ -66,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         config = encoded if name == "encoder" else RerankerConfig(encoder=None, **rest)
         items = with_text_vectors(trial, encoded) if name == "vectors brought" else trial.item_frame
         reranker = Reranker(config).fit(trial.interactions, items, users=trial.user_frame)
-        values[name] = ndcg_of(reranker, trial)
+        values[name] = ndcg_of(reranker, trial, trial.interactions, exclude=None)
         fitted = reranker.saved.fitted
         report["fits"][name] = {
             "ndcg@10": float(values[name].mean()),

@@ -21,10 +21,10 @@ from typing import Any, Literal
 import numpy as np
 
 from benchmarks._common import run_information, table, write_report
+from benchmarks.regimes import ndcg_of
 from llm_rerank.config import RerankerConfig
 from llm_rerank.data.datasets import load_dataset
-from llm_rerank.evaluation.protocols import Trial, hold_out, ranking_from_frame
-from llm_rerank.metrics import hit_matrix, ndcg_at_k
+from llm_rerank.evaluation.protocols import Trial, hold_out
 from llm_rerank.recommendation.reranker import Reranker
 from llm_rerank.statistics import paired_difference
 
@@ -45,13 +45,6 @@ WITH_CROSS_ENCODER = {
 }
 LESS = {"started": "alone", "alone, own cross-encoder": "alone", "started, lent cross-encoder": "started"}
 """What each way is set against."""
-
-
-def ndcg_of(reranker: Reranker, trial: Trial) -> np.ndarray:
-    """NDCG@10 of each of the trial's cases, histories given with the question: float64, shape (n_cases,)."""
-    result = reranker.recommend(list(trial.user_ids), histories=trial.interactions, at=trial.moments, k=10)
-    ranked = ranking_from_frame(result, trial)
-    return ndcg_at_k(hit_matrix(ranked, trial.cases.targets, 10), trial.cases.targets.lengths, 10)
 
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
@@ -90,7 +83,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
                     reranker = Reranker(_config(options, variant.cross_encoder), verbose=False)
                     start = old_model if variant.started else None
                     reranker.fit(young, trial.item_frame, users=trial.user_frame, start_from=start)
-                    values[name] += ndcg_of(reranker, trial) / options.draws
+                    values[name] += ndcg_of(reranker, trial, trial.interactions, exclude=None) / options.draws
                     print(f"{size} users, {name}: {values[name].mean():.4f}", flush=True)
             rows += _against_less(size, values, options, report)
             write_report(options.out, {**report, **information})

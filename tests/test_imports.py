@@ -52,6 +52,7 @@ LAYERS = {
         "whitening",
         "index",
         "text_features",
+        "vector_scores",
         "similarity",
         "media",
         "lexical",

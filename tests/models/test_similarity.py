@@ -6,7 +6,8 @@ from llm_rerank.models.scoring import retrieve
 from llm_rerank.models.semantic.cache import CachedEncoder
 from llm_rerank.models.semantic.encoder import SentenceEncoder
 from llm_rerank.models.semantic.index import ItemIndex
-from llm_rerank.models.semantic.similarity import SemanticScorer, greatest_similarity
+from llm_rerank.models.semantic.similarity import SemanticScorer
+from llm_rerank.models.semantic.vector_scores import greatest_similarity
 from llm_rerank.models.semantic.whitening import Whitening
 from llm_rerank.storage import write_arrays
 from llm_rerank.types import CatalogueScorer, DataError, NotFittedError, Ragged, StorageError

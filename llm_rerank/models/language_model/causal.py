@@ -151,6 +151,7 @@ class CausalLanguageModel:
             try:
                 packed = self._packed(beginning.tolist(), Ragged.from_lists(texts))
             except (AttributeError, IndexError, NotImplementedError, RuntimeError, TypeError, ValueError):
+                # architectures refuse such a mask, or to give kept tokens back, each in its own way; the twin reads all
                 return False
             alone = [log_likelihood_alone(self._network, beginning.tolist(), text.tolist()) for text in texts]
         return bool(np.abs(packed - alone).max() <= PACKING_TOLERANCE[self.dtype])

@@ -13,7 +13,7 @@ import numpy as np
 
 from llm_rerank.data.vectors import is_vector_name
 from llm_rerank.models.changes import codes_to_read, with_rows
-from llm_rerank.models.semantic.similarity import history_vectors, score_rows, similarity_table
+from llm_rerank.models.semantic.vector_scores import history_vectors, score_rows, similarity_table
 from llm_rerank.models.semantic.whitening import Whitening
 from llm_rerank.storage import read_arrays, read_json, write_arrays, write_json
 from llm_rerank.types import BoolArray, Cases, DataError, FloatArray, IntArray, Interactions, Items, NotFittedError
