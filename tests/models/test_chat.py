@@ -388,12 +388,15 @@ PLANTED = {
     "user id": "cust-0042",
 }
 NEVER = ["anna", "berg", "171", "2345678", "4111", "1111", "3704", "0532", "203.0", "113.77", "a8f3", "cust-0042"]
+# headers of the connection: a port or a length may hold any of NEVER's digits by chance
+CHANCE = {"authorization", "host", "content-length"}
 
 
 def assert_clean(server):
     assert server.bodies
     for body, headers in zip(server.bodies, server.headers, strict=True):
-        sent = (body.decode() + json.dumps({**headers, "authorization": ""})).lower()
+        told = {name: value for name, value in headers.items() if name not in CHANCE}
+        sent = (body.decode() + json.dumps(told)).lower()
         assert not [datum for datum in NEVER if datum in sent]
     assert "[e-mail]" in server.prompts()[0]
 
@@ -427,7 +430,7 @@ def test_nothing_personal_is_sent_or_saved_of_a_shop(tmp_path):
         assert_clean(server)
         (tmp_path / "saved").mkdir()
         model.save(tmp_path / "saved")
-        stored = [path.read_text() for path in tmp_path.rglob("*.json")]
+        stored = [path.read_text().replace(url, "") for path in tmp_path.rglob("*.json")]  # its port is chance
         stored += read_strings(tmp_path / "saved" / "texts.parquet").tolist()
         assert not [datum for datum in [*NEVER, "sk-secret"] if datum in "\n".join(stored).lower()]
         assert {path.suffix for path in tmp_path.rglob("*") if path.is_file()} == {".json", ".parquet"}
