@@ -12,10 +12,8 @@ from llm_rerank.data.features import PAIR_FEATURES, MissingValues, Standardizer
 from llm_rerank.recommendation.candidates import is_member, ranks_in_row
 from llm_rerank.recommendation.fusion import (
     ITEM_SUPPORT,
-    LINEAR,
     USER_SUPPORT,
     FusionFit,
-    at_best_scale,
     centred_support,
     design_columns,
     fit_fusion,
@@ -23,6 +21,7 @@ from llm_rerank.recommendation.fusion import (
     root_form,
 )
 from llm_rerank.recommendation.inputs import Fold
+from llm_rerank.recommendation.priors import LINEAR, at_best_scale
 from llm_rerank.recommendation.stage import supports, usable_features
 from llm_rerank.types import BoolArray, FloatArray, IntArray, Ragged
 

@@ -19,15 +19,15 @@ from llm_rerank.data.datasets import load_dataset
 from llm_rerank.data.features import PAIR_FEATURES, ItemStatistics, pair_features
 from llm_rerank.data.rendering import Renderer
 from llm_rerank.evaluation.protocols import PROTOCOLS, LastOut, Trial, hold_out
+from llm_rerank.recommendation.candidates import ndcg_of
 from llm_rerank.recommendation.components import Component, ScoredCases, reference_items, retrieve_and_score
-from llm_rerank.recommendation.fusion import ndcg_of
-from llm_rerank.recommendation.held_out import fit_and_score_holdout
+from llm_rerank.recommendation.held_out import HeldOutCases
 from llm_rerank.recommendation.holdout import plan_holdout
-from llm_rerank.recommendation.inputs import FitData, FitTools, Fold
+from llm_rerank.recommendation.inputs import FitData, FitTools, Fold, Folds, ShortHistories
 from llm_rerank.recommendation.log import FitLog
 from llm_rerank.recommendation.planning import make_encoder, sentiment_of
 from llm_rerank.recommendation.refit import fit_again
-from llm_rerank.recommendation.specs import specs_for
+from llm_rerank.recommendation.specs import PARTS, in_use, specs_for
 from llm_rerank.recommendation.stage import Stage, fit_stage
 from llm_rerank.storage import read_arrays, write_arrays
 from llm_rerank.types import Cases, FloatArray, Items, Ragged
@@ -53,13 +53,7 @@ class Halves:
     @cached_property
     def whole(self) -> Fold:
         """The cases of both halves, F's first; histories are not kept."""
-        f, g = self.fold_f, self.fold_g
-        return as_fold(
-            np.concatenate([f.scored.scores, g.scored.scores]),
-            np.concatenate([f.pair_values, g.pair_values]),
-            _joined(f.candidates, g.candidates),
-            _joined(f.targets, g.targets),
-        )
+        return _joined(self.fold_f, self.fold_g)
 
     def turns(self) -> Iterator[tuple[Fold, Fold]]:
         """Give the half to train on and the half to judge on, both ways round."""
@@ -88,7 +82,8 @@ class Halves:
 
 def _with_scores(fold: Fold, columns: Sequence[int]) -> Fold:
     scored = replace(fold.scored, scores=fold.scored.scores[:, columns], raw=fold.scored.raw[:, columns])
-    return replace(fold, scored=scored)
+    short = fold.short and ShortHistories(_with_scores(fold.short.fold, columns), fold.short.case_of)
+    return replace(fold, scored=scored, short=short)
 
 
 def judged_ndcg(scores: np.ndarray, fold: Fold) -> np.ndarray:
@@ -123,19 +118,41 @@ def load_halves(
     return halves
 
 
-def _score(trial: Trial, config: RerankerConfig, with_sequence: bool, refit: bool) -> Halves:
+@dataclass(frozen=True)
+class FittedParts:
+    """Components fitted on the past of a fit's own hold-out, with all parts, and its held-out cases scored by them.
+
+    items: as the components know them. sentiment: of each event of the trial's past.
+    """
+
+    tools: FitTools
+    components: Sequence[Component]
+    items: Items
+    folds: Folds
+    sentiment: FloatArray
+    log: FitLog
+
+
+def fitted_components(trial: Trial, config: RerankerConfig, *, with_sequence: bool) -> FittedParts:
+    """Fit every component on the past of the hold-out of a trial's training data. with_sequence: the nets too."""
     encoder, log = make_encoder(config), FitLog(verbose=True)
     specs = [s for s in specs_for(config, trial.past, encoder) if with_sequence or s.part != SEQUENCE]
     data = FitData(trial.past, trial.items, None, None, sentiment_of(trial.past, encoder))
     tools = FitTools(config, encoder, specs, PAIR_FEATURES, Renderer())
-    components, _, fold_f, fold_g = fit_and_score_holdout(data, tools, plan_holdout(data.events, config.seed, log), log)
-    items = trial.items
+    held_out = HeldOutCases.of(data, tools, plan_holdout(data.events, config.seed, log))
+    components = held_out.fit_components(in_use(specs, PARTS), tools, log, {})
+    return FittedParts(tools, components, held_out.items, held_out.score(components, tools, log), data.sentiment, log)
+
+
+def _score(trial: Trial, config: RerankerConfig, with_sequence: bool, refit: bool) -> Halves:
+    parts = fitted_components(trial, config, with_sequence=with_sequence)
+    components, items = parts.components, trial.items
     if refit:
-        items = tools.render(trial.items, trial.past, None)
-        components = fit_again(components, specs, trial.past, items, config.seed, log)
-    later = fold_of_trial(trial, items, components, config, data.sentiment)
+        items = parts.tools.render(trial.items, trial.past, None)
+        components = fit_again(components, parts.tools.specs, trial.past, items, config.seed, parts.log)
+    later = fold_of_trial(trial, items, components, config, parts.sentiment)
     names = tuple(component.name for component in components if component.blends)
-    return Halves(names, len(trial.items), fold_f, fold_g, later, tuple(log.lines))
+    return Halves(names, len(trial.items), parts.folds.f, parts.folds.g, later, tuple(parts.log.lines))
 
 
 def fold_of_trial(
@@ -161,10 +178,7 @@ def fold_of_trial(
 def _write(path: Path, halves: Halves) -> None:
     arrays: dict[str, np.ndarray] = {}
     for label in FOLDS:
-        fold: Fold = getattr(halves, label)
-        arrays |= {f"{label}.scores": fold.scored.scores, f"{label}.pair_values": fold.pair_values}
-        for part, rows in (("candidates", fold.candidates), ("targets", fold.targets)):
-            arrays |= {f"{label}.{part}": rows.values, f"{label}.{part}.offsets": rows.offsets}
+        arrays |= _arrays(label, getattr(halves, label))
     write_arrays(path, arrays, {"names": halves.names, "n_items": halves.n_items, "said": halves.said})
 
 
@@ -174,15 +188,35 @@ def _read(path: Path) -> Halves:
     return Halves(tuple(facts["names"]), facts["n_items"], **folds, said=tuple(facts["said"]))
 
 
+def _arrays(label: str, fold: Fold) -> dict[str, np.ndarray]:
+    arrays: dict[str, np.ndarray] = {f"{label}.scores": fold.scored.scores, f"{label}.pair_values": fold.pair_values}
+    for part, rows in (("candidates", fold.candidates), ("targets", fold.targets)):
+        arrays |= {f"{label}.{part}": rows.values, f"{label}.{part}.offsets": rows.offsets}
+    if fold.short is not None:
+        arrays |= {f"{label}.case_of": fold.short.case_of, **_arrays(f"{label}.short", fold.short.fold)}
+    return arrays
+
+
 def _fold(arrays: dict[str, np.ndarray], label: str) -> Fold:
     candidates, targets = (
         Ragged(arrays[f"{label}.{part}"], arrays[f"{label}.{part}.offsets"]) for part in ("candidates", "targets")
     )
-    return as_fold(arrays[f"{label}.scores"], arrays[f"{label}.pair_values"], candidates, targets)
+    fold = as_fold(arrays[f"{label}.scores"], arrays[f"{label}.pair_values"], candidates, targets)
+    case_of = arrays.get(f"{label}.case_of")
+    return fold if case_of is None else replace(fold, short=ShortHistories(_fold(arrays, f"{label}.short"), case_of))
 
 
-def _joined(one: Ragged, other: Ragged) -> Ragged:
-    return Ragged.from_lengths(np.concatenate([one.values, other.values]), np.concatenate([one.lengths, other.lengths]))
+def _joined(one: Fold, other: Fold) -> Fold:
+    fold = as_fold(
+        np.concatenate([one.scored.scores, other.scored.scores]),
+        np.concatenate([one.pair_values, other.pair_values]),
+        one.candidates.followed_by(other.candidates),
+        one.targets.followed_by(other.targets),
+    )
+    if one.short is None or other.short is None:
+        return fold
+    case_of = np.append(one.short.case_of, other.short.case_of + len(one.targets))
+    return replace(fold, short=ShortHistories(_joined(one.short.fold, other.short.fold), case_of))
 
 
 def as_fold(scores: FloatArray, pair_values: FloatArray, candidates: Ragged, targets: Ragged) -> Fold:

@@ -144,6 +144,21 @@ def brought_vectors(results: Results) -> str:
     return _section("Do vectors that a shop brings join the blend as the encoder's do?", lines)
 
 
+def short_histories(results: Results) -> str:
+    """Say what histories cut short teach a blend, by how much a user has done."""
+    lines = []
+    for dataset, report in load(results.folder, "short_histories").items():
+        for length, row in report["lengths"].items():
+            ndcg = row["ndcg@10"]
+            lines.append(
+                f"- {dataset} (validation), {'whole histories' if length == 'whole' else f'newest {length}'}: NDCG@10 "
+                f"taught by whole histories alone {figure(ndcg['whole histories alone'])}, by short ones too "
+                f"{with_interval(*row['over_whole_alone'])} over it; the most popular items "
+                f"{figure(ndcg[row['most_popular']])}"
+            )
+    return _section("Does the blend know what to do with users who have done little?", lines)
+
+
 def sequence_gain(results: Results) -> str:
     """Say what small nets over text and id add to text-aware EASE."""
     lines = []
@@ -252,6 +267,7 @@ QUESTIONS: tuple[Callable[[Results], str], ...] = (
     language_model,
     tuned_encoder,
     sequence_gain,
+    short_histories,
     brought_vectors,
     start_from,
     calibration,

@@ -96,6 +96,10 @@ class Ragged:
         """Build n_rows rows without values."""
         return cls(np.empty(0, dtype=np.int64), np.zeros(n_rows + 1, dtype=np.int64))
 
+    def followed_by(self, other: Ragged) -> Ragged:
+        """Return these rows, then the other's."""
+        return Ragged.from_lengths(np.append(self.values, other.values), np.append(self.lengths, other.lengths))
+
     def __len__(self) -> int:
         return len(self.offsets) - 1
 

@@ -128,6 +128,7 @@ LAYERS = {
         "specs",
         "guard",
         "newcomers",
+        "priors",
         "drift",
         "fusion",
         "residual",

@@ -5,6 +5,8 @@ Every history that reaches a model comes through here, so "nothing at or after t
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from llm_rerank.data.splits import Timeline
@@ -54,6 +56,22 @@ def build_cases(
         queries=_joined_queries(events, users, times, newest=history_length),
         candidates=Ragged.empty(len(users)) if candidates is None else candidates,
         targets=Ragged.empty(len(users)) if targets is None else targets,
+    )
+
+
+def with_newest(cases: Cases, n_events: IntArray) -> Cases:
+    """Cut each history to so many of its newest events; all else, searches too, stays.
+
+    n_events: int64, shape (n_cases,), 0 or more; what is longer than a history leaves it whole.
+    """
+    lengths = np.minimum(cases.history.lengths, n_events)
+    last = np.repeat(cases.history.offsets[1:] - np.cumsum(lengths), lengths)
+    kept = np.arange(lengths.sum(), dtype=np.int64) + last
+    return replace(
+        cases,
+        history=Ragged.from_lengths(cases.history.values[kept], lengths),
+        history_weights=cases.history_weights[kept],
+        history_times=cases.history_times[kept],
     )
 
 

@@ -43,11 +43,13 @@ def fit_conditional_logit(
     *,
     prior: Float64Array,
     penalty: float,
+    first: Float64Array | None = None,
 ) -> Float64Array:
     """Maximise the penalised conditional log-likelihood; returns weights: float64, shape (n_columns,).
 
     Penalty: penalty / 2 × Σ (sd_j (w_j − prior_j))², with sd_j the column's standard deviation, summed against the
-    sum over cases. Cases without a positive, or with nothing but positives, say nothing and are left out.
+    sum over cases. Cases without a positive, or with nothing but positives, say nothing and are left out. first: where
+    the search begins, which decides how long it takes; None: at the prior.
 
     Raises RuntimeError where the optimiser does not converge (it did so silently in a prototype).
     """
@@ -77,7 +79,12 @@ def fit_conditional_logit(
         return -derivatives(weights)[2] + np.diag(stiffness)
 
     found = minimize(
-        objective, prior, jac=True, hess=hessian, method="trust-exact", options={"gtol": 1e-4, "maxiter": 200}
+        objective,
+        prior if first is None else first,
+        jac=True,
+        hess=hessian,
+        method="trust-exact",
+        options={"gtol": 1e-4, "maxiter": 200},
     )
     gradient_norm = float(np.linalg.norm(found.jac))
     # the optimiser stops on rounding when the objective is large; what counts is the gradient beside the data's size

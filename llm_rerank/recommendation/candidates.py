@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from llm_rerank.reliability import RealArray
+from llm_rerank.metrics import hit_matrix, ndcg_at_k
+from llm_rerank.reliability import Float64Array, RealArray
 from llm_rerank.types import BoolArray, DataError, IntArray, Ragged
 
 
@@ -70,3 +71,9 @@ def is_member(rows: Ragged, others: Ragged, n_items: int) -> BoolArray:
     """Tell for each value of ``rows`` whether the same row of ``others`` holds it: bool, shape (n_values,)."""
     stride = np.int64(n_items + 1)
     return np.isin(rows.row_of_value * stride + rows.values, others.row_of_value * stride + others.values)
+
+
+def ndcg_of(scores: RealArray, rows: Ragged, targets: Ragged, k: int = 10) -> Float64Array:
+    """NDCG@k of each case with its candidates in order of scores: float64, shape (n_cases,); NaN without a target."""
+    hits = hit_matrix(ranked(scores, rows, k), targets, k)
+    return ndcg_at_k(hits, targets.lengths, k)

@@ -21,16 +21,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from llm_rerank.metrics import hit_matrix, ndcg_at_k
 from llm_rerank.models.conditional_logit import (
     Float64Array,
     conditional_log_likelihood,
     fit_conditional_logit,
     informative,
 )
-from llm_rerank.recommendation.candidates import ranked
+from llm_rerank.recommendation.candidates import ndcg_of
 from llm_rerank.recommendation.guard import LEAST_CASES_FOR_BLEND, RUNGS, GuardVerdict, judge
 from llm_rerank.recommendation.newcomers import with_popularity
+from llm_rerank.recommendation.priors import LINEAR, at_best_scale, priors_of_rungs
 from llm_rerank.statistics import first_unless_beaten
 from llm_rerank.types import FloatArray, IntArray, Ragged
 
@@ -47,9 +47,6 @@ SUPPORT_CAP = np.log1p(40.0)
 
 CLIP = 20.0
 """Bound of a linear score, in standard deviations over the catalogue: one candidate in a thousand lies beyond it."""
-
-LINEAR = " (linear)"
-"""Marks the columns of linear scores: "als (linear)" beside "als", which is the root."""
 
 USER_SUPPORT, ITEM_SUPPORT = "user_support", "item_support"
 
@@ -74,6 +71,11 @@ class Blend:
     def contributions(self, design: FloatArray) -> Float64Array:
         """Part of each column in each score: float64, shape (n_candidates, n_columns); rows sum to the score."""
         return design.astype(np.float64) * self.weights
+
+    def on(self, names: Sequence[str]) -> Float64Array:
+        """Lay the weights out for other columns, 0 where they have none: float64, shape (len(names),)."""
+        known = dict(zip(self.names, self.weights, strict=True))
+        return np.array([known.get(name, 0.0) for name in names], dtype=np.float64)
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON-ready values."""
@@ -147,12 +149,6 @@ def fold_of_case(n_cases: int, n_folds: int, seed: int) -> IntArray:
     return np.random.default_rng(seed).permutation(np.arange(n_cases, dtype=np.int64) % n_folds)
 
 
-def ndcg_of(scores: Float64Array | FloatArray, rows: Ragged, targets: Ragged, k: int = 10) -> Float64Array:
-    """NDCG@k of each case with its candidates in order of scores: float64, shape (n_cases,); NaN without a target."""
-    hits = hit_matrix(ranked(scores, rows, k), targets, k)
-    return ndcg_at_k(hits, targets.lengths, k)
-
-
 @dataclass(frozen=True)
 class FusionFit:
     """A fitted blend, the guard's verdict on it, and its out-of-fold scores (float64, shape (n_candidates,))."""
@@ -175,22 +171,29 @@ def fit_fusion(
     seed: int,
     n_folds: int = 5,
     sharpness: float = SHARPNESS,
+    case_of: IntArray | None = None,
 ) -> FusionFit:
-    """Fit the blend on all cases, and judge it by cross-validation over cases.
+    """Fit the blend on all lists, and judge it by cross-validation over cases.
 
     default: the component that the root's rungs shrink toward, and to fall back to; None: ``first_unless_beaten`` by
     NDCG@10, for each fold on the other folds: the first component ranks best on most shops. start: a blend from another
-    shop, whose weights are part of the prior where the names agree.
+    shop, whose weights are part of the prior where the names agree. case_of: the case of each list, int64, shape
+    (n_lists,): first the lists of all cases in order, then those of some cases asked with a short history, which teach
+    beside their case and are not judged; None: there are none of those.
     Cases whose target was not retrieved count in the guard (as 0 for both) but cannot train. Where fewer than
     ``LEAST_CASES_FOR_BLEND`` can, nothing is fitted but a scale: both priors rank, the default alone where there are
     none, and the sum for up to one half as they come near that number. There popularity parts what is equal.
     """
     by_component = np.stack([ndcg_of(design[:, names.index(name)], rows, targets) for name in component_names])
-    judged = targets.lengths > 0  # a shown list from which nothing was taken has no NDCG
+    case_of = np.arange(len(rows), dtype=np.int64) if case_of is None else case_of
+    n_cases = int(case_of.max(initial=-1)) + 1
+    # a shown list from which nothing was taken has no NDCG
+    judged = (targets.lengths > 0) & (np.arange(len(rows)) < n_cases)
     overall = default or component_names[first_unless_beaten(by_component[:, judged])]
     default_row = by_component[component_names.index(overall)]
-    priors = _priors(design, names, component_names, rows, positive, targets, overall, start)
-    n_informative = int((np.bincount(rows.row_of_value, weights=positive, minlength=len(rows)) > 0).sum())
+    lent = None if start is None else start.on(names)
+    priors = priors_of_rungs(design, names, component_names, rows, positive, targets, overall, lent)
+    n_informative = int((np.bincount(rows.row_of_value, weights=positive, minlength=len(rows)) > 0)[:n_cases].sum())
     if n_informative < LEAST_CASES_FOR_BLEND:
         together = n_informative / (2 * LEAST_CASES_FOR_BLEND)
         weights = with_popularity((1 - together) * priors[0] + together * priors[-1], names)
@@ -210,11 +213,12 @@ def fit_fusion(
         )
         return FusionFit(blend, verdict, scores)
 
-    folds = fold_of_case(len(rows), n_folds, seed)
+    folds = fold_of_case(n_cases, n_folds, seed)[case_of]
     columns = columns_of_rungs(names, component_names)
     out_of_fold = np.empty((len(RUNGS), len(PENALTIES), len(design)))
     log_likelihoods = np.zeros((len(RUNGS), len(PENALTIES)))
     default_ndcg = np.empty(len(rows), dtype=np.float64)
+    latest = np.repeat(np.stack(priors)[:, None], len(PENALTIES), axis=1)  # of other folds: each search begins nearby
     for fold in range(n_folds):
         inside, outside = np.flatnonzero(folds != fold), np.flatnonzero(folds == fold)
         inside_judged = inside[judged[inside]]
@@ -223,12 +227,19 @@ def fit_fusion(
         train, test = rows.value_positions(inside), rows.value_positions(outside)
         train_rows, test_rows = rows.take(inside), rows.take(outside)
         trained = design[train], names, component_names, train_rows, positive[train], targets.take(inside)
-        fold_priors = _priors(*trained, chosen, start)
+        fold_priors = priors_of_rungs(*trained, chosen, lent)
         held_out, held_rows, held_positive = informative(design[test], test_rows, positive[test])
         for rung, penalty in np.ndindex(len(RUNGS), len(PENALTIES)):
-            weights = _fit_columns(
-                design[train], train_rows, positive[train], columns[rung], fold_priors[rung], PENALTIES[penalty]
+            latest[rung, penalty] = _fit_columns(
+                design[train],
+                train_rows,
+                positive[train],
+                columns[rung],
+                fold_priors[rung],
+                PENALTIES[penalty],
+                latest[rung, penalty],
             )
+            weights = latest[rung, penalty]
             out_of_fold[rung, penalty, test] = design[test].astype(np.float64) @ weights
             if len(held_rows):
                 value = conditional_log_likelihood(weights, held_out, held_rows, held_positive)[0]
@@ -244,8 +255,8 @@ def fit_fusion(
         blend = Blend(names, with_popularity(alone, names), overall, None)
         return FusionFit(blend, verdict, blend.score(design))
     of_rungs = [
-        _fit_columns(design, rows, positive, columns[rung], priors[rung], PENALTIES[penalties[rung]])
-        for rung in range(len(RUNGS))
+        _fit_columns(design, rows, positive, columns[rung], priors[rung], PENALTIES[place], latest[rung, place])
+        for rung, place in enumerate(penalties)
     ]
     penalty = float(np.exp(shares @ np.log(np.array(PENALTIES)[penalties])))
     return FusionFit(Blend(names, shares @ np.stack(of_rungs), overall, penalty), verdict, blended)
@@ -291,59 +302,14 @@ def _fit_columns(
     columns: IntArray,
     prior: Float64Array,
     penalty: float,
+    first: Float64Array,
 ) -> Float64Array:
-    """Fit some columns, the prior's own always among them; the others keep the prior's weight."""
+    """Fit some columns, the prior's own always among them; the others keep the prior's weight. first: to begin at."""
     weights = prior.copy()
     if not len(columns):
         return weights
     free = np.union1d(columns, np.flatnonzero(prior))
-    weights[free] = fit_conditional_logit(design[:, free], rows, positive, prior=prior[free], penalty=penalty)
+    weights[free] = fit_conditional_logit(
+        design[:, free], rows, positive, prior=prior[free], penalty=penalty, first=first[free]
+    )
     return weights
-
-
-def _priors(
-    design: FloatArray,
-    names: tuple[str, ...],
-    component_names: Sequence[str],
-    rows: Ragged,
-    positive: BoolArray,
-    targets: Ragged,
-    default: str,
-    start: Blend | None,
-) -> list[Float64Array]:
-    """Weights that each rung shrinks toward, one array a rung of ``RUNGS``.
-
-    The default component's root or the sum of the linear scores, at the scale that is likeliest; with another shop's
-    blend, where there is one (``_with_lent``).
-    """
-    alone = np.array(names) == default
-    together = np.isin(names, [f"{name}{LINEAR}" for name in component_names])
-    priors = [at_best_scale(design, columns, rows, positive) for columns in (alone, together)]
-    if start is not None:
-        known = dict(zip(start.names, start.weights, strict=True))
-        lent = np.array([known.get(name, 0.0) for name in names], dtype=np.float64)
-        priors = [_with_lent(prior, lent, design, rows, targets) for prior in priors]
-    return [prior for prior in priors for _ in range(len(RUNGS) // 2)]
-
-
-def _with_lent(
-    own: Float64Array, lent: Float64Array, design: FloatArray, rows: Ragged, targets: Ragged
-) -> Float64Array:
-    """Take another shop's weights or the own prior, whichever ranks these cases better by over a standard error.
-
-    Else their mean: a shop of another kind can cost a young one a fifth of its NDCG (benchmarks/start_from.py).
-    """
-    by_prior = [ndcg_of(design @ weights, rows, targets)[targets.lengths > 0] for weights in (own, lent)]
-    gain = by_prior[1] - by_prior[0]
-    error = float(gain.std(ddof=1)) / len(gain) ** 0.5 if len(gain) > 1 else np.inf
-    if abs(gain.mean()) > error:
-        return lent if gain.mean() > 0 else own
-    return (own + lent) / 2
-
-
-def at_best_scale(design: FloatArray, columns: BoolArray, rows: Ragged, positive: BoolArray) -> Float64Array:
-    """Weigh these columns (bool, shape (n_columns,)) alike, at the likeliest scale, and all others 0."""
-    total = design[:, columns].sum(axis=1, keepdims=True)
-    scale = fit_conditional_logit(total, rows, positive, prior=np.zeros(1), penalty=1e-3)
-    # a score that ranks against the data would turn its own list over; it then keeps its order at a small scale
-    return np.where(columns, max(float(scale[0]), 1e-3), 0.0)

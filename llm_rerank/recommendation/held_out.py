@@ -2,28 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
 import numpy as np
 
-from llm_rerank.data.cases import build_cases, seen_items
+from llm_rerank.data.cases import build_cases, seen_items, with_newest
 from llm_rerank.data.features import ItemStatistics, pair_features
 from llm_rerank.data.splits import hash_users
 from llm_rerank.metrics import hit_matrix, ndcg_at_k
 from llm_rerank.models.scoring import retrieve
 from llm_rerank.recommendation.components import Component, reference_items, retrieve_and_score
 from llm_rerank.recommendation.holdout import Holdout, drawn
-from llm_rerank.recommendation.inputs import FitData, FitTools, Fold, Folds
+from llm_rerank.recommendation.inputs import FitData, FitTools, Fold, Folds, ShortHistories
 from llm_rerank.recommendation.log import FitLog
 from llm_rerank.recommendation.specs import PARTS, ComponentSpec, in_use
 from llm_rerank.statistics import Float64Array, first_unless_beaten
-from llm_rerank.types import BoolArray, Cases, CatalogueScorer, Interactions, Items, Ragged, Scorer
+from llm_rerank.types import BoolArray, Cases, CatalogueScorer, IntArray, Interactions, Items, Ragged, Scorer
 
 MOST_CASES_FOR_TUNING = 1_000
 """More users of fold F than this are drawn from where settings are chosen."""
+
+SHORT = (0, 1, 2, 5)
+"""Events left of a history that is cut short, so that the blend learns what to do with users who have done little.
+
+Held-out users are seldom such: who is held out has come twice at least. A blend that whole histories alone have taught
+ranks newcomers worse than what sells (benchmarks/short_histories.py).
+"""
+
+MOST_SHORT_HISTORIES = 2_000
+"""More held-out users than this are drawn from whose histories are cut short."""
 
 
 @dataclass(frozen=True)
@@ -83,21 +93,38 @@ class HeldOutCases:
         return components
 
     def score(self, components: Sequence[Component], tools: FitTools, log: FitLog) -> Folds:
-        """Retrieve candidates with these components and score them."""
-        n_items = len(self.items)
-        log.step("score held-out cases")
-        with log.progress(len(self.cases), "scoring") as bar:
-            scored = retrieve_and_score(
+        """Retrieve candidates with these components and score them, for some cases by a short history too."""
+        n_items, seed = len(self.items), tools.config.seed
+        long = np.flatnonzero(self.cases.history.lengths > 0)
+        cut = drawn(long, MOST_SHORT_HISTORIES, seed)
+        short = with_newest(self.cases.take(cut), short_lengths(self.cases.history.lengths[cut], seed))
+
+        def scored(cases: Cases, seen: Ragged, done: Callable[[int], None]) -> Fold:
+            found = retrieve_and_score(
                 components,
-                self.cases,
-                reference_items(n_items, tools.config.seed),
+                cases,
+                reference_items(n_items, seed),
                 n_items,
                 candidates_per_source=tools.config.candidates_per_source,
-                seen=self.seen,
-                progress=bar.update,
+                seen=seen,
+                progress=done,
             )
-        fold = Fold(scored, self.seen, pair_features(scored.cases, self.statistics, self.items))
-        return Folds(fold, self.in_f)
+            return Fold(found, seen, pair_features(found.cases, self.statistics, self.items))
+
+        log.step("score held-out cases")
+        with log.progress(len(self.cases) + len(short), "scoring") as bar:
+            whole = scored(self.cases, self.seen, bar.update)
+            of_short = ShortHistories(scored(short, self.seen.take(cut), bar.update), cut)
+        return Folds(replace(whole, short=of_short), self.in_f)
+
+
+def short_lengths(lengths: IntArray, seed: int) -> IntArray:
+    """Draw to how many of its newest events each history is cut: one of ``SHORT`` below its length, evenly.
+
+    lengths: int64, shape (n_cases,), 1 or more. Returns int64, shape (n_cases,).
+    """
+    n_shorter = np.searchsorted(SHORT, lengths)
+    return np.array(SHORT, dtype=np.int64)[np.random.default_rng(seed).integers(n_shorter)]
 
 
 def fit_and_score_holdout(

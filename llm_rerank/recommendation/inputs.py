@@ -55,13 +55,15 @@ class Fold:
     """Held-out cases of some users, their candidates scored, and the pair features.
 
     seen: items that the user had before, one row a case. pair_values: float32, shape (n_candidates,
-    len(PAIR_FEATURES)). upstream: raw upstream scores, shape (n_candidates,), or None.
+    len(PAIR_FEATURES)). upstream: raw upstream scores, shape (n_candidates,), or None. short: some of the cases once
+    more with a short history, for the blend to learn from; nothing is judged on them.
     """
 
     scored: ScoredCases
     seen: Ragged
     pair_values: FloatArray
     upstream: FloatArray | None = None
+    short: ShortHistories | None = None
 
     @property
     def candidates(self) -> Ragged:
@@ -77,7 +79,58 @@ class Fold:
         """Cases in the order given."""
         positions = self.candidates.value_positions(rows)
         upstream = None if self.upstream is None else self.upstream[positions]
-        return Fold(self.scored.take(rows), self.seen.take(rows), self.pair_values[positions], upstream)
+        short = None if self.short is None else self.short.of_cases(rows)
+        return Fold(self.scored.take(rows), self.seen.take(rows), self.pair_values[positions], upstream, short)
+
+    def taught(self) -> TaughtLists:
+        """Lay out what a blend learns from: the list of each case, then those of short histories."""
+        whole = TaughtLists(
+            self.candidates,
+            self.targets,
+            self.scored.scores,
+            self.pair_values,
+            np.arange(len(self.candidates), dtype=np.int64),
+        )
+        return whole if self.short is None else whole.followed_by(self.short)
+
+
+@dataclass(frozen=True)
+class TaughtLists:
+    """Lists of candidates and their targets. case_of: the case that each belongs to, int64, shape (n_lists,)."""
+
+    candidates: Ragged
+    targets: Ragged
+    scores: FloatArray
+    pair_values: FloatArray
+    case_of: IntArray
+
+    def followed_by(self, short: ShortHistories) -> TaughtLists:
+        """Append those of short histories; of the scores the columns that both have."""
+        other, n_columns = short.fold, short.fold.scored.scores.shape[1]
+        return TaughtLists(
+            self.candidates.followed_by(other.candidates),
+            self.targets.followed_by(other.targets),
+            np.concatenate([self.scores[:, :n_columns], other.scored.scores]),
+            np.concatenate([self.pair_values, other.pair_values]),
+            np.append(self.case_of, short.case_of),
+        )
+
+
+@dataclass(frozen=True)
+class ShortHistories:
+    """Some cases of a fold as if their users had done little yet, which may retrieve other candidates.
+
+    fold: of these cases. case_of: rows of the cases in the fold that they were cut from, int64, ascending and distinct.
+    """
+
+    fold: Fold
+    case_of: IntArray
+
+    def of_cases(self, rows: IntArray) -> ShortHistories:
+        """Keep those of some of the cases; what was row rows[i] becomes row i."""
+        places = np.searchsorted(self.case_of, rows)
+        found = np.flatnonzero(np.append(self.case_of, -1)[places] == rows)
+        return ShortHistories(self.fold.take(places[found]), found)
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,8 @@ from llm_rerank.config import RerankerConfig
 from llm_rerank.data.cases import build_cases
 from llm_rerank.models.conditional_logit import Float64Array
 from llm_rerank.recommendation.calibration_report import calibration_sentence, describe_calibration
-from llm_rerank.recommendation.candidates import is_member, ranks_in_row
+from llm_rerank.recommendation.candidates import is_member, ndcg_of, ranks_in_row
 from llm_rerank.recommendation.drift import profile_of
-from llm_rerank.recommendation.fusion import ndcg_of
 from llm_rerank.recommendation.inputs import Fold
 from llm_rerank.recommendation.log import FitLog
 from llm_rerank.recommendation.risk_control import LEAST_CASES_FOR_GUARANTEE

@@ -13,13 +13,13 @@ from typing import Any, Literal
 import numpy as np
 
 from llm_rerank.models.conditional_logit import Float64Array, fit_conditional_logit
+from llm_rerank.recommendation.candidates import ndcg_of
 from llm_rerank.recommendation.fusion import (
     ITEM_SUPPORT,
     USER_SUPPORT,
     FusionFit,
     centred_support,
     fold_of_case,
-    ndcg_of,
 )
 from llm_rerank.statistics import Difference, paired_difference
 from llm_rerank.types import BoolArray, FloatArray, Ragged

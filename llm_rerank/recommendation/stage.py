@@ -16,18 +16,16 @@ import numpy.typing as npt
 from llm_rerank.data.features import PAIR_FEATURES
 from llm_rerank.data.missing import MissingValues, Standardizer
 from llm_rerank.recommendation.calibration import LogisticCalibrator, fit_calibrator
-from llm_rerank.recommendation.candidates import is_member
+from llm_rerank.recommendation.candidates import is_member, ndcg_of
 from llm_rerank.recommendation.drift import DriftProfile
 from llm_rerank.recommendation.fusion import (
     ITEM_SUPPORT,
     SHARPNESS,
     USER_SUPPORT,
     Blend,
-    FusionFit,
     design_columns,
     fit_fusion,
     linear_form,
-    ndcg_of,
 )
 from llm_rerank.recommendation.guard import GuardVerdict
 from llm_rerank.recommendation.inputs import Fold
@@ -228,10 +226,10 @@ def fit_stage(
     features: the pair features allowed. start: the stage of another shop, whose blend joins the prior.
     cross_encoder: "always" lets its score count even where that does not pay. sharpness: see ``shares_of_rungs``.
     """
-    rows, targets, pair_values, upstream = fold.candidates, fold.targets, fold.pair_values, fold.upstream
-    has_residual = CROSS_ENCODER in component_names
+    lists, upstream = fold.taught(), fold.upstream
+    rows, pair_values = lists.candidates, lists.pair_values
     names = tuple(name for name in component_names if name != CROSS_ENCODER)
-    scores, residual = split_residual(fold.scored.scores, has_residual)
+    scores, _ = split_residual(lists.scores, lists.scores.shape[1] > len(names))
     scale = None
     if upstream is not None:
         scale = (float(np.nanmean(upstream)), max(float(np.nanstd(upstream)), 1e-9))
@@ -253,21 +251,27 @@ def fit_stage(
         user_support,
         item_support if uses_item_support else None,
     )
-    positive = is_member(rows, targets, n_items)
-    fusion: FusionFit = fit_fusion(
+    fusion = fit_fusion(
         design,
         column_names,
         names,
         rows,
-        positive,
-        targets,
+        is_member(rows, lists.targets, n_items),
+        lists.targets,
         default=UPSTREAM if upstream is not None else None,
         start=None if start is None else start.blend,
         seed=seed,
         sharpness=sharpness,
+        case_of=lists.case_of,
     )
+    # from here on whole histories alone, which come first: what is decided and said is of them
+    rows, targets = fold.candidates, fold.targets
+    positive = is_member(rows, targets, n_items)
+    user_support, item_support = user_support[: len(positive)], item_support[: len(positive)]
+    fusion = replace(fusion, out_of_fold=fusion.out_of_fold[: len(positive)])
     residual_verdict = None
-    if residual is not None:
+    if CROSS_ENCODER in component_names:
+        residual = fold.scored.scores[:, -1]
         columns, residual_names = residual_columns(residual, user_support, item_support if uses_item_support else None)
         fusion, residual_verdict = add_residual(
             fusion, columns, residual_names, rows, positive, targets, choice=cross_encoder, seed=seed

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llm_rerank.data.cases import build_cases, seen_items
+from llm_rerank.data.cases import build_cases, seen_items, with_newest
 from llm_rerank.types import DataError, Ragged
 from tests.data.making import LAST_DAY, N_ITEMS, N_USERS, event_rows, make_events
 
@@ -88,3 +88,16 @@ def test_seen_items_agree_with_a_loop(rows, asked):
         sorted({r["item"] for r in rows if r["user"] == u and r["time"] < t and r["positive"] and r["item"] >= 0})
         for u, t in asked
     ]
+
+
+@given(event_rows(), moments, st.lists(st.integers(0, 4), min_size=8, max_size=8))
+def test_histories_cut_to_their_newest_events_agree_with_a_loop(rows, asked, kept):
+    cases = build_cases(build(rows), codes([user for user, _ in asked]), codes([time for _, time in asked]))
+    cut = with_newest(cases, codes(kept[: len(asked)]))
+    events = [slice(*cases.history.offsets[case : case + 2]) for case in range(len(asked))]
+    newest = [np.arange(e.stop)[e][max(e.stop - e.start - n, 0) :] for e, n in zip(events, kept, strict=False)]
+    assert lists(cut.history) == [cases.history.values[places].tolist() for places in newest]
+    places = np.concatenate([codes([]), *newest])
+    assert cut.history_times.tolist() == cases.history_times[places].tolist()
+    assert cut.history_weights.tolist() == cases.history_weights[places].tolist()
+    assert cut.queries == cases.queries and cut.times is cases.times and cut.targets is cases.targets

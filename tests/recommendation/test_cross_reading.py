@@ -22,9 +22,10 @@ from llm_rerank.data.splits import last_targets
 from llm_rerank.models.cross_encoder.scorer import HistoryCrossEncoder
 from llm_rerank.models.semantic.encoder import SentenceEncoder
 from llm_rerank.recommendation import fine_tuning, training_lists
+from llm_rerank.recommendation.candidates import ndcg_of
 from llm_rerank.recommendation.components import ScoredCases
 from llm_rerank.recommendation.cross_reading import new_cross_encoder
-from llm_rerank.recommendation.fusion import Blend, FusionFit, ndcg_of
+from llm_rerank.recommendation.fusion import Blend, FusionFit
 from llm_rerank.recommendation.guard import GuardVerdict
 from llm_rerank.recommendation.held_out import fit_and_score_holdout
 from llm_rerank.recommendation.holdout import plan_holdout

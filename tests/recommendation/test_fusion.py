@@ -8,19 +8,18 @@ from scipy.optimize import check_grad
 
 from llm_rerank.data.missing import Standardizer
 from llm_rerank.models.conditional_logit import conditional_log_likelihood, fit_conditional_logit
-from llm_rerank.recommendation.candidates import is_member
+from llm_rerank.recommendation.candidates import is_member, ndcg_of
 from llm_rerank.recommendation.fusion import (
     CLIP,
-    LINEAR,
     Blend,
     column_label,
     columns_of_rungs,
     design_columns,
     fit_fusion,
-    ndcg_of,
     shares_of_rungs,
 )
 from llm_rerank.recommendation.guard import LEAST_CASES_FOR_BLEND, RUNGS, GuardVerdict, judge
+from llm_rerank.recommendation.priors import LINEAR
 from llm_rerank.types import Ragged
 
 
