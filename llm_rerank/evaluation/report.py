@@ -138,10 +138,13 @@ def tiles(report: Mapping[str, Any], table: SystemTable) -> list[Tile]:
         found.append(Tile(f"against {best}", f"{test['difference']:+.4f}", f"95 %: {low:+.4f} to {high:+.4f}"))
     guard = report.get("guard")
     if guard:
+        figure = "blend ranks" if guard.get("kept_blend") else "default ranks"
         sure = "non-inferior at 95 %" if guard.get("non_inferior") else "too few cases to be sure"
-        if guard.get("difference") is not None and not guard.get("kept_blend"):
+        if guard.get("difference") is None:
+            figure, sure = "no blend fitted", "too few cases"
+        elif not guard.get("kept_blend"):
             sure = "the blend loses more than is harmless"
-        found.append(Tile("guard", "blend ranks" if guard.get("kept_blend") else "default ranks", sure))
+        found.append(Tile("guard", figure, sure))
     calibration = report.get("calibration") or {}
     if calibration.get("slope") is not None:
         low, high = calibration.get("slope_ci95") or [None, None]

@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from llm_rerank.types import BoolArray, FloatArray, Ragged
+from llm_rerank.types import BoolArray, FloatArray, IntArray, Ragged
 
 Float64Array = npt.NDArray[np.float64]
 
@@ -21,19 +21,27 @@ def conditional_log_likelihood(
     Each case adds the mean over its positives of log softmax. design: shape (n_candidates, n_columns). rows: one row
     a case, none empty, each with a positive. positive: bool, shape (n_candidates,).
     """
-    starts, case = rows.offsets[:-1], rows.row_of_value
-    logits = design @ weights
-    logits -= np.maximum.reduceat(logits, starts)[case]
-    exponentials = np.exp(logits)
-    totals = np.add.reduceat(exponentials, starts)
-    probabilities = exponentials / totals[case]
-    share = positive / np.add.reduceat(positive.astype(np.float64), starts)[case]
-    value = float(share @ (logits - np.log(totals)[case]))
+    value, share, probabilities = _choice(design @ weights, rows, positive)
     gradient = design.T @ (share - probabilities)
     weighted = design * probabilities[:, None]
-    means = np.add.reduceat(weighted, starts, axis=0)
+    means = np.add.reduceat(weighted, rows.offsets[:-1], axis=0)
     hessian = -(weighted.T @ design - means.T @ means)
     return value, gradient, hessian
+
+
+def log_likelihood_of(scores: Float64Array, rows: Ragged, positive: BoolArray) -> float:
+    """Log-likelihood of ``conditional_log_likelihood`` where the scores, design · weights, are there already."""
+    return _choice(scores, rows, positive)[0]
+
+
+def _choice(scores: Float64Array, rows: Ragged, positive: BoolArray) -> tuple[float, Float64Array, Float64Array]:
+    """Log-likelihood, and of each candidate its share of its case's positives and its probability."""
+    starts, case = rows.offsets[:-1], rows.row_of_value
+    logits = scores - np.maximum.reduceat(scores, starts)[case]
+    exponentials = np.exp(logits)
+    totals = np.add.reduceat(exponentials, starts)
+    share = positive / np.add.reduceat(positive.astype(np.float64), starts)[case]
+    return float(share @ (logits - np.log(totals)[case])), share, exponentials / totals[case]
 
 
 def fit_conditional_logit(
@@ -97,7 +105,14 @@ def informative(
     design: FloatArray | Float64Array, rows: Ragged, positive: BoolArray
 ) -> tuple[Float64Array, Ragged, BoolArray]:
     """Keep the cases that have both a positive and another candidate; the design becomes float64."""
+    positions, rows, kept = informative_candidates(rows, positive)
+    design = design if len(kept) == len(positive) else design[positions]
+    return design.astype(np.float64, copy=False), rows, kept
+
+
+def informative_candidates(rows: Ragged, positive: BoolArray) -> tuple[IntArray, Ragged, BoolArray]:
+    """Find the candidates of the cases that ``informative`` keeps: their positions, rows, and which are positive."""
     counts = np.bincount(rows.row_of_value, weights=positive, minlength=len(rows))
     useful = np.flatnonzero((counts > 0) & (counts < rows.lengths)).astype(np.int64)
     positions = rows.value_positions(useful)
-    return design[positions].astype(np.float64), rows.take(useful), positive[positions]
+    return positions, rows.take(useful), positive[positions]

@@ -23,9 +23,10 @@ import numpy as np
 
 from llm_rerank.models.conditional_logit import (
     Float64Array,
-    conditional_log_likelihood,
     fit_conditional_logit,
     informative,
+    informative_candidates,
+    log_likelihood_of,
 )
 from llm_rerank.recommendation.candidates import ndcg_of
 from llm_rerank.recommendation.guard import LEAST_CASES_FOR_BLEND, RUNGS, GuardVerdict, judge
@@ -206,7 +207,7 @@ def fit_fusion(
             difference=None,
             margin=0.0,
             n_cases=n_informative,
-            kept_blend=start is not None,
+            kept_blend=False,
             non_inferior=False,
             shares={},
             rungs={},
@@ -225,25 +226,19 @@ def fit_fusion(
         chosen = default or component_names[first_unless_beaten(by_component[:, inside_judged])]
         default_ndcg[outside] = by_component[component_names.index(chosen), outside]
         train, test = rows.value_positions(inside), rows.value_positions(outside)
-        train_rows, test_rows = rows.take(inside), rows.take(outside)
-        trained = design[train], names, component_names, train_rows, positive[train], targets.take(inside)
+        trained = design[train], names, component_names, rows.take(inside), positive[train], targets.take(inside)
         fold_priors = priors_of_rungs(*trained, chosen, lent)
-        held_out, held_rows, held_positive = informative(design[test], test_rows, positive[test])
+        taught = informative(design[train], rows.take(inside), positive[train])
+        asked, asked_rows, asked_positive = informative_candidates(rows.take(outside), positive[test])
+        held_out = design[test].astype(np.float64)
         for rung, penalty in np.ndindex(len(RUNGS), len(PENALTIES)):
             latest[rung, penalty] = _fit_columns(
-                design[train],
-                train_rows,
-                positive[train],
-                columns[rung],
-                fold_priors[rung],
-                PENALTIES[penalty],
-                latest[rung, penalty],
+                *taught, columns[rung], fold_priors[rung], PENALTIES[penalty], latest[rung, penalty]
             )
-            weights = latest[rung, penalty]
-            out_of_fold[rung, penalty, test] = design[test].astype(np.float64) @ weights
-            if len(held_rows):
-                value = conditional_log_likelihood(weights, held_out, held_rows, held_positive)[0]
-                log_likelihoods[rung, penalty] += value
+            scores = held_out @ latest[rung, penalty]
+            out_of_fold[rung, penalty, test] = scores
+            if len(asked_rows):
+                log_likelihoods[rung, penalty] += log_likelihood_of(scores[asked], asked_rows, asked_positive)
     penalties = log_likelihoods.argmax(axis=1)
     by_rung = np.stack([ndcg_of(out_of_fold[r, penalties[r]], rows, targets)[judged] for r in range(len(RUNGS))])
     shares = shares_of_rungs(by_rung, sharpness)
@@ -296,7 +291,7 @@ def columns_of_rungs(names: Sequence[str], component_names: Sequence[str]) -> li
 
 
 def _fit_columns(
-    design: FloatArray,
+    design: FloatArray | Float64Array,
     rows: Ragged,
     positive: BoolArray,
     columns: IntArray,

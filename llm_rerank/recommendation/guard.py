@@ -26,7 +26,8 @@ class GuardVerdict:
 
     difference: NDCG@10 of blend − default over out-of-fold cases, with its 95 % interval.
     margin: loss that counts as harmless, in NDCG (2 % of the default's mean).
-    kept_blend: False where the default alone ranks, because the point estimate lies below −margin.
+    kept_blend: False where the default alone ranks, because the point estimate lies below −margin, and where none was
+    fitted (difference None).
     non_inferior: whether the one-sided 95 % bound lies above −margin. rungs: out-of-fold NDCG@10 of each rung; shares:
     what part of the blend each has. (The interval knows nothing of how the shares came about.)
     """

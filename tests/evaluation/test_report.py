@@ -258,9 +258,13 @@ def test_the_guards_tile_says_a_loss_and_not_too_few_cases(evaluation):
     report = evaluation.reranker.report().values
     losing = {**report["guard"], "kept_blend": False, "non_inferior": False}
     few = {**losing, "difference": None}
-    for guard, words in ((losing, "loses more than is harmless"), (few, "too few cases")):
+    for guard, figure, words in (
+        (losing, "default ranks", "loses more than is harmless"),
+        (few, "no blend fitted", "too few cases"),
+        ({**few, "kept_blend": True}, "no blend fitted", "too few cases"),  # of a model that was saved with a start
+    ):
         [tile] = [tile for tile in tiles({**report, "guard": guard}, evaluation.table) if tile.name == "guard"]
-        assert tile.figure == "default ranks"
+        assert tile.figure == figure
         assert words in tile.note
 
 

@@ -7,6 +7,7 @@ from llm_rerank.models.conditional_logit import (
     conditional_log_likelihood,
     fit_conditional_logit,
     informative,
+    log_likelihood_of,
 )
 from llm_rerank.types import Ragged
 
@@ -41,6 +42,19 @@ def test_at_the_fitted_weights_likelihood_and_penalty_balance(penalty):
     pull = penalty * design.astype(np.float64).std(axis=0) ** 2 * (weights - prior)
     assert np.abs(pull).max() > 1  # there is something to balance
     np.testing.assert_allclose(gradient, pull, atol=2e-3 * np.abs(pull).max())
+
+
+def test_likelihood_alone_is_that_of_the_derivatives_and_a_good_start_changes_nothing_but_time():
+    design, rows, positive = drawn()
+    design = design.astype(np.float64)
+    for weights in (np.zeros(2), np.array([1.0, 0.05]), np.array([-300.0, 2.0])):
+        expected = conditional_log_likelihood(weights, design, rows, positive)[0]
+        assert log_likelihood_of(design @ weights, rows, positive) == pytest.approx(expected, rel=1e-12)
+    settings = {"prior": np.array([0.3, -0.2]), "penalty": 3.0}
+    found = fit_conditional_logit(design, rows, positive, **settings)
+    for first in (found, found + 0.5, np.array([-2.0, 2.0])):
+        again = fit_conditional_logit(design, rows, positive, first=first, **settings)
+        np.testing.assert_allclose(again, found, atol=1e-5)
 
 
 def test_cases_without_a_choice_say_nothing():
