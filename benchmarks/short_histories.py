@@ -4,10 +4,10 @@
 
 Works inside the validation trial's training data as ``blend_cases`` does: the components are fitted on the past of the
 fit's own hold-out, the blend on all of its held-out users, once with their whole histories alone, once, as a fit does,
-with some of them cut short beside. Both rank the trial's own cases, later ones, whose histories are cut to their newest
-none, one, two, five and ten events, and left whole; what a user had before is left out by all of it. Beside them the
-most popular items: by buyers ever, and of the last 28 days where there is a clock. The probabilities of the first ten
-are set beside what was taken of them.
+with the weights besides that histories cut short have taught, which fade out by forty events. Both rank the trial's
+own cases, later ones, whose histories are cut to their newest none, one, two, five and ten events, and left whole; what
+a user had before is left out by all of it. Beside them the most popular items: by buyers ever, and of the last 28 days
+where there is a clock. The probabilities of the first ten are set beside what was taken of them.
 """
 
 from __future__ import annotations

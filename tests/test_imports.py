@@ -132,6 +132,7 @@ LAYERS = {
         "drift",
         "fusion",
         "residual",
+        "short_histories",
         "calibration",
         "calibration_report",
         "risk_control",

@@ -31,7 +31,7 @@ from llm_rerank.models.conditional_logit import (
 from llm_rerank.recommendation.candidates import ndcg_of
 from llm_rerank.recommendation.guard import LEAST_CASES_FOR_BLEND, RUNGS, GuardVerdict, judge
 from llm_rerank.recommendation.newcomers import with_popularity
-from llm_rerank.recommendation.priors import LINEAR, at_best_scale, priors_of_rungs
+from llm_rerank.recommendation.priors import LINEAR, SHORT_HISTORY, at_best_scale, priors_of_rungs
 from llm_rerank.statistics import first_unless_beaten
 from llm_rerank.types import FloatArray, IntArray, Ragged
 
@@ -133,8 +133,8 @@ def design_columns(
 
 
 def column_label(name: str) -> str:
-    """Name of a column as people read it: both forms of a component are one."""
-    return name.replace(LINEAR, "")
+    """Name of a column as people read it: both forms of a component are one, for long histories and for short."""
+    return name.replace(LINEAR, "").replace(SHORT_HISTORY, "")
 
 
 def centred_support(support: FloatArray) -> FloatArray:
@@ -152,11 +152,15 @@ def fold_of_case(n_cases: int, n_folds: int, seed: int) -> IntArray:
 
 @dataclass(frozen=True)
 class FusionFit:
-    """A fitted blend, the guard's verdict on it, and its out-of-fold scores (float64, shape (n_candidates,))."""
+    """A fitted blend, the guard's verdict on it, and its out-of-fold scores (float64, shape (n_candidates,)).
+
+    default_ndcg: NDCG@10 of the default alone on each case with a target, float64; None where no blend was fitted.
+    """
 
     blend: Blend
     verdict: GuardVerdict
     out_of_fold: Float64Array
+    default_ndcg: Float64Array | None = None
 
 
 def fit_fusion(
@@ -173,6 +177,7 @@ def fit_fusion(
     n_folds: int = 5,
     sharpness: float = SHARPNESS,
     case_of: IntArray | None = None,
+    short_teach: bool = True,
 ) -> FusionFit:
     """Fit the blend on all lists, and judge it by cross-validation over cases.
 
@@ -180,7 +185,7 @@ def fit_fusion(
     NDCG@10, for each fold on the other folds: the first component ranks best on most shops. start: a blend from another
     shop, whose weights are part of the prior where the names agree. case_of: the case of each list, int64, shape
     (n_lists,): first the lists of all cases in order, then those of some cases asked with a short history, which teach
-    beside their case and are not judged; None: there are none of those.
+    beside their case, or are only scored out of fold (short_teach), and are not judged; None: there are none of those.
     Cases whose target was not retrieved count in the guard (as 0 for both) but cannot train. Where fewer than
     ``LEAST_CASES_FOR_BLEND`` can, nothing is fitted but a scale: both priors rank, the default alone where there are
     none, and the sum for up to one half as they come near that number. There popularity parts what is equal.
@@ -193,7 +198,18 @@ def fit_fusion(
     overall = default or component_names[first_unless_beaten(by_component[:, judged])]
     default_row = by_component[component_names.index(overall)]
     lent = None if start is None else start.on(names)
-    priors = priors_of_rungs(design, names, component_names, rows, positive, targets, overall, lent)
+    teaches = (np.arange(len(rows)) < n_cases) | short_teach
+
+    def lists(of: BoolArray) -> tuple[FloatArray, Ragged, BoolArray]:
+        positions = rows.value_positions(np.flatnonzero(of))
+        return design[positions], rows.take(np.flatnonzero(of)), positive[positions]
+
+    def priors_on(of: BoolArray, chosen: str) -> list[Float64Array]:
+        columns, of_rows, of_positive = lists(of)
+        found = columns, names, component_names, of_rows, of_positive, targets.take(np.flatnonzero(of))
+        return priors_of_rungs(*found, chosen, lent)
+
+    priors = priors_on(teaches, overall)
     n_informative = int((np.bincount(rows.row_of_value, weights=positive, minlength=len(rows)) > 0)[:n_cases].sum())
     if n_informative < LEAST_CASES_FOR_BLEND:
         together = n_informative / (2 * LEAST_CASES_FOR_BLEND)
@@ -221,16 +237,15 @@ def fit_fusion(
     default_ndcg = np.empty(len(rows), dtype=np.float64)
     latest = np.repeat(np.stack(priors)[:, None], len(PENALTIES), axis=1)  # of other folds: each search begins nearby
     for fold in range(n_folds):
-        inside, outside = np.flatnonzero(folds != fold), np.flatnonzero(folds == fold)
-        inside_judged = inside[judged[inside]]
-        chosen = default or component_names[first_unless_beaten(by_component[:, inside_judged])]
+        inside, outside = (folds != fold) & teaches, folds == fold
+        chosen = default or component_names[first_unless_beaten(by_component[:, inside & judged])]
         default_ndcg[outside] = by_component[component_names.index(chosen), outside]
-        train, test = rows.value_positions(inside), rows.value_positions(outside)
-        trained = design[train], names, component_names, rows.take(inside), positive[train], targets.take(inside)
-        fold_priors = priors_of_rungs(*trained, chosen, lent)
-        taught = informative(design[train], rows.take(inside), positive[train])
-        asked, asked_rows, asked_positive = informative_candidates(rows.take(outside), positive[test])
+        fold_priors = priors_on(inside, chosen)
+        taught = informative(*lists(inside))
+        test = rows.value_positions(np.flatnonzero(outside))
         held_out = design[test].astype(np.float64)
+        # whole histories come first, so these places are the same among all candidates of the fold
+        asked, asked_rows, asked_positive = informative_candidates(*lists(outside & teaches)[1:])
         for rung, penalty in np.ndindex(len(RUNGS), len(PENALTIES)):
             latest[rung, penalty] = _fit_columns(
                 *taught, columns[rung], fold_priors[rung], PENALTIES[penalty], latest[rung, penalty]
@@ -246,15 +261,17 @@ def fit_fusion(
     blend_ndcg = ndcg_of(blended, rows, targets)[judged]
     verdict = judge(by_rung, shares, blend_ndcg, default_ndcg[judged], overall, seed)
     if not verdict.kept_blend:
-        alone = at_best_scale(design, np.array(names) == overall, rows, positive)
+        learned, learned_rows, learned_positive = lists(teaches)
+        alone = at_best_scale(learned, np.array(names) == overall, learned_rows, learned_positive)
         blend = Blend(names, with_popularity(alone, names), overall, None)
         return FusionFit(blend, verdict, blend.score(design))
     of_rungs = [
-        _fit_columns(design, rows, positive, columns[rung], priors[rung], PENALTIES[place], latest[rung, place])
+        _fit_columns(*lists(teaches), columns[rung], priors[rung], PENALTIES[place], latest[rung, place])
         for rung, place in enumerate(penalties)
     ]
     penalty = float(np.exp(shares @ np.log(np.array(PENALTIES)[penalties])))
-    return FusionFit(Blend(names, shares @ np.stack(of_rungs), overall, penalty), verdict, blended)
+    fitted = Blend(names, shares @ np.stack(of_rungs), overall, penalty)
+    return FusionFit(fitted, verdict, blended, default_ndcg[judged])
 
 
 def shares_of_rungs(by_rung: Float64Array, sharpness: float) -> Float64Array:

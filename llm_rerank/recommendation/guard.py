@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -89,8 +89,8 @@ def judge(
     by_rung: NDCG@10, shape (len(RUNGS), n_cases). shares: shape (len(RUNGS),). blend_ndcg, default_ndcg: shape
     (n_cases,).
     """
-    margin = GUARD_MARGIN * float(default_ndcg.mean())
     difference = paired_difference(blend_ndcg, default_ndcg, seed=seed)
+    margin = GUARD_MARGIN * float(default_ndcg.mean())
     return GuardVerdict(
         default=default,
         default_ndcg=float(default_ndcg.mean()),
@@ -102,4 +102,18 @@ def judge(
         non_inferior=non_inferior(blend_ndcg - default_ndcg, margin=margin, confidence=0.95),
         shares=dict(zip(RUNGS, shares.tolist(), strict=True)),
         rungs={name: float(values.mean()) for name, values in zip(RUNGS, by_rung, strict=True)},
+    )
+
+
+def judged_again(
+    verdict: GuardVerdict, blend_ndcg: Float64Array, default_ndcg: Float64Array, seed: int
+) -> GuardVerdict:
+    """Judge a blend that was changed since; arguments as for ``judge``. Rungs and shares stay what they were."""
+    difference = paired_difference(blend_ndcg, default_ndcg, seed=seed)
+    return replace(
+        verdict,
+        blend_ndcg=float(blend_ndcg.mean()),
+        difference=difference,
+        kept_blend=difference.mean >= -verdict.margin,
+        non_inferior=non_inferior(blend_ndcg - default_ndcg, margin=verdict.margin, confidence=0.95),
     )

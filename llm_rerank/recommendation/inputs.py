@@ -82,39 +82,6 @@ class Fold:
         short = None if self.short is None else self.short.of_cases(rows)
         return Fold(self.scored.take(rows), self.seen.take(rows), self.pair_values[positions], upstream, short)
 
-    def taught(self) -> TaughtLists:
-        """Lay out what a blend learns from: the list of each case, then those of short histories."""
-        whole = TaughtLists(
-            self.candidates,
-            self.targets,
-            self.scored.scores,
-            self.pair_values,
-            np.arange(len(self.candidates), dtype=np.int64),
-        )
-        return whole if self.short is None else whole.followed_by(self.short)
-
-
-@dataclass(frozen=True)
-class TaughtLists:
-    """Lists of candidates and their targets. case_of: the case that each belongs to, int64, shape (n_lists,)."""
-
-    candidates: Ragged
-    targets: Ragged
-    scores: FloatArray
-    pair_values: FloatArray
-    case_of: IntArray
-
-    def followed_by(self, short: ShortHistories) -> TaughtLists:
-        """Append those of short histories; of the scores the columns that both have."""
-        other, n_columns = short.fold, short.fold.scored.scores.shape[1]
-        return TaughtLists(
-            self.candidates.followed_by(other.candidates),
-            self.targets.followed_by(other.targets),
-            np.concatenate([self.scores[:, :n_columns], other.scored.scores]),
-            np.concatenate([self.pair_values, other.pair_values]),
-            np.append(self.case_of, short.case_of),
-        )
-
 
 @dataclass(frozen=True)
 class ShortHistories:

@@ -14,6 +14,9 @@ from llm_rerank.types import BoolArray, FloatArray, Ragged
 LINEAR = " (linear)"
 """Marks the columns of linear scores: "als (linear)" beside "als", which is the root."""
 
+SHORT_HISTORY = " × short history"
+"""Marks the columns of weights that fade out as a history grows."""
+
 
 def priors_of_rungs(
     design: FloatArray,

@@ -131,7 +131,7 @@ def add_residual(
         names=(*fusion.blend.names, *names),
         weights=np.concatenate([fusion.blend.weights * weights[0], weights[1:]]),
     )
-    return FusionFit(blend, fusion.verdict, out_of_fold[step]), verdict
+    return replace(fusion, blend=blend, out_of_fold=out_of_fold[step]), verdict
 
 
 def _fit(design: Float64Array, rows: Ragged, positive: BoolArray) -> Float64Array:

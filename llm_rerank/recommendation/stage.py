@@ -23,6 +23,7 @@ from llm_rerank.recommendation.fusion import (
     SHARPNESS,
     USER_SUPPORT,
     Blend,
+    FusionFit,
     design_columns,
     fit_fusion,
     linear_form,
@@ -35,8 +36,9 @@ from llm_rerank.recommendation.residual import (
     add_residual,
     residual_columns,
 )
+from llm_rerank.recommendation.short_histories import fading_into, knows_short_histories, with_short_columns
 from llm_rerank.recommendation.thresholds import Cut
-from llm_rerank.types import FloatArray, Ragged
+from llm_rerank.types import FloatArray, IntArray, Ragged
 
 Float64Array = npt.NDArray[np.float64]
 
@@ -103,6 +105,8 @@ class Stage:
             user_support,
             item_support if self.uses_item_support else None,
         )
+        if knows_short_histories(self.blend):
+            design = with_short_columns(design, user_support)
         if residual is None:
             return design
         return np.column_stack([design, self._residual_columns(residual, user_support, item_support)])
@@ -226,10 +230,10 @@ def fit_stage(
     features: the pair features allowed. start: the stage of another shop, whose blend joins the prior.
     cross_encoder: "always" lets its score count even where that does not pay. sharpness: see ``shares_of_rungs``.
     """
-    lists, upstream = fold.taught(), fold.upstream
-    rows, pair_values = lists.candidates, lists.pair_values
+    rows, targets, pair_values, upstream = fold.candidates, fold.targets, fold.pair_values, fold.upstream
+    has_residual = CROSS_ENCODER in component_names
     names = tuple(name for name in component_names if name != CROSS_ENCODER)
-    scores, _ = split_residual(lists.scores, lists.scores.shape[1] > len(names))
+    scores, residual = split_residual(fold.scored.scores, has_residual)
     scale = None
     if upstream is not None:
         scale = (float(np.nanmean(upstream)), max(float(np.nanstd(upstream)), 1e-9))
@@ -242,36 +246,44 @@ def fit_stage(
     user_support, item_support = supports(pair_values)
     uses_item_support = ITEM_SUPPORT in features
     linear = Standardizer().fit(linear_form(scores))
-    design, column_names = design_columns(
-        scores,
-        names,
-        linear,
-        standardizer.transform(missing.transform(selected)),
-        missing.output_names,
-        user_support,
-        item_support if uses_item_support else None,
-    )
-    fusion = fit_fusion(
-        design,
-        column_names,
-        names,
-        rows,
-        is_member(rows, lists.targets, n_items),
-        lists.targets,
-        default=UPSTREAM if upstream is not None else None,
-        start=None if start is None else start.blend,
-        seed=seed,
-        sharpness=sharpness,
-        case_of=lists.case_of,
-    )
-    # from here on whole histories alone, which come first: what is decided and said is of them
-    rows, targets = fold.candidates, fold.targets
+
+    def laid_out(scores: FloatArray, pair_values: FloatArray) -> tuple[FloatArray, tuple[str, ...]]:
+        selected = pair_values[:, [PAIR_FEATURES.index(name) for name in used]]
+        of_user, of_item = supports(pair_values)
+        filled = standardizer.transform(missing.transform(selected))
+        of_item_or_none = of_item if uses_item_support else None
+        return design_columns(scores, names, linear, filled, missing.output_names, of_user, of_item_or_none)
+
+    def fused(rows: Ragged, targets: Ragged, case_of: IntArray, short_teach: bool) -> FusionFit:
+        return fit_fusion(
+            design,
+            column_names,
+            names,
+            rows,
+            is_member(rows, targets, n_items),
+            targets,
+            default=UPSTREAM if upstream is not None else None,
+            start=None if start is None else start.blend,
+            seed=seed,
+            sharpness=sharpness,
+            case_of=case_of,
+            short_teach=short_teach,
+        )
+
+    design, column_names = laid_out(scores, pair_values)
     positive = is_member(rows, targets, n_items)
-    user_support, item_support = user_support[: len(positive)], item_support[: len(positive)]
-    fusion = replace(fusion, out_of_fold=fusion.out_of_fold[: len(positive)])
+    case_of = np.arange(len(rows), dtype=np.int64)
+    if fold.short is None:
+        fusion = fused(rows, targets, case_of, short_teach=False)
+    else:
+        short = fold.short.fold
+        design = np.concatenate([design, laid_out(short.scored.scores, short.pair_values)[0]])
+        lists = rows.followed_by(short.candidates), targets.followed_by(short.targets)
+        case_of = np.append(case_of, fold.short.case_of)
+        whole, both = (fused(*lists, case_of, short_teach=teach) for teach in (False, True))
+        fusion = fading_into(whole, both, short.candidates, short.targets, rows, targets, user_support, seed)
     residual_verdict = None
-    if CROSS_ENCODER in component_names:
-        residual = fold.scored.scores[:, -1]
+    if residual is not None:
         columns, residual_names = residual_columns(residual, user_support, item_support if uses_item_support else None)
         fusion, residual_verdict = add_residual(
             fusion, columns, residual_names, rows, positive, targets, choice=cross_encoder, seed=seed

@@ -11,7 +11,7 @@ from llm_rerank.data.rendering import Renderer
 from llm_rerank.recommendation.calibration import fit_calibrator
 from llm_rerank.recommendation.candidates import is_member, ndcg_of
 from llm_rerank.recommendation.components import ScoredCases
-from llm_rerank.recommendation.fusion import fit_fusion
+from llm_rerank.recommendation.fusion import column_label, fit_fusion
 from llm_rerank.recommendation.guard import LEAST_CASES_FOR_BLEND
 from llm_rerank.recommendation.held_out import SHORT, HeldOutCases, short_lengths
 from llm_rerank.recommendation.holdout import plan_holdout
@@ -19,8 +19,14 @@ from llm_rerank.recommendation.inputs import FitData, FitTools, Fold, ShortHisto
 from llm_rerank.recommendation.log import FitLog
 from llm_rerank.recommendation.planning import read_shop
 from llm_rerank.recommendation.priors import LINEAR
+from llm_rerank.recommendation.short_histories import (
+    fading_into,
+    knows_short_histories,
+    shortness,
+    with_short_columns,
+)
 from llm_rerank.recommendation.specs import default_specs
-from llm_rerank.recommendation.stage import fit_stage, supports
+from llm_rerank.recommendation.stage import Stage, fit_stage, supports
 from llm_rerank.types import DataReport, Ragged
 from tests.planted import cases_of
 
@@ -39,24 +45,16 @@ def fold_of(candidates, *, short=None, column=0.0):
 def test_short_histories_follow_the_cases_that_are_taken():
     short = ShortHistories(fold_of([[7, 8], [9]], column=100), np.array([0, 2]))
     fold = fold_of([[1, 2], [3], [4, 5]], short=short)
-    taught = fold.taught()
-    assert taught.case_of.tolist() == [0, 1, 2, 0, 2]
-    assert taught.candidates.values.tolist() == [1, 2, 3, 4, 5, 7, 8, 9]
-    assert taught.targets.values.tolist() == [1, 3, 4, 7, 9]
-    assert taught.scores[:, 0].tolist() == taught.pair_values[:, 3].tolist() == [1, 2, 3, 4, 5, 107, 108, 109]
-    some = fold.take(np.array([2, 1])).taught()  # in another order, and without the first
-    assert some.candidates.values.tolist() == [4, 5, 3, 9] and some.case_of.tolist() == [0, 1, 0]
-    again = fold.take(np.array([0, 0])).taught()
-    assert again.candidates.values.tolist() == [1, 2, 1, 2, 7, 8, 7, 8] and again.case_of.tolist() == [0, 1, 0, 1]
-    alone = fold.take(np.array([1])).taught()
-    assert alone.candidates.values.tolist() == [3] and alone.case_of.tolist() == [0]
 
+    def taken(*rows):
+        found = fold.take(np.array(rows)).short
+        assert (found.fold.scored.scores[:, 0] == found.fold.pair_values[:, 3]).all()
+        return found.fold.candidates.values.tolist(), found.fold.targets.values.tolist(), found.case_of.tolist()
 
-def test_scores_of_a_later_component_stay_with_whole_histories():
-    short = ShortHistories(fold_of([[7]]), np.array([0]))
-    fold = fold_of([[1, 2]], short=short)
-    wider = replace(fold, scored=replace(fold.scored, scores=np.array([[1, 50], [2, 60]], dtype=np.float32)))
-    assert wider.taught().scores.tolist() == [[1], [2], [7]]
+    assert taken(0, 1, 2) == ([7, 8, 9], [7, 9], [0, 2])
+    assert taken(2, 1) == ([9], [9], [0])  # in another order, and without the first
+    assert taken(0, 0) == ([7, 8, 7, 8], [7, 7], [0, 1])
+    assert taken(1) == ([], [], [])
 
 
 def test_each_history_is_cut_to_something_shorter():
@@ -114,9 +112,24 @@ def test_what_a_stage_says_of_its_cases_is_said_of_whole_histories(held_out):
     positive = is_member(whole.candidates, whole.targets, len(cases.items))
     by_hand = fit_calibrator(with_short.out_of_fold, *supports(whole.pair_values), positive)
     assert with_short.stage.calibrator.to_dict() == by_hand.to_dict()
-    # the guard compares with the same component, cases taken one by one
+    # the guard compares with the same component, and judges what is served
+    default = with_short.stage.verdict.default_ndcg
+    assert knows_short_histories(with_short.stage.blend) and not knows_short_histories(without.stage.blend)
+    judged = ndcg_of(with_short.out_of_fold, whole.candidates, whole.targets)[whole.targets.lengths > 0]
+    assert with_short.stage.verdict.blend_ndcg == pytest.approx(judged.mean())
+    assert with_short.stage.verdict.difference.mean == pytest.approx(judged.mean() - default)
     assert with_short.stage.verdict.default_ndcg == pytest.approx(without.stage.verdict.default_ndcg)
-    assert with_short.stage.blend.to_dict() != without.stage.blend.to_dict()
+    # whose history is long is ranked as ever; a stage comes back from its file
+    half = len(without.stage.blend.weights)
+    np.testing.assert_array_equal(with_short.stage.blend.weights[:half], without.stage.blend.weights)
+    long = replace(whole, pair_values=whole.pair_values.copy())
+    long.pair_values[:, PAIR_FEATURES.index("user_support")] = np.log1p(41)
+    np.testing.assert_allclose(with_short.stage.score(long), without.stage.score(long), atol=1e-12)
+    again = Stage.from_dict(with_short.stage.to_dict())
+    np.testing.assert_array_equal(again.score(whole), with_short.stage.score(whole))
+    newcomers = whole.short.fold.take(np.flatnonzero(whole.short.fold.scored.cases.history.lengths == 0))
+    ndcg = [ndcg_of(fit.stage.score(newcomers), newcomers.candidates, newcomers.targets) for fit in fits.values()]
+    assert np.nanmean(ndcg[0]) > np.nanmean(ndcg[1])
 
 
 def two_worlds(n_cases, seed=0, n_candidates=20):
@@ -153,6 +166,63 @@ def test_short_histories_teach_what_to_do_with_newcomers():
     assert both.verdict.n_cases == n and len(both.out_of_fold) == len(design)
     judged = ndcg_of(both.out_of_fold[:half], rows.take(whole), targets.take(whole)).mean()
     assert both.verdict.blend_ndcg == pytest.approx(judged)
+
+
+def whole_lists(n):
+    _, rows, targets, _ = two_worlds(n)
+    return rows.take(np.arange(n)), targets.take(np.arange(n))
+
+
+def short_lists(n):
+    _, rows, targets, _ = two_worlds(n)
+    return rows.take(np.arange(n, 2 * n)), targets.take(np.arange(n, 2 * n))
+
+
+def faded(n=300, n_events=0):
+    """Both fits of ``two_worlds``, and the blend that goes from the one to the other."""
+    design, rows, targets, case_of = two_worlds(n)
+    half, lists, short = len(design) // 2, whole_lists(n), short_lists(n)
+    alone, both = (fused(design, rows, targets, case_of=case_of, short_teach=teach) for teach in (False, True))
+    support = np.full(half, np.log1p(n_events), dtype=np.float32)
+    joined = fading_into(alone, both, *short, *lists, support, seed=0)
+    return design, lists, alone, both, joined
+
+
+def test_weights_fade_from_short_to_long_histories():
+    design, lists, alone, both, joined = faded()
+    assert shortness(np.log1p(np.array([0, 40, 400.0]))).tolist() == pytest.approx([1, 0, 0], abs=1e-6)
+    x = design[:50]
+    for n_events, share in ((0, 1.0), (40, 0.0), (2, 1 - np.log(3) / np.log(41))):
+        scores = joined.blend.score(with_short_columns(x, np.full(50, np.log1p(n_events), dtype=np.float32)))
+        expected = share * both.blend.score(x) + (1 - share) * alone.blend.score(x)
+        np.testing.assert_allclose(scores, expected, atol=1e-5)
+    assert {column_label(name) for name in joined.blend.names} == {"taste", "sells"}
+    # whole histories without events would be ranked by the other blend, and are judged so
+    half = len(joined.out_of_fold)
+    np.testing.assert_allclose(joined.out_of_fold, both.out_of_fold[:half], atol=1e-12)
+    assert joined.verdict.blend_ndcg == pytest.approx(ndcg_of(both.out_of_fold[:half], *lists).mean())
+    long = faded(n_events=40)[4]
+    np.testing.assert_allclose(long.out_of_fold, alone.out_of_fold[:half], atol=1e-6)
+    assert long.verdict.blend_ndcg == pytest.approx(alone.verdict.blend_ndcg)
+
+
+def test_what_short_histories_teach_is_kept_only_where_it_ranks_them_better():
+    *_, alone, both, joined = faded()
+    short_worse = fading_into(both, alone, *short_lists(300), *whole_lists(300), np.zeros(300 * 20, np.float32), seed=0)
+    assert short_worse.blend is both.blend and len(short_worse.out_of_fold) == 300 * 20
+    assert joined.blend is not alone.blend
+
+
+def test_lists_that_do_not_teach_are_scored_by_what_the_others_taught():
+    design, rows, targets, case_of = two_worlds(300)
+    half, n = len(design) // 2, np.arange(300)
+    scored = fused(design, rows, targets, case_of=case_of, short_teach=False)
+    alone = fused(design[:half], rows.take(n), targets.take(n))
+    np.testing.assert_array_equal(scored.blend.weights, alone.blend.weights)
+    assert scored.verdict == alone.verdict
+    np.testing.assert_array_equal(scored.out_of_fold[:half], alone.out_of_fold)
+    # near what the whole fit says of them, though none of its folds is all of it
+    assert np.corrcoef(scored.out_of_fold[half:], alone.blend.score(design[half:]))[0, 1] > 0.99
 
 
 def test_short_histories_do_not_make_few_cases_many():
