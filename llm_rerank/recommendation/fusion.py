@@ -31,7 +31,7 @@ from llm_rerank.models.conditional_logit import (
 from llm_rerank.recommendation.candidates import ndcg_of
 from llm_rerank.recommendation.guard import LEAST_CASES_FOR_BLEND, RUNGS, GuardVerdict, judge
 from llm_rerank.recommendation.newcomers import with_popularity
-from llm_rerank.recommendation.priors import LINEAR, SHORT_HISTORY, at_best_scale, priors_of_rungs
+from llm_rerank.recommendation.priors import LINEAR, at_best_scale, priors_of_rungs
 from llm_rerank.statistics import first_unless_beaten
 from llm_rerank.types import FloatArray, IntArray, Ragged
 
@@ -48,6 +48,9 @@ SUPPORT_CAP = np.log1p(40.0)
 
 CLIP = 20.0
 """Bound of a linear score, in standard deviations over the catalogue: one candidate in a thousand lies beyond it."""
+
+SHORT_HISTORY = " × short history"
+"""Marks the columns of weights that fade out as a history grows."""
 
 USER_SUPPORT, ITEM_SUPPORT = "user_support", "item_support"
 
@@ -260,13 +263,13 @@ def fit_fusion(
     blended = np.tensordot(shares, out_of_fold[np.arange(len(RUNGS)), penalties], axes=1)
     blend_ndcg = ndcg_of(blended, rows, targets)[judged]
     verdict = judge(by_rung, shares, blend_ndcg, default_ndcg[judged], overall, seed)
+    taught = informative(*lists(teaches))
     if not verdict.kept_blend:
-        learned, learned_rows, learned_positive = lists(teaches)
-        alone = at_best_scale(learned, np.array(names) == overall, learned_rows, learned_positive)
+        alone = at_best_scale(taught[0], np.array(names) == overall, *taught[1:])
         blend = Blend(names, with_popularity(alone, names), overall, None)
         return FusionFit(blend, verdict, blend.score(design))
     of_rungs = [
-        _fit_columns(*lists(teaches), columns[rung], priors[rung], PENALTIES[place], latest[rung, place])
+        _fit_columns(*taught, columns[rung], priors[rung], PENALTIES[place], latest[rung, place])
         for rung, place in enumerate(penalties)
     ]
     penalty = float(np.exp(shares @ np.log(np.array(PENALTIES)[penalties])))

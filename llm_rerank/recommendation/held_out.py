@@ -95,8 +95,7 @@ class HeldOutCases:
     def score(self, components: Sequence[Component], tools: FitTools, log: FitLog) -> Folds:
         """Retrieve candidates with these components and score them, for some cases by a short history too."""
         n_items, seed = len(self.items), tools.config.seed
-        long = np.flatnonzero(self.cases.history.lengths > 0)
-        cut = drawn(long, MOST_SHORT_HISTORIES, seed)
+        cut = drawn(np.flatnonzero(self.cases.history.lengths > 0), MOST_SHORT_HISTORIES, seed)
         short = with_newest(self.cases.take(cut), short_lengths(self.cases.history.lengths[cut], seed))
 
         def scored(cases: Cases, seen: Ragged, done: Callable[[int], None]) -> Fold:

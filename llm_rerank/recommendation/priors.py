@@ -14,9 +14,6 @@ from llm_rerank.types import BoolArray, FloatArray, Ragged
 LINEAR = " (linear)"
 """Marks the columns of linear scores: "als (linear)" beside "als", which is the root."""
 
-SHORT_HISTORY = " × short history"
-"""Marks the columns of weights that fade out as a history grows."""
-
 
 def priors_of_rungs(
     design: FloatArray,
@@ -56,7 +53,9 @@ def _with_lent(
     return (own + lent) / 2
 
 
-def at_best_scale(design: FloatArray, columns: BoolArray, rows: Ragged, positive: BoolArray) -> Float64Array:
+def at_best_scale(
+    design: FloatArray | Float64Array, columns: BoolArray, rows: Ragged, positive: BoolArray
+) -> Float64Array:
     """Weigh these columns (bool, shape (n_columns,)) alike, at the likeliest scale, and all others 0."""
     total = design[:, columns].sum(axis=1, keepdims=True)
     scale = fit_conditional_logit(total, rows, positive, prior=np.zeros(1), penalty=1e-3)

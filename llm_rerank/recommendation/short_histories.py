@@ -13,9 +13,8 @@ from dataclasses import replace
 import numpy as np
 
 from llm_rerank.recommendation.candidates import ndcg_of
-from llm_rerank.recommendation.fusion import SUPPORT_CAP, Blend, FusionFit
+from llm_rerank.recommendation.fusion import SHORT_HISTORY, SUPPORT_CAP, Blend, FusionFit
 from llm_rerank.recommendation.guard import judged_again
-from llm_rerank.recommendation.priors import SHORT_HISTORY
 from llm_rerank.types import FloatArray, Ragged
 
 

@@ -93,18 +93,9 @@ class Stage:
             mean, deviation = self.upstream_scale
             given = np.full(len(scores), np.nan, dtype=np.float32) if upstream is None else upstream
             scores = np.column_stack([scores, (given - mean) / deviation]).astype(np.float32)
-        columns = [PAIR_FEATURES.index(name) for name in self.feature_names]
-        features = self.standardizer.transform(self.missing.transform(pair_values[:, columns]))
+        learned = self.feature_names, self.missing, self.standardizer, self.linear, self.uses_item_support
+        design, _ = _lay_out(scores, pair_values, self.standardised_names, *learned)
         user_support, item_support = supports(pair_values)
-        design, _ = design_columns(
-            scores,
-            self.standardised_names,
-            self.linear,
-            features,
-            self.missing.output_names,
-            user_support,
-            item_support if self.uses_item_support else None,
-        )
         if knows_short_histories(self.blend):
             design = with_short_columns(design, user_support)
         if residual is None:
@@ -198,6 +189,30 @@ def supports(pair_values: FloatArray) -> tuple[FloatArray, FloatArray]:
     return user, item
 
 
+def _lay_out(
+    scores: FloatArray,
+    pair_values: FloatArray,
+    names: Sequence[str],
+    feature_names: Sequence[str],
+    missing: MissingValues,
+    standardizer: Standardizer,
+    linear: Standardizer,
+    uses_item_support: bool,
+) -> tuple[FloatArray, tuple[str, ...]]:
+    """Columns of ``design_columns`` and their names, from what a stage has learned to fill and to scale."""
+    selected = pair_values[:, [PAIR_FEATURES.index(name) for name in feature_names]]
+    user_support, item_support = supports(pair_values)
+    return design_columns(
+        scores,
+        names,
+        linear,
+        standardizer.transform(missing.transform(selected)),
+        missing.output_names,
+        user_support,
+        item_support if uses_item_support else None,
+    )
+
+
 def usable_features(pair_values: FloatArray, rows: Ragged, allowed: Sequence[str]) -> tuple[str, ...]:
     """Names of the features that are known somewhere and differ within some list (else they cannot order anything)."""
     starts = rows.offsets[:-1][rows.lengths > 0]
@@ -247,14 +262,12 @@ def fit_stage(
     uses_item_support = ITEM_SUPPORT in features
     linear = Standardizer().fit(linear_form(scores))
 
-    def laid_out(scores: FloatArray, pair_values: FloatArray) -> tuple[FloatArray, tuple[str, ...]]:
-        selected = pair_values[:, [PAIR_FEATURES.index(name) for name in used]]
-        of_user, of_item = supports(pair_values)
-        filled = standardizer.transform(missing.transform(selected))
-        of_item_or_none = of_item if uses_item_support else None
-        return design_columns(scores, names, linear, filled, missing.output_names, of_user, of_item_or_none)
+    learned = used, missing, standardizer, linear, uses_item_support
+    design, column_names = _lay_out(scores, pair_values, names, *learned)
 
-    def fused(rows: Ragged, targets: Ragged, case_of: IntArray, short_teach: bool) -> FusionFit:
+    def fused(
+        design: FloatArray, rows: Ragged, targets: Ragged, case_of: IntArray | None = None, short_teach: bool = True
+    ) -> FusionFit:
         return fit_fusion(
             design,
             column_names,
@@ -270,17 +283,18 @@ def fit_stage(
             short_teach=short_teach,
         )
 
-    design, column_names = laid_out(scores, pair_values)
     positive = is_member(rows, targets, n_items)
-    case_of = np.arange(len(rows), dtype=np.int64)
     if fold.short is None:
-        fusion = fused(rows, targets, case_of, short_teach=False)
+        fusion = fused(design, rows, targets)
     else:
         short = fold.short.fold
-        design = np.concatenate([design, laid_out(short.scored.scores, short.pair_values)[0]])
-        lists = rows.followed_by(short.candidates), targets.followed_by(short.targets)
-        case_of = np.append(case_of, fold.short.case_of)
-        whole, both = (fused(*lists, case_of, short_teach=teach) for teach in (False, True))
+        lists = (
+            np.concatenate([design, _lay_out(short.scored.scores, short.pair_values, names, *learned)[0]]),
+            rows.followed_by(short.candidates),
+            targets.followed_by(short.targets),
+        )
+        case_of = np.append(np.arange(len(rows)), fold.short.case_of)
+        whole, both = (fused(*lists, case_of, teach) for teach in (False, True))
         fusion = fading_into(whole, both, short.candidates, short.targets, rows, targets, user_support, seed)
     residual_verdict = None
     if residual is not None:
