@@ -16,7 +16,8 @@ from benchmarks._blend_fits import fit_above, fit_by_pairs, ramps
 from benchmarks._blend_half import Columns, Half, Transform, clipped, log_rank, reciprocal_rank, signed_root
 from benchmarks._halves import judged_ndcg
 from llm_rerank.models.conditional_logit import fit_conditional_logit, informative
-from llm_rerank.recommendation.fusion import PENALTIES, FusionFit, fold_of_case
+from llm_rerank.recommendation.cross_fitting import PENALTIES
+from llm_rerank.recommendation.fusion import FusionFit, fold_of_case
 from llm_rerank.recommendation.inputs import Fold
 from llm_rerank.types import BoolArray, IntArray, Ragged
 

@@ -9,19 +9,20 @@ from functools import cached_property
 import numpy as np
 
 from llm_rerank.data.features import PAIR_FEATURES, MissingValues, Standardizer
-from llm_rerank.recommendation.candidates import is_member, ranks_in_row
-from llm_rerank.recommendation.fusion import (
+from llm_rerank.recommendation.blend_columns import (
     ITEM_SUPPORT,
+    LINEAR,
     USER_SUPPORT,
-    FusionFit,
     centred_support,
     design_columns,
-    fit_fusion,
     linear_form,
     root_form,
 )
+from llm_rerank.recommendation.candidates import is_member, ranks_in_row
+from llm_rerank.recommendation.cross_fitting import Lists
+from llm_rerank.recommendation.fusion import FusionFit, fit_fusion
 from llm_rerank.recommendation.inputs import Fold
-from llm_rerank.recommendation.priors import LINEAR, at_best_scale
+from llm_rerank.recommendation.priors import at_best_scale
 from llm_rerank.recommendation.stage import supports, usable_features
 from llm_rerank.types import BoolArray, FloatArray, IntArray, Ragged
 
@@ -143,17 +144,8 @@ class Half:
     def fuse(self, design: FloatArray, names: tuple[str, ...]) -> FusionFit:
         """Fit the library's ladders of logits on columns."""
         fold = self.fold
-        return fit_fusion(
-            design,
-            names,
-            self.names,
-            fold.candidates,
-            self.positive,
-            fold.targets,
-            default=None,
-            start=None,
-            seed=self.seed,
-        )
+        lists = Lists.of_cases(design, names, self.names, fold.candidates, self.positive, fold.targets)
+        return fit_fusion(lists, default=None, start=None, seed=self.seed)
 
     def root_sum(self) -> np.ndarray:
         """Equal weights on the components' roots, which come first, at the likeliest scale: float64, (n_columns,)."""

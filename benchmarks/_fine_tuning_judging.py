@@ -12,8 +12,9 @@ from benchmarks._fine_tuning_rest import Rest
 from llm_rerank.models.conditional_logit import Float64Array, fit_conditional_logit
 from llm_rerank.models.cross_encoder.list_metrics import log_likelihoods
 from llm_rerank.models.cross_encoder.lists import TrainingLists
+from llm_rerank.recommendation.blend_columns import centred_support
 from llm_rerank.recommendation.candidates import ranks_in_row
-from llm_rerank.recommendation.fusion import centred_support, fold_of_case
+from llm_rerank.recommendation.fusion import fold_of_case
 from llm_rerank.statistics import Difference, holm, paired_difference
 from llm_rerank.types import FloatArray
 

@@ -42,8 +42,9 @@ def test_of_the_first_ten_by_hand():
     values = np.concatenate([np.arange(12), [50, 60]]).astype(np.float32)
     pairs = np.zeros((14, len(PAIR_FEATURES)), dtype=np.float32)
     pairs[:, 0] = values
-    fold = as_fold(values[:, None], pairs, candidates, Ragged.from_lists([[11, 1], [4]]))
-    found = short_histories.first_ten(Known(), fold, 20)
+    fold = as_fold(values[:, None], pairs, candidates, Ragged.from_lists([[11, 1, 5], [4]]))
+    first_visit = Ragged.from_lists([[11, 1], [4]])  # item 5 was taken later
+    found = short_histories.first_ten(Known(), fold, first_visit, 20)
     # the ten best of the first list are 2 to 11, one of them taken; both of the second, one taken
     assert found["probability"] == pytest.approx((np.arange(2, 12).sum() + 110) / 12 / 100)
     assert found["taken"] == pytest.approx(2 / 12)

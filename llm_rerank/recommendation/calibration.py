@@ -2,6 +2,10 @@
 
 The score enters by a rising line with a bend or two, because the first ranks are hotter than a straight one says. The
 probability answers: is this candidate the user's next new item, given that it was on the list?
+
+Scores of a list know nothing of their level, and what a score means differs most for users who have done little. So
+there is a second line for users without a history, fitted together with the first on histories cut short; between them
+the log-odds move with ``shortness``, as the blend's weights do.
 """
 
 from __future__ import annotations
@@ -14,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from llm_rerank.recommendation.blend_columns import shortness
 from llm_rerank.types import FloatArray
 
 if TYPE_CHECKING:
@@ -39,19 +44,27 @@ class LogisticCalibrator:
     knots: scores at which the line bends, rising; with none it is Platt scaling ("Probabilistic outputs for support
     vector machines", 1999) with two further inputs. coefficients: float64, shape (len(knots) + 3,): the slope of each
     segment, none negative, so that a higher score never means a lower probability for the same user and item support;
-    then those of the supports, log1p counts.
+    then those of the supports, log1p counts. newcomers: the line of users without a history, on the same knots, which
+    fades out as ``shortness`` says; None: the one line is everybody's.
     """
 
     intercept: float
     coefficients: Float64Array
     n_positives: int
     knots: tuple[float, ...] = ()
+    newcomers: LogisticCalibrator | None = None
 
     def probability(self, scores: Float64Array, user_support: FloatArray, item_support: FloatArray) -> FloatArray:
         """Probabilities: float32, shape (n_candidates,); NaN where the score is NaN."""
-        linear = self.intercept + _inputs(scores, user_support, item_support, self.knots) @ self.coefficients
+        inputs = _inputs(scores, user_support, item_support, self.knots)
+        linear = self._log_odds(inputs)
+        if self.newcomers is not None:
+            linear += shortness(user_support) * (self.newcomers._log_odds(inputs) - linear)
         with np.errstate(over="ignore"):
             return (1.0 / (1.0 + np.exp(-linear))).astype(np.float32)
+
+    def _log_odds(self, inputs: Float64Array) -> Float64Array:
+        return self.intercept + inputs @ self.coefficients
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON-ready values."""
@@ -60,13 +73,21 @@ class LogisticCalibrator:
             "coefficients": self.coefficients.tolist(),
             "n_positives": self.n_positives,
             "knots": list(self.knots),
+            "newcomers": None if self.newcomers is None else self.newcomers.to_dict(),
         }
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> LogisticCalibrator:
         """Rebuild from ``to_dict``'s values."""
         coefficients = np.asarray(values["coefficients"], dtype=np.float64)
-        return cls(values["intercept"], coefficients, values["n_positives"], tuple(values.get("knots", ())))
+        newcomers = values.get("newcomers")
+        return cls(
+            values["intercept"],
+            coefficients,
+            values["n_positives"],
+            tuple(values.get("knots", ())),
+            None if newcomers is None else cls.from_dict(newcomers),
+        )
 
 
 def _inputs(
@@ -86,29 +107,39 @@ def fit_calibrator(
     item_support: FloatArray,
     positive: BoolArray,
     *,
+    short: BoolArray | None = None,
     penalty: float = 1e-3,
     bends: Bends = KNOTS,
 ) -> LogisticCalibrator | None:
     """Fit by penalised maximum likelihood; all arrays of shape (n_candidates,). bends: as ``KNOTS``.
 
-    Returns None with fewer than 10 positives, or without negatives: no probability is better than an invented one.
+    short: which candidates are on lists of histories cut short. With ten positives or more among them they teach, and
+    there is a line for newcomers; else they are left out. Returns None with fewer than 10 positives on the other lists,
+    or without negatives there: no probability is better than an invented one.
     """
     from scipy.optimize import minimize
     from scipy.special import expit
 
-    n_positives = int(positive.sum())
-    if n_positives < LEAST_POSITIVES or n_positives == len(positive):
+    short = np.zeros(len(positive), dtype=np.bool_) if short is None else short
+    n_positives, of_whole = int((positive & ~short).sum()), int((~short).sum())
+    if n_positives < LEAST_POSITIVES or n_positives == of_whole:
         return None
+    fades = int((positive & short).sum()) >= LEAST_POSITIVES
+    if not fades and short.any():
+        scores, positive = scores[~short], positive[~short]
+        user_support, item_support = user_support[~short], item_support[~short]
     quantiles = next((quantiles for least, quantiles in bends if n_positives >= least), ())
     knots = tuple(np.unique(np.quantile(scores[positive], quantiles)).tolist()) if quantiles else ()
     inputs = _inputs(scores, user_support, item_support, knots)
     mean, deviation = inputs.mean(axis=0), inputs.std(axis=0)
     varies = deviation > 1e-12
     deviation = np.where(varies, deviation, 1.0)
-    design = np.column_stack([np.ones(len(inputs)), (inputs - mean) / deviation])
+    line = np.column_stack([np.ones(len(inputs)), (inputs - mean) / deviation])
+    short_part = shortness(user_support).astype(np.float64)[:, None]
+    design = np.concatenate([(1 - short_part) * line, short_part * line], axis=1) if fades else line
     labels = positive.astype(np.float64)
-    n_segments = len(knots) + 1
-    stiffness = np.array([0.0] + [penalty] * (n_segments + 2))
+    n_lines, n_segments = 1 + fades, len(knots) + 1
+    stiffness = np.tile([0.0, *[penalty] * (n_segments + 2)], n_lines)
 
     def objective(weights: Float64Array) -> tuple[float, Float64Array]:
         linear = design @ weights
@@ -116,11 +147,15 @@ def fit_calibrator(
         return float(loss), design.T @ (expit(linear) - labels) + stiffness * weights
 
     rate = labels.mean()
-    first = np.zeros(n_segments + 3)
-    first[0] = np.log(rate / (1.0 - rate))
     # a column that never varies has no gradient, so whatever it starts from would stay as its slope
-    first[1 : n_segments + 1] = np.where(varies[:n_segments] & (np.cumsum(varies[:n_segments]) == 1), 0.5, 0.0)
-    bounds = [(None, None), *[(0.0, None)] * n_segments, (None, None), (None, None)]
+    slopes = np.where(varies[:n_segments] & (np.cumsum(varies[:n_segments]) == 1), 0.5, 0.0)
+    first = np.tile([np.log(rate / (1.0 - rate)), *slopes, 0.0, 0.0], n_lines)
+    bounds = [(None, None), *[(0.0, None)] * n_segments, (None, None), (None, None)] * n_lines
     found = minimize(objective, first, jac=True, method="L-BFGS-B", bounds=bounds, options={"maxiter": 500})
-    coefficients = found.x[1:] / deviation
-    return LogisticCalibrator(float(found.x[0] - coefficients @ mean), coefficients, n_positives, knots)
+
+    def calibrator(weights: Float64Array, newcomers: LogisticCalibrator | None) -> LogisticCalibrator:
+        coefficients = weights[1:] / deviation
+        return LogisticCalibrator(float(weights[0] - coefficients @ mean), coefficients, n_positives, knots, newcomers)
+
+    lines = found.x.reshape(n_lines, -1)
+    return calibrator(lines[0], calibrator(lines[1], None) if fades else None)

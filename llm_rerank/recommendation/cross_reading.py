@@ -167,11 +167,12 @@ def lent_cross_encoder(start: Start, tools: FitTools, log: FitLog) -> HistoryCro
 
 
 def with_scores(fold: Fold, model: HistoryCrossEncoder) -> Fold:
-    """Add the model's scores as the last column of a fold's component scores."""
+    """Add the model's scores as the last column of a fold's component scores, short histories' too."""
     values = model.score(fold.scored.cases)
     scored = replace(
         fold.scored,
         scores=np.column_stack([fold.scored.scores, values]).astype(np.float32),
         raw=np.column_stack([fold.scored.raw, values]).astype(np.float32),
     )
-    return replace(fold, scored=scored)
+    short = None if fold.short is None else replace(fold.short, fold=with_scores(fold.short.fold, model))
+    return replace(fold, scored=scored, short=short)

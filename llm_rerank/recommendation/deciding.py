@@ -11,12 +11,12 @@ import numpy.typing as npt
 
 from llm_rerank.config import RerankerConfig
 from llm_rerank.data.features import ItemStatistics, pair_features
+from llm_rerank.recommendation.blend_columns import column_label
 from llm_rerank.recommendation.candidates import positions_in_row, ranks_in_row
 from llm_rerank.recommendation.components import Group, ScoredCases, retrieve_and_score
 from llm_rerank.recommendation.diversity import diversify_cases
 from llm_rerank.recommendation.failures import Failures, attempt
 from llm_rerank.recommendation.fitting import Fitted
-from llm_rerank.recommendation.fusion import column_label
 from llm_rerank.recommendation.inputs import Fold
 from llm_rerank.recommendation.residual import CROSS_ENCODER
 from llm_rerank.recommendation.stage import UPSTREAM, Stage

@@ -14,9 +14,9 @@ import numpy as np
 import pandas as pd
 
 from llm_rerank.data.frames import id_codes
+from llm_rerank.recommendation.blend_columns import column_label
 from llm_rerank.recommendation.deciding import Decided, groups_of_columns
 from llm_rerank.recommendation.fitting import Fitted
-from llm_rerank.recommendation.fusion import column_label
 from llm_rerank.recommendation.histories import join_cases, without_each_item
 from llm_rerank.recommendation.phrases import Phrases
 from llm_rerank.steps import Steps, in_one_go

@@ -12,9 +12,9 @@ from collections.abc import Collection, Sequence
 import numpy as np
 
 from llm_rerank.data.item_statistics import ItemStatistics
+from llm_rerank.recommendation.blend_columns import column_label
 from llm_rerank.recommendation.candidates import ranks_in_row
 from llm_rerank.recommendation.components import Component
-from llm_rerank.recommendation.fusion import column_label
 from llm_rerank.recommendation.stage import Stage
 from llm_rerank.types import FloatArray, IntArray, Ragged
 

@@ -7,12 +7,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from llm_rerank.models.conditional_logit import Float64Array, fit_conditional_logit
+from llm_rerank.recommendation.blend_columns import LINEAR
 from llm_rerank.recommendation.candidates import ndcg_of
 from llm_rerank.recommendation.guard import RUNGS
 from llm_rerank.types import BoolArray, FloatArray, Ragged
-
-LINEAR = " (linear)"
-"""Marks the columns of linear scores: "als (linear)" beside "als", which is the root."""
 
 
 def priors_of_rungs(

@@ -13,16 +13,11 @@ from typing import Any, Literal
 import numpy as np
 
 from llm_rerank.models.conditional_logit import Float64Array, fit_conditional_logit
-from llm_rerank.recommendation.candidates import ndcg_of
-from llm_rerank.recommendation.fusion import (
-    ITEM_SUPPORT,
-    USER_SUPPORT,
-    FusionFit,
-    centred_support,
-    fold_of_case,
-)
+from llm_rerank.recommendation.blend_columns import ITEM_SUPPORT, USER_SUPPORT, centred_support
+from llm_rerank.recommendation.cross_fitting import Lists
+from llm_rerank.recommendation.fusion import FusionFit, fold_of_case
 from llm_rerank.statistics import Difference, paired_difference
-from llm_rerank.types import BoolArray, FloatArray, Ragged
+from llm_rerank.types import BoolArray, FloatArray
 
 CROSS_ENCODER = "cross_encoder"
 """Name of the component whose score is a residual, in log-odds."""
@@ -83,9 +78,7 @@ def add_residual(
     fusion: FusionFit,
     columns: FloatArray,
     names: tuple[str, ...],
-    rows: Ragged,
-    positive: BoolArray,
-    targets: Ragged,
+    lists: Lists,
     *,
     choice: Literal["auto", "always"],
     seed: int,
@@ -96,21 +89,19 @@ def add_residual(
     columns: of ``residual_columns``. choice: "always" takes the better step with the residual in any case; "auto" where
     it gains more than the standard error of the gain: reading costs minutes of every fit and most of an answer's time,
     and the better of two steps looks better than it is. The blend's weights keep their proportions; together they get
-    one weight, from 1.
+    one weight, from 1. Lists of short histories are only scored.
     """
     widths = (0, 1, len(names))
     design = np.column_stack([fusion.out_of_fold, columns])
-    folds = fold_of_case(len(rows), n_folds, seed)
+    folds = fold_of_case(lists.n_cases, n_folds, seed)[lists.case_of]
     out_of_fold = np.empty((len(STEPS), len(design)))
     out_of_fold[0] = fusion.out_of_fold
     for fold in range(n_folds):
-        inside, outside = np.flatnonzero(folds != fold), np.flatnonzero(folds == fold)
-        train, test, train_rows = rows.value_positions(inside), rows.value_positions(outside), rows.take(inside)
+        inside, test = (folds != fold) & lists.whole, lists.positions(folds == fold)
         for step in (1, 2):
-            weights = _fit(design[train, : 1 + widths[step]], train_rows, positive[train])
+            weights = _fit(lists, inside, design[:, : 1 + widths[step]])
             out_of_fold[step, test] = design[test, : 1 + widths[step]] @ weights
-    judged = targets.lengths > 0
-    by_step = np.stack([ndcg_of(scores, rows, targets)[judged] for scores in out_of_fold])
+    by_step = np.stack([lists.ndcg(scores)[lists.judged] for scores in out_of_fold])
     better = 1 + int(by_step[1:].mean(axis=1).argmax())  # of equals the simplest
     gain = by_step[better] - by_step[0]
     pays = len(gain) > 1 and float(gain.mean()) > float(gain.std(ddof=1)) / len(gain) ** 0.5
@@ -119,13 +110,13 @@ def add_residual(
         step=STEPS[step],
         ndcg={name: float(values.mean()) for name, values in zip(STEPS, by_step, strict=True)},
         difference=paired_difference(by_step[better], by_step[0], seed=seed),
-        n_cases=int(judged.sum()),
+        n_cases=int(lists.judged.sum()),
         pays=pays,
     )
     weights = np.zeros(1 + len(names))
     weights[0] = 1.0
     if step:
-        weights[: 1 + widths[step]] = _fit(design[:, : 1 + widths[step]], rows, positive)
+        weights[: 1 + widths[step]] = _fit(lists, lists.whole, design[:, : 1 + widths[step]])
     blend = replace(
         fusion.blend,
         names=(*fusion.blend.names, *names),
@@ -134,8 +125,9 @@ def add_residual(
     return replace(fusion, blend=blend, out_of_fold=out_of_fold[step]), verdict
 
 
-def _fit(design: Float64Array, rows: Ragged, positive: BoolArray) -> Float64Array:
-    """Fit the weights: the first is shrunk toward 1, the residual's toward 0."""
-    prior = np.zeros(design.shape[1])
-    prior[0] = 1.0
-    return fit_conditional_logit(design.astype(np.float32), rows, positive, prior=prior, penalty=PENALTY)
+def _fit(lists: Lists, of: BoolArray, design: Float64Array) -> Float64Array:
+    """Fit the weights on some lists: the first is shrunk toward 1, the residual's toward 0."""
+    _, rows, positive = lists.part(of)
+    taught = design[lists.positions(of)].astype(np.float32)
+    prior = np.eye(1, design.shape[1])[0]
+    return fit_conditional_logit(taught, rows, positive, prior=prior, penalty=PENALTY)

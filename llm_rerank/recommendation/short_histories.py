@@ -2,8 +2,9 @@
 
 Held-out users have come twice at least, most of them often: what whole histories teach a blend ranks newcomers worse
 than what sells (benchmarks/short_histories.py). So some held-out histories are asked once more cut short, and a second
-blend learns from both. It ranks where there is no history, the first one from forty events on, and between them the
-weights move from the one to the other: score = design · w + shortness · design · (w_short − w), linear in columns.
+blend learns from both, at the penalties of the first; its rungs' shares are told by the short ones. It ranks where
+there is no history, the first one from forty events on, and between them the weights move from the one to the other:
+score = design · w + shortness · design · (w_short − w), linear in columns.
 """
 
 from __future__ import annotations
@@ -12,20 +13,12 @@ from dataclasses import replace
 
 import numpy as np
 
-from llm_rerank.recommendation.candidates import ndcg_of
-from llm_rerank.recommendation.fusion import SHORT_HISTORY, SUPPORT_CAP, Blend, FusionFit
+from llm_rerank.models.conditional_logit import Float64Array
+from llm_rerank.recommendation.blend_columns import SHORT_HISTORY, shortness
+from llm_rerank.recommendation.cross_fitting import Lists, fit_across_folds, fit_shares, sum_of_shares
+from llm_rerank.recommendation.fusion import Blend, FusionFit, fold_of_case, shares_of_rungs
 from llm_rerank.recommendation.guard import judged_again
-from llm_rerank.types import FloatArray, Ragged
-
-
-def shortness(user_support: FloatArray) -> FloatArray:
-    """How much the weights of short histories count: 1 without events, 0 from forty on; float32, shape as given."""
-    return np.maximum(1 - user_support / SUPPORT_CAP, 0).astype(np.float32)
-
-
-def with_short_columns(design: FloatArray, user_support: FloatArray) -> FloatArray:
-    """Lay each column out once more, times ``shortness``: float32, shape (n_candidates, 2 × n_columns)."""
-    return np.concatenate([design, design * shortness(user_support)[:, None]], axis=1)
+from llm_rerank.types import BoolArray, FloatArray
 
 
 def knows_short_histories(blend: Blend) -> bool:
@@ -33,36 +26,56 @@ def knows_short_histories(blend: Blend) -> bool:
     return any(name.endswith(SHORT_HISTORY) for name in blend.names)
 
 
+def taught_by_both(
+    whole: FusionFit, lists: Lists, *, start: Blend | None, seed: int
+) -> tuple[Float64Array, Float64Array]:
+    """Fit the rungs of a fitted blend once more, at their penalties, on lists of whole and of short histories.
+
+    Their shares are told by NDCG@10 of the short ones (``shares_of_rungs``). Returns the weights (float64, shape
+    (n_columns,)) and scores of all lists out of fold (float64, shape (n_candidates,)), which no list of the same case
+    has taught.
+    """
+    assert whole.chosen is not None
+    rungs, defaults = whole.chosen.rungs, whole.chosen.defaults
+    lent = None if start is None else start.on(lists.names)
+    everything = np.ones(len(lists.rows), dtype=np.bool_)
+    folds = fold_of_case(lists.n_cases, len(defaults), seed)[lists.case_of]
+    fits = fit_across_folds(lists, everything, folds, defaults, lent, rungs)
+    of_rungs = shares_of_rungs(np.stack([lists.ndcg(fits[pair].scores)[_asked_short(lists)] for pair in rungs]))
+    shares = dict(zip(rungs, of_rungs.tolist(), strict=True))
+    weights = fit_shares(lists, everything, whole.blend.default, lent, fits, shares)
+    return weights, sum_of_shares({pair: fits[pair].scores for pair in rungs}, shares)
+
+
+def _asked_short(lists: Lists) -> BoolArray:
+    """Which lists are of short histories and had something taken from them."""
+    return ~lists.whole & (lists.targets.lengths > 0)
+
+
 def fading_into(
-    whole: FusionFit,
-    both: FusionFit,
-    short_rows: Ragged,
-    short_targets: Ragged,
-    rows: Ragged,
-    targets: Ragged,
-    user_support: FloatArray,
-    seed: int,
+    whole: FusionFit, lists: Lists, user_support: FloatArray, *, start: Blend | None, seed: int
 ) -> FusionFit:
     """Give a blend taught by whole histories the weights that short ones too have taught, where these rank better.
 
-    Both have out-of-fold scores of the lists of whole histories, then of the short ones, whose rows and targets follow;
-    better is judged by NDCG@10 of the latter. rows, targets, user_support: of whole histories, whose scores change too
-    as far as they are short. The result has the out-of-fold scores of these alone.
+    Better is judged by NDCG@10 of the lists of short histories, out of fold, as they are then served; the guard judges
+    the lists of whole ones again, whose scores change as far as they are short. user_support: of the candidates of all
+    lists, log1p counts. start: see ``fit_fusion``. Where no blend was fitted or kept, nothing changes.
     """
-    n = len(user_support)
-    of_short = [np.nansum(ndcg_of(fit.out_of_fold[n:], short_rows, short_targets)) for fit in (whole, both)]
-    whole = replace(whole, out_of_fold=whole.out_of_fold[:n])
-    if both.default_ndcg is None or whole.default_ndcg is None or of_short[1] <= of_short[0]:
+    short = _asked_short(lists)
+    if whole.chosen is None or whole.default_ndcg is None or not short.any():
         return whole
-    out_of_fold = whole.out_of_fold + shortness(user_support) * (both.out_of_fold[:n] - whole.out_of_fold)
-    ndcg = ndcg_of(out_of_fold, rows, targets)[targets.lengths > 0]
-    verdict = judged_again(whole.verdict, ndcg, whole.default_ndcg, seed)
+    weights, scores = taught_by_both(whole, lists, start=start, seed=seed)
+    faded = whole.out_of_fold + shortness(user_support) * (scores - whole.out_of_fold)
+    before, after = (lists.ndcg(values)[short].mean() for values in (whole.out_of_fold, faded))
+    if after <= before:
+        return whole
+    verdict = judged_again(whole.verdict, lists.ndcg(faded)[lists.judged], whole.default_ndcg, seed)
     if not verdict.kept_blend:
         return whole
-    names, weights = whole.blend.names, whole.blend.weights
+    names, own = whole.blend.names, whole.blend.weights
     blend = replace(
         whole.blend,
         names=(*names, *(f"{name}{SHORT_HISTORY}" for name in names)),
-        weights=np.concatenate([weights, both.blend.weights - weights]),
+        weights=np.concatenate([own, weights - own]),
     )
-    return replace(whole, blend=blend, verdict=verdict, out_of_fold=out_of_fold)
+    return replace(whole, blend=blend, verdict=verdict, out_of_fold=faded)

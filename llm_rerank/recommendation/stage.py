@@ -15,19 +15,18 @@ import numpy.typing as npt
 
 from llm_rerank.data.features import PAIR_FEATURES
 from llm_rerank.data.missing import MissingValues, Standardizer
+from llm_rerank.recommendation.blend_columns import (
+    ITEM_SUPPORT,
+    USER_SUPPORT,
+    design_columns,
+    linear_form,
+    with_short_columns,
+)
 from llm_rerank.recommendation.calibration import LogisticCalibrator, fit_calibrator
 from llm_rerank.recommendation.candidates import is_member, ndcg_of
+from llm_rerank.recommendation.cross_fitting import Lists
 from llm_rerank.recommendation.drift import DriftProfile
-from llm_rerank.recommendation.fusion import (
-    ITEM_SUPPORT,
-    SHARPNESS,
-    USER_SUPPORT,
-    Blend,
-    FusionFit,
-    design_columns,
-    fit_fusion,
-    linear_form,
-)
+from llm_rerank.recommendation.fusion import SHARPNESS, Blend, fit_fusion
 from llm_rerank.recommendation.guard import GuardVerdict
 from llm_rerank.recommendation.inputs import Fold
 from llm_rerank.recommendation.residual import (
@@ -36,9 +35,9 @@ from llm_rerank.recommendation.residual import (
     add_residual,
     residual_columns,
 )
-from llm_rerank.recommendation.short_histories import fading_into, knows_short_histories, with_short_columns
+from llm_rerank.recommendation.short_histories import fading_into, knows_short_histories
 from llm_rerank.recommendation.thresholds import Cut
-from llm_rerank.types import FloatArray, IntArray, Ragged
+from llm_rerank.types import FloatArray, Ragged
 
 Float64Array = npt.NDArray[np.float64]
 
@@ -265,51 +264,35 @@ def fit_stage(
     learned = used, missing, standardizer, linear, uses_item_support
     design, column_names = _lay_out(scores, pair_values, names, *learned)
 
-    def fused(
-        design: FloatArray, rows: Ragged, targets: Ragged, case_of: IntArray | None = None, short_teach: bool = True
-    ) -> FusionFit:
-        return fit_fusion(
-            design,
-            column_names,
-            names,
-            rows,
-            is_member(rows, targets, n_items),
-            targets,
-            default=UPSTREAM if upstream is not None else None,
-            start=None if start is None else start.blend,
-            seed=seed,
-            sharpness=sharpness,
-            case_of=case_of,
-            short_teach=short_teach,
-        )
-
-    positive = is_member(rows, targets, n_items)
-    if fold.short is None:
-        fusion = fused(design, rows, targets)
-    else:
+    lists = Lists.of_cases(design, column_names, names, rows, is_member(rows, targets, n_items), targets)
+    if fold.short is not None:
         short = fold.short.fold
-        lists = (
-            np.concatenate([design, _lay_out(short.scored.scores, short.pair_values, names, *learned)[0]]),
-            rows.followed_by(short.candidates),
-            targets.followed_by(short.targets),
-        )
-        case_of = np.append(np.arange(len(rows)), fold.short.case_of)
-        whole, both = (fused(*lists, case_of, teach) for teach in (False, True))
-        fusion = fading_into(whole, both, short.candidates, short.targets, rows, targets, user_support, seed)
+        short_scores, short_residual = split_residual(short.scored.scores, has_residual)
+        short_design, _ = _lay_out(short_scores, short.pair_values, names, *learned)
+        short_positive = is_member(short.candidates, short.targets, n_items)
+        lists = lists.followed_by(short_design, short.candidates, short_positive, short.targets, fold.short.case_of)
+        user_support, item_support = supports(np.concatenate([pair_values, short.pair_values]))
+        if residual is not None and short_residual is not None:
+            residual = np.append(residual, short_residual)
+    lent = None if start is None else start.blend
+    default = UPSTREAM if upstream is not None else None
+    fusion = fit_fusion(lists, default=default, start=lent, seed=seed, sharpness=sharpness)
+    fusion = fading_into(fusion, lists, user_support, start=lent, seed=seed)
     residual_verdict = None
     if residual is not None:
         columns, residual_names = residual_columns(residual, user_support, item_support if uses_item_support else None)
-        fusion, residual_verdict = add_residual(
-            fusion, columns, residual_names, rows, positive, targets, choice=cross_encoder, seed=seed
-        )
+        fusion, residual_verdict = add_residual(fusion, columns, residual_names, lists, choice=cross_encoder, seed=seed)
         names = (*names, CROSS_ENCODER)
     if fusion.blend.penalty is None:
         # where no blend was fitted, support's effect is noise; without it probabilities keep the order of the scores
         item_support = np.zeros_like(item_support)
-    calibrator = fit_calibrator(fusion.out_of_fold, user_support, item_support, positive)
+    calibrator = fit_calibrator(
+        fusion.out_of_fold, user_support, item_support, lists.positive, short=lists.short_candidates
+    )
+    out_of_fold = fusion.out_of_fold[: len(rows.values)]
     ndcg = None
     if fusion.verdict.difference is not None:
-        ndcg = ndcg_of(fusion.out_of_fold, rows, targets)[targets.lengths > 0]
+        ndcg = ndcg_of(out_of_fold, rows, targets)[targets.lengths > 0]
     stage = Stage(
         names,
         used,
@@ -324,7 +307,7 @@ def fit_stage(
         None,
         residual_verdict,
     )
-    return StageFit(stage, fusion.out_of_fold, ndcg)
+    return StageFit(stage, out_of_fold, ndcg)
 
 
 def split_residual(component_scores: FloatArray, has_residual: bool) -> tuple[FloatArray, FloatArray | None]:

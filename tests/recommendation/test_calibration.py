@@ -1,8 +1,11 @@
 """The calibrator: planted truth, order, and silence where there is too little to learn from."""
 
+import json
+
 import numpy as np
 import pytest
 
+from llm_rerank.recommendation.blend_columns import shortness
 from llm_rerank.recommendation.calibration import LEAST_POSITIVES, LogisticCalibrator, fit_calibrator
 from llm_rerank.reliability import expected_calibration_error
 
@@ -106,6 +109,61 @@ def test_a_support_that_is_the_same_everywhere_says_nothing():
     assert calibrator.coefficients[-1] == 0.0
     assert np.isfinite(calibrator.intercept)
     assert np.isfinite(calibrator.probability(scores, user, same)).all()
+
+
+def with_newcomers(n, seed=0):
+    """Users of many events by one line, users of none by another, and in between by both as far as they are short."""
+    rng = np.random.default_rng(seed)
+    scores, item = rng.normal(0, 2, n), rng.uniform(0, 6, n).astype(np.float32)
+    events = rng.choice([0, 1, 2, 5, 10, 40, 100], n)
+    user, short = np.log1p(events).astype(np.float32), events < 6
+    k = shortness(user).astype(float)
+    linear = (1 - k) * (-3.0 + 1.2 * scores + 0.3 * item) + k * (0.5 + 0.4 * scores - 0.2 * item)
+    return scores, user, item, rng.random(n) < 1 / (1 + np.exp(-linear)), short, linear
+
+
+def test_newcomers_have_a_line_of_their_own_that_fades_out():
+    *drawn_lists, short, _ = with_newcomers(60_000)
+    calibrator = fit_calibrator(*drawn_lists, short=short)
+    own, others = calibrator.newcomers, calibrator
+    assert own.intercept == pytest.approx(0.5, abs=0.25)
+    np.testing.assert_allclose(own.coefficients[[0, 1, 2, 3, 5]], [0.4, 0.4, 0.4, 0.4, -0.2], atol=0.15)
+    np.testing.assert_allclose(others.coefficients[[0, 1, 2, 3, 5]], [1.2, 1.2, 1.2, 1.2, 0.3], atol=0.25)
+    scores, user, item, positive, short, linear = with_newcomers(20_000, seed=1)
+    found = calibrator.probability(scores, user, item)
+    truth = 1 / (1 + np.exp(-linear))
+    np.testing.assert_allclose(found, truth, atol=0.05)
+    for n_events in (0, 1, 5, 40):
+        asked = user == np.float32(np.log1p(n_events))
+        assert found[asked].mean() == pytest.approx(truth[asked].mean(), abs=0.015)
+    line = fit_calibrator(*(values[~short] for values in (scores, user, item, positive)))
+    newcomers = user == 0
+    too_low = line.probability(scores, user, item)[newcomers].mean()
+    assert too_low < 0.8 * positive[newcomers].mean()  # what one line of long histories says of them
+    # a higher score never means less, at any history; JSON keeps both lines
+    for n_events in (0, 3, 50):
+        same = np.full(400, np.log1p(n_events), np.float32)
+        assert (np.diff(calibrator.probability(np.linspace(-9, 9, 400), same, np.ones(400))) >= 0).all()
+    again = LogisticCalibrator.from_dict(json.loads(json.dumps(calibrator.to_dict())))
+    np.testing.assert_array_equal(again.probability(scores, user, item), found)
+
+
+def test_short_histories_teach_from_ten_positives_on():
+    scores, user, item, positive, short, _ = with_newcomers(5_000)
+    alone = fit_calibrator(*(values[~short] for values in (scores, user, item, positive)))
+
+    def with_short_positives(n):
+        kept = positive & ~short
+        kept[np.flatnonzero(positive & short)[:n]] = True
+        return fit_calibrator(scores, user, item, kept, short=short)
+
+    assert with_short_positives(9).to_dict() == alone.to_dict()
+    assert with_short_positives(10).newcomers is not None
+    assert with_short_positives(10).n_positives == alone.n_positives
+    # and they do not make few of the others enough
+    few = positive & short
+    few[np.flatnonzero(positive & ~short)[:9]] = True
+    assert fit_calibrator(scores, user, item, few, short=short) is None
 
 
 def test_unknown_score_has_unknown_probability_and_json_keeps_all():

@@ -22,8 +22,8 @@ from llm_rerank.data.splits import last_targets
 from llm_rerank.models.cross_encoder.scorer import HistoryCrossEncoder
 from llm_rerank.models.semantic.encoder import SentenceEncoder
 from llm_rerank.recommendation import fine_tuning, training_lists
-from llm_rerank.recommendation.candidates import ndcg_of
 from llm_rerank.recommendation.components import ScoredCases
+from llm_rerank.recommendation.cross_fitting import Lists
 from llm_rerank.recommendation.cross_reading import new_cross_encoder
 from llm_rerank.recommendation.fusion import Blend, FusionFit
 from llm_rerank.recommendation.guard import GuardVerdict
@@ -360,16 +360,18 @@ def test_no_opinion_counts_as_none():
 
 
 def test_lists_from_which_nothing_was_taken_change_no_verdict():
-    fusion, columns, names, rows, positive, targets, *_ = made(300, 0.8)
-    _, verdict = add_residual(fusion, columns, names, rows, positive, targets, choice="auto", seed=0)
+    fusion, columns, names, lists, *_ = made(300, 0.8)
+    _, verdict = add_residual(fusion, columns, names, lists, choice="auto", seed=0)
     more = Ragged.from_lengths(np.tile(np.arange(20), 350), np.full(350, 20))
     _, with_empty = add_residual(
         replace(fusion, out_of_fold=np.append(fusion.out_of_fold, np.zeros(1_000))),
         np.concatenate([columns, np.ones((1_000, 3), np.float32)]),
         names,
-        more,
-        np.append(positive, np.zeros(1_000, bool)),
-        Ragged.from_lengths(targets.values, np.append(targets.lengths, np.zeros(50, np.int64))),
+        bare_lists(
+            more,
+            np.append(lists.positive, np.zeros(1_000, bool)),
+            Ragged.from_lengths(lists.targets.values, np.append(lists.targets.lengths, np.zeros(50, np.int64))),
+        ),
         choice="auto",
         seed=0,
     )
@@ -379,24 +381,26 @@ def test_lists_from_which_nothing_was_taken_change_no_verdict():
 
 
 def test_a_blend_that_says_too_little_is_scaled_up_with_the_residual():
-    fusion, columns, names, rows, positive, targets, first, _ = made(800, 0.8)
+    fusion, columns, names, lists, first, _ = made(800, 0.8)
     faint = FusionFit(replace(fusion.blend, weights=np.array([0.5])), fusion.verdict, 0.5 * first)
-    found, _ = add_residual(faint, columns, names, rows, positive, targets, choice="auto", seed=0)
+    found, _ = add_residual(faint, columns, names, lists, choice="auto", seed=0)
     assert found.blend.weights[0] == pytest.approx(1.0, abs=0.1)
     # one case that says the opposite of the rest is not enough to leave the prior weight of 1
-    one = rows.take(np.arange(1))
     alone = add_residual(
         FusionFit(fusion.blend, fusion.verdict, np.zeros(20)),
         columns[:20],
         names,
-        one,
-        positive[:20],
-        targets.take(np.arange(1)),
+        bare_lists(lists.rows.take(np.arange(1)), lists.positive[:20], lists.targets.take(np.arange(1))),
         choice="always",
         seed=0,
         n_folds=1 + 1,
     )[0]
     assert alone.blend.weights[0] == pytest.approx(1.0)
+
+
+def bare_lists(rows, positive, targets):
+    """Lists whose columns are not asked for."""
+    return Lists.of_cases(np.empty((len(positive), 0), np.float32), (), (), rows, positive, targets)
 
 
 def made(n_cases, strength, *, only_thin=False, seed=0):
@@ -415,7 +419,23 @@ def made(n_cases, strength, *, only_thin=False, seed=0):
     fusion = FusionFit(Blend(("first",), np.array([1.0]), "first", 3.0), verdict, first)
     user = np.full(20 * n_cases, np.log1p(5), dtype=np.float32)
     columns, names = residual_columns(residual.astype(np.float32), user, support)
-    return fusion, columns, names, rows, positive, targets, first, residual
+    return fusion, columns, names, bare_lists(rows, positive, targets), first, residual
+
+
+def test_lists_of_short_histories_are_scored_and_teach_nothing():
+    fusion, columns, names, lists, first, _ = made(400, 0.8)
+    backwards = -columns  # there the residual says the opposite
+    both = lists.followed_by(lists.design, lists.rows, lists.positive, lists.targets, lists.case_of)
+    twice = replace(fusion, out_of_fold=np.append(first, first))
+    alone, of_alone = add_residual(fusion, columns, names, lists, choice="auto", seed=0)
+    found, verdict = add_residual(twice, np.concatenate([columns, backwards]), names, both, choice="auto", seed=0)
+    assert verdict == of_alone
+    np.testing.assert_array_equal(found.blend.weights, alone.blend.weights)
+    n = len(first)
+    np.testing.assert_array_equal(found.out_of_fold[:n], alone.out_of_fold)
+    design = np.column_stack([first, backwards]).astype(np.float32)
+    np.testing.assert_allclose(found.out_of_fold[n:], alone.blend.score(design), atol=0.6)
+    assert np.corrcoef(found.out_of_fold[n:], alone.blend.score(design))[0, 1] > 0.99
 
 
 def effective_weights(weights):
@@ -426,8 +446,8 @@ def effective_weights(weights):
 
 
 def test_a_residual_that_tells_joins_at_its_weight():
-    fusion, columns, names, rows, positive, targets, first, residual = made(800, 0.8)
-    found, verdict = add_residual(fusion, columns, names, rows, positive, targets, choice="auto", seed=0)
+    fusion, columns, names, lists, first, residual = made(800, 0.8)
+    found, verdict = add_residual(fusion, columns, names, lists, choice="auto", seed=0)
     assert verdict.kept
     assert verdict.difference.low > 0
     weights = dict(zip(found.blend.names, found.blend.weights, strict=True))
@@ -436,35 +456,35 @@ def test_a_residual_that_tells_joins_at_its_weight():
     assert thin == pytest.approx(0.8, abs=0.15)
     assert thick == pytest.approx(0.8, abs=0.15)
     design = np.column_stack([first, columns]).astype(np.float32)
-    inside = ndcg_of(found.blend.score(design), rows, targets).mean()
-    assert inside == pytest.approx(ndcg_of(found.out_of_fold, rows, targets).mean(), abs=0.02)
+    inside = lists.ndcg(found.blend.score(design)).mean()
+    assert inside == pytest.approx(lists.ndcg(found.out_of_fold).mean(), abs=0.02)
     assert ResidualVerdict.from_dict(json.loads(json.dumps(verdict.to_dict()))) == verdict
 
 
 def test_a_residual_of_noise_is_left_out_unless_asked_for():
-    fusion, columns, names, rows, positive, targets, *_ = made(400, 0.0, seed=3)
-    found, verdict = add_residual(fusion, columns, names, rows, positive, targets, choice="auto", seed=0)
+    fusion, columns, names, lists, *_ = made(400, 0.0, seed=3)
+    found, verdict = add_residual(fusion, columns, names, lists, choice="auto", seed=0)
     if verdict.kept:  # by chance it may look better; then by next to nothing
         assert verdict.difference.mean < 0.005
     else:
         np.testing.assert_array_equal(found.blend.weights, [1.0, 0.0, 0.0, 0.0])
         np.testing.assert_array_equal(found.out_of_fold, fusion.out_of_fold)
-    _, forced = add_residual(fusion, columns, names, rows, positive, targets, choice="always", seed=0)
+    _, forced = add_residual(fusion, columns, names, lists, choice="always", seed=0)
     assert forced.step in STEPS[1:]
 
 
 def test_a_gain_no_greater_than_its_standard_error_is_not_worth_the_reading():
     within, beyond = 0, 0
     for seed in range(12):
-        fusion, columns, names, rows, positive, targets, *_ = made(150, 0.2, seed=seed)
-        _, verdict = add_residual(fusion, columns, names, rows, positive, targets, choice="auto", seed=0)
+        fusion, columns, names, lists, *_ = made(150, 0.2, seed=seed)
+        _, verdict = add_residual(fusion, columns, names, lists, choice="auto", seed=0)
         gain, error = verdict.difference.mean, (verdict.difference.high - verdict.difference.low) / 3.92
         if abs(gain / error - 1) < 0.1:  # the interval is a bootstrap's, its error is not the rule's to the last digit
             continue
         assert verdict.kept == verdict.pays == (gain > error)
         within += 0 < gain < error
         beyond += gain > error
-        _, forced = add_residual(fusion, columns, names, rows, positive, targets, choice="always", seed=0)
+        _, forced = add_residual(fusion, columns, names, lists, choice="always", seed=0)
         assert forced.kept
         assert forced.pays == verdict.pays
     assert within > 0
@@ -474,10 +494,10 @@ def test_a_gain_no_greater_than_its_standard_error_is_not_worth_the_reading():
 def test_auto_leaves_noise_out_and_judges_out_of_fold():
     """Fifteen columns of noise on sixty cases: in sample they look like a find, on other folds they are none."""
     for seed in range(3):
-        fusion, _, _, rows, positive, targets, *_ = made(60, 0.0, seed=seed)
+        fusion, _, _, lists, *_ = made(60, 0.0, seed=seed)
         columns = np.random.default_rng(seed).normal(size=(1_200, 15)).astype(np.float32)
         names = tuple(f"noise{number}" for number in range(15))
-        found, verdict = add_residual(fusion, columns, names, rows, positive, targets, choice="auto", seed=0)
+        found, verdict = add_residual(fusion, columns, names, lists, choice="auto", seed=0)
         assert verdict.ndcg[STEPS[2]] < verdict.ndcg[STEPS[0]]
         if not verdict.kept:
             np.testing.assert_array_equal(found.blend.weights, [1.0, *np.zeros(15)])
@@ -487,8 +507,8 @@ def test_auto_leaves_noise_out_and_judges_out_of_fold():
 
 def test_its_weight_follows_the_support():
     """It tells of thin items only: the products with the support must carry that."""
-    fusion, columns, names, rows, positive, targets, *_ = made(1_500, 1.5, only_thin=True)
-    found, verdict = add_residual(fusion, columns, names, rows, positive, targets, choice="auto", seed=0)
+    fusion, columns, names, lists, *_ = made(1_500, 1.5, only_thin=True)
+    found, verdict = add_residual(fusion, columns, names, lists, choice="auto", seed=0)
     assert verdict.step == "weights by support"
     weights = dict(zip(found.blend.names, found.blend.weights, strict=True))
     thin, thick = effective_weights(weights)

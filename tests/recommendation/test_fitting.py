@@ -13,6 +13,7 @@ from llm_rerank.data.splits import hash_users
 from llm_rerank.metrics import hit_matrix, ndcg_at_k
 from llm_rerank.models.collaborative.popularity import Popularity
 from llm_rerank.models.scoring import retrieve
+from llm_rerank.recommendation.blend_columns import LINEAR
 from llm_rerank.recommendation.candidates import is_member, ndcg_of
 from llm_rerank.recommendation.fitting import fit_reranker
 from llm_rerank.recommendation.held_out import HeldOutCases, fit_and_score_holdout, tune
@@ -20,7 +21,6 @@ from llm_rerank.recommendation.holdout import LEAST_WINDOW_USERS, plan_holdout
 from llm_rerank.recommendation.inputs import FitData, FitTools
 from llm_rerank.recommendation.log import FitLog
 from llm_rerank.recommendation.planning import read_shop
-from llm_rerank.recommendation.priors import LINEAR
 from llm_rerank.recommendation.specs import ComponentSpec, default_specs
 from llm_rerank.recommendation.stage import fit_stage
 from llm_rerank.recommendation.thresholds import choose_cut, cut_curve

@@ -8,18 +8,11 @@ from scipy.optimize import check_grad
 
 from llm_rerank.data.missing import Standardizer
 from llm_rerank.models.conditional_logit import conditional_log_likelihood, fit_conditional_logit
+from llm_rerank.recommendation.blend_columns import CLIP, LINEAR, column_label, columns_of_rungs, design_columns
 from llm_rerank.recommendation.candidates import is_member, ndcg_of
-from llm_rerank.recommendation.fusion import (
-    CLIP,
-    Blend,
-    column_label,
-    columns_of_rungs,
-    design_columns,
-    fit_fusion,
-    shares_of_rungs,
-)
+from llm_rerank.recommendation.cross_fitting import Lists
+from llm_rerank.recommendation.fusion import Blend, fit_fusion, shares_of_rungs
 from llm_rerank.recommendation.guard import LEAST_CASES_FOR_BLEND, RUNGS, GuardVerdict, judge
-from llm_rerank.recommendation.priors import LINEAR
 from llm_rerank.types import Ragged
 
 
@@ -126,7 +119,7 @@ def run(design, rows, targets, names=("good", "noise"), **options):
     positive = is_member(rows, targets, 20)
     chosen = {"default": None, "start": None, "seed": 0, **options}
     columns = (*names, *(f"{name}{LINEAR}" for name in names))
-    return fit_fusion(np.tile(design, 2), columns, list(names), rows, positive, targets, **chosen)
+    return fit_fusion(Lists.of_cases(np.tile(design, 2), columns, list(names), rows, positive, targets), **chosen)
 
 
 def weights_of(blend):

@@ -8,9 +8,10 @@ import pytest
 from llm_rerank.config import RerankerConfig, ThresholdConfig
 from llm_rerank.data.features import PAIR_FEATURES
 from llm_rerank.data.missing import MissingValues, Standardizer
+from llm_rerank.recommendation.blend_columns import LINEAR
 from llm_rerank.recommendation.calibration import LogisticCalibrator
 from llm_rerank.recommendation.components import ScoredCases
-from llm_rerank.recommendation.fusion import LINEAR, Blend
+from llm_rerank.recommendation.fusion import Blend
 from llm_rerank.recommendation.guard import GuardVerdict
 from llm_rerank.recommendation.inputs import Fold
 from llm_rerank.recommendation.judging import report_and_cut

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 
 from llm_rerank.config import RerankerConfig
-from llm_rerank.recommendation.fusion import LINEAR
+from llm_rerank.recommendation.blend_columns import LINEAR
 from llm_rerank.recommendation.newcomers import POPULARITY
 from llm_rerank.recommendation.reranker import Reranker
 from llm_rerank.types import DataError, NotFittedError, StorageError

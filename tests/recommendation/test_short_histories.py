@@ -8,23 +8,19 @@ import pytest
 from llm_rerank.config import RerankerConfig
 from llm_rerank.data.features import PAIR_FEATURES
 from llm_rerank.data.rendering import Renderer
+from llm_rerank.recommendation.blend_columns import LINEAR, column_label, shortness, with_short_columns
 from llm_rerank.recommendation.calibration import fit_calibrator
 from llm_rerank.recommendation.candidates import is_member, ndcg_of
 from llm_rerank.recommendation.components import ScoredCases
-from llm_rerank.recommendation.fusion import column_label, fit_fusion
-from llm_rerank.recommendation.guard import LEAST_CASES_FOR_BLEND
+from llm_rerank.recommendation.cross_fitting import Lists
+from llm_rerank.recommendation.fusion import Chosen, fit_fusion, shares_of_rungs
+from llm_rerank.recommendation.guard import LEAST_CASES_FOR_BLEND, RUNGS
 from llm_rerank.recommendation.held_out import SHORT, HeldOutCases, short_lengths
 from llm_rerank.recommendation.holdout import plan_holdout
 from llm_rerank.recommendation.inputs import FitData, FitTools, Fold, ShortHistories
 from llm_rerank.recommendation.log import FitLog
 from llm_rerank.recommendation.planning import read_shop
-from llm_rerank.recommendation.priors import LINEAR
-from llm_rerank.recommendation.short_histories import (
-    fading_into,
-    knows_short_histories,
-    shortness,
-    with_short_columns,
-)
+from llm_rerank.recommendation.short_histories import fading_into, knows_short_histories, taught_by_both
 from llm_rerank.recommendation.specs import default_specs
 from llm_rerank.recommendation.stage import Stage, fit_stage, supports
 from llm_rerank.types import DataReport, Ragged
@@ -110,8 +106,8 @@ def test_what_a_stage_says_of_its_cases_is_said_of_whole_histories(held_out):
     assert with_short.stage.verdict.n_cases == without.stage.verdict.n_cases == int((whole.targets.lengths > 0).sum())
     assert len(with_short.ndcg) == len(without.ndcg)
     positive = is_member(whole.candidates, whole.targets, len(cases.items))
-    by_hand = fit_calibrator(with_short.out_of_fold, *supports(whole.pair_values), positive)
-    assert with_short.stage.calibrator.to_dict() == by_hand.to_dict()
+    by_hand = fit_calibrator(without.out_of_fold, *supports(whole.pair_values), positive)
+    assert without.stage.calibrator.to_dict() == by_hand.to_dict()
     # the guard compares with the same component, and judges what is served
     default = with_short.stage.verdict.default_ndcg
     assert knows_short_histories(with_short.stage.blend) and not knows_short_histories(without.stage.blend)
@@ -146,92 +142,129 @@ def two_worlds(n_cases, seed=0, n_candidates=20):
     return design, rows, targets, np.tile(np.arange(n_cases), 2)
 
 
-def fused(design, rows, targets, **options):
-    names = ("taste", f"taste{LINEAR}", "sells")
-    positive = is_member(rows, targets, 20)
-    return fit_fusion(design, names, ["taste"], rows, positive, targets, default=None, start=None, seed=0, **options)
+NAMES = ("taste", f"taste{LINEAR}", "sells")
+CHOICE = {"start": None, "seed": 0}
+
+
+def lists_of(n_cases, *, short=True):
+    """The lists of ``two_worlds``; short: those of newcomers too."""
+    design, rows, targets, case_of = two_worlds(n_cases)
+    lists = Lists(design, NAMES, ["taste"], rows, is_member(rows, targets, 20), targets, case_of)
+    if short:
+        return lists
+    design, rows, positive = lists.part(lists.whole)
+    return Lists.of_cases(design, NAMES, ["taste"], rows, positive, targets.take(np.arange(n_cases)))
+
+
+def newcomers_ndcg(lists, weights):
+    """NDCG@10 of the lists of newcomers by weights that others have taught."""
+    return lists.ndcg(lists.design @ weights)[~lists.whole].mean()
 
 
 def test_short_histories_teach_what_to_do_with_newcomers():
-    n = 300
-    design, rows, targets, case_of = two_worlds(n)
-    both = fused(design, rows, targets, case_of=case_of)
-    whole = np.arange(n)
-    half = len(design) // 2
-    alone = fused(design[:half], rows.take(whole), targets.take(whole))
-    newcomers = rows.take(whole + n), targets.take(whole + n)
-    by_both = ndcg_of(both.blend.score(design[half:]), *newcomers).mean()
-    by_alone = ndcg_of(alone.blend.score(design[half:]), *newcomers).mean()
-    assert by_alone < 0.15 < 0.5 < by_both  # whole histories speak against what sells
-    assert both.verdict.n_cases == n and len(both.out_of_fold) == len(design)
-    judged = ndcg_of(both.out_of_fold[:half], rows.take(whole), targets.take(whole)).mean()
-    assert both.verdict.blend_ndcg == pytest.approx(judged)
+    lists = lists_of(300)
+    alone = fit_fusion(lists, default=None, **CHOICE)
+    weights, scores = taught_by_both(alone, lists, **CHOICE)
+    assert newcomers_ndcg(lists, alone.blend.weights) < 0.15  # whole histories speak against what sells
+    assert newcomers_ndcg(lists, weights) > 0.5
+    assert len(scores) == len(lists.design)
+    assert lists.ndcg(scores)[~lists.whole].mean() == pytest.approx(newcomers_ndcg(lists, weights), abs=0.03)
 
 
-def whole_lists(n):
-    _, rows, targets, _ = two_worlds(n)
-    return rows.take(np.arange(n)), targets.take(np.arange(n))
+def test_a_second_fit_takes_rungs_and_penalties_over():
+    lists = lists_of(300)
+    alone = fit_fusion(lists, default=None, **CHOICE)
+
+    def by(*rungs):
+        return taught_by_both(replace(alone, chosen=replace(alone.chosen, rungs=rungs)), lists, **CHOICE)
+
+    prior = lists.priors(np.ones(len(lists.rows), dtype=bool), alone.blend.default, None)[-1]
+    (loose, scores), (stiff, _), (bare, of_prior) = by((7, 0)), by((7, 2)), by((0, 0))
+    assert np.abs(stiff - prior).sum() < 0.8 * np.abs(loose - prior).sum()
+    # shares are told by the short lists, on which the prior, what they have no opinion of, ranks by chance
+    short = ~lists.whole
+    by_rung = np.stack([lists.ndcg(values)[short] for values in (of_prior, scores)])
+    share = shares_of_rungs(by_rung)
+    assert share[1] > 0.99 > 0.5 > share[0]
+    together, of_both = by((0, 0), (7, 0))
+    np.testing.assert_allclose(together, share @ np.stack([bare, loose]), atol=1e-9)
+    np.testing.assert_allclose(of_both, share @ np.stack([of_prior, scores]), atol=1e-9)
+    rungs = alone.chosen.rungs
+    assert [rung for rung, _ in rungs] == list(range(len(RUNGS)))
 
 
-def short_lists(n):
-    _, rows, targets, _ = two_worlds(n)
-    return rows.take(np.arange(n, 2 * n)), targets.take(np.arange(n, 2 * n))
-
-
-def faded(n=300, n_events=0):
-    """Both fits of ``two_worlds``, and the blend that goes from the one to the other."""
-    design, rows, targets, case_of = two_worlds(n)
-    half, lists, short = len(design) // 2, whole_lists(n), short_lists(n)
-    alone, both = (fused(design, rows, targets, case_of=case_of, short_teach=teach) for teach in (False, True))
-    support = np.full(half, np.log1p(n_events), dtype=np.float32)
-    joined = fading_into(alone, both, *short, *lists, support, seed=0)
-    return design, lists, alone, both, joined
+def faded(n_events=10):
+    """The blend of whole histories, and the one that goes over to what short ones have taught."""
+    lists = lists_of(300)
+    alone = fit_fusion(lists, default=None, **CHOICE)
+    support = np.where(lists.short_candidates, 0, np.log1p(n_events)).astype(np.float32)
+    return lists, alone, fading_into(alone, lists, support, **CHOICE)
 
 
 def test_weights_fade_from_short_to_long_histories():
-    design, lists, alone, both, joined = faded()
+    lists, alone, joined = faded()
+    weights, scores = taught_by_both(alone, lists, **CHOICE)
     assert shortness(np.log1p(np.array([0, 40, 400.0]))).tolist() == pytest.approx([1, 0, 0], abs=1e-6)
-    x = design[:50]
+    x = lists.design[:50]
     for n_events, share in ((0, 1.0), (40, 0.0), (2, 1 - np.log(3) / np.log(41))):
-        scores = joined.blend.score(with_short_columns(x, np.full(50, np.log1p(n_events), dtype=np.float32)))
-        expected = share * both.blend.score(x) + (1 - share) * alone.blend.score(x)
-        np.testing.assert_allclose(scores, expected, atol=1e-5)
+        served = joined.blend.score(with_short_columns(x, np.full(50, np.log1p(n_events), dtype=np.float32)))
+        expected = share * (x @ weights) + (1 - share) * alone.blend.score(x)
+        np.testing.assert_allclose(served, expected, atol=1e-5)
     assert {column_label(name) for name in joined.blend.names} == {"taste", "sells"}
-    # whole histories without events would be ranked by the other blend, and are judged so
-    half = len(joined.out_of_fold)
-    np.testing.assert_allclose(joined.out_of_fold, both.out_of_fold[:half], atol=1e-12)
-    assert joined.verdict.blend_ndcg == pytest.approx(ndcg_of(both.out_of_fold[:half], *lists).mean())
-    long = faded(n_events=40)[4]
-    np.testing.assert_allclose(long.out_of_fold, alone.out_of_fold[:half], atol=1e-6)
+    # the guard judges whole histories as they are served: of ten events, at their share of both
+    share = np.where(lists.short_candidates, 1.0, 1 - np.log(11) / np.log(41))
+    served = share * scores + (1 - share) * alone.out_of_fold
+    np.testing.assert_allclose(joined.out_of_fold, served, atol=1e-5)
+    assert joined.verdict.blend_ndcg == pytest.approx(lists.ndcg(served)[lists.judged].mean())
+    assert joined.verdict.blend_ndcg < alone.verdict.blend_ndcg - 0.01
+    lists, alone, long = faded(n_events=40)
+    whole = ~lists.short_candidates
+    np.testing.assert_allclose(long.out_of_fold[whole], alone.out_of_fold[whole], atol=1e-6)
+    np.testing.assert_allclose(long.out_of_fold[~whole], scores[~whole], atol=1e-6)
     assert long.verdict.blend_ndcg == pytest.approx(alone.verdict.blend_ndcg)
 
 
 def test_what_short_histories_teach_is_kept_only_where_it_ranks_them_better():
-    *_, alone, both, joined = faded()
-    short_worse = fading_into(both, alone, *short_lists(300), *whole_lists(300), np.zeros(300 * 20, np.float32), seed=0)
-    assert short_worse.blend is both.blend and len(short_worse.out_of_fold) == 300 * 20
+    lists, alone, joined = faded()
     assert joined.blend is not alone.blend
+    # no history is short: what was learned from the others changes nothing, and is not kept
+    forty = np.full(len(lists.design), np.log1p(40), dtype=np.float32)
+    assert fading_into(alone, lists, forty, **CHOICE) is alone
+    # short lists that say what whole ones say, and less clearly: nothing to gain
+    design, rows, targets, case_of = two_worlds(300)
+    half = len(design) // 2
+    noise = np.random.default_rng(0).normal(size=(half, 3)).astype(np.float32)
+    design = np.concatenate([design[:half], noise])
+    same = Lists(design, NAMES, ["taste"], rows, is_member(rows, targets, 20), targets, case_of)
+    perfect = replace(alone, out_of_fold=same.positive.astype(float))
+    found = fading_into(perfect, same, np.zeros(len(design), np.float32), **CHOICE)
+    assert found.blend is alone.blend
+
+
+def test_a_refused_blend_is_not_fitted_again():
+    lists, alone, _ = faded()
+    refused = replace(alone, chosen=None, default_ndcg=None)
+    assert fading_into(refused, lists, np.zeros(len(lists.design), np.float32), **CHOICE) is refused
+    whole = lists_of(300, short=False)
+    assert fading_into(alone, whole, np.zeros(len(whole.design), np.float32), **CHOICE) is alone
 
 
 def test_lists_that_do_not_teach_are_scored_by_what_the_others_taught():
-    design, rows, targets, case_of = two_worlds(300)
-    half, n = len(design) // 2, np.arange(300)
-    scored = fused(design, rows, targets, case_of=case_of, short_teach=False)
-    alone = fused(design[:half], rows.take(n), targets.take(n))
+    lists, whole = lists_of(300), lists_of(300, short=False)
+    scored, alone = (fit_fusion(of, default=None, **CHOICE) for of in (lists, whole))
+    half = len(whole.design)
     np.testing.assert_array_equal(scored.blend.weights, alone.blend.weights)
     assert scored.verdict == alone.verdict
     np.testing.assert_array_equal(scored.out_of_fold[:half], alone.out_of_fold)
     # near what the whole fit says of them, though none of its folds is all of it
-    assert np.corrcoef(scored.out_of_fold[half:], alone.blend.score(design[half:]))[0, 1] > 0.99
+    assert np.corrcoef(scored.out_of_fold[half:], alone.blend.score(lists.design[half:]))[0, 1] > 0.99
 
 
 def test_short_histories_do_not_make_few_cases_many():
-    n = LEAST_CASES_FOR_BLEND - 1
-    design, rows, targets, case_of = two_worlds(n)
-    few = fused(design, rows, targets, case_of=case_of).verdict
-    assert few.difference is None and few.n_cases == n
-    design, rows, targets, case_of = two_worlds(n + 1)
-    assert fused(design, rows, targets, case_of=case_of).verdict.difference is not None
+    few = fit_fusion(lists_of(LEAST_CASES_FOR_BLEND - 1), default=None, **CHOICE)
+    assert few.verdict.difference is None and few.verdict.n_cases == LEAST_CASES_FOR_BLEND - 1
+    assert few.chosen is None
+    assert fit_fusion(lists_of(LEAST_CASES_FOR_BLEND), default=None, **CHOICE).verdict.difference is not None
 
 
 def test_a_short_history_never_teaches_the_fold_that_its_case_is_judged_in():
@@ -241,16 +274,18 @@ def test_a_short_history_never_teaches_the_fold_that_its_case_is_judged_in():
     design = rng.normal(size=(n * n_candidates, n_columns)).astype(np.float32)
     rows = Ragged.from_lengths(np.tile(np.arange(n_candidates), n), np.full(n, n_candidates, dtype=np.int64))
     targets = Ragged.from_lengths(rng.integers(n_candidates, size=n), np.ones(n, dtype=np.int64))
-    twice = np.concatenate([design, design]), rows.followed_by(rows), targets.followed_by(targets)
     names = ("c", f"c{LINEAR}", *(f"feature {column}" for column in range(n_columns - 2)))
-    positive = is_member(twice[1], twice[2], n_candidates)
+    once = Lists.of_cases(design, names, ["c"], rows, is_member(rows, targets, n_candidates), targets)
+    rung = len(RUNGS) - 1  # with every column
+    alone = fit_fusion(once, default="c", **CHOICE)
+    alone = replace(alone, chosen=Chosen(((rung, 0),), ("c",) * 5))
 
     def judged(case_of):
-        options = {"default": None, "start": None, "seed": 0, "case_of": case_of}
-        fit = fit_fusion(twice[0], names, ["c"], twice[1], positive, twice[2], **options)
-        return ndcg_of(fit.out_of_fold[: len(design)], rows, targets).mean()
+        twice = once.followed_by(once.design, once.rows, once.positive, once.targets, case_of)
+        scores = taught_by_both(alone, twice, **CHOICE)[1]
+        return ndcg_of(scores[: len(design)], rows, targets).mean()
 
     chance = float(np.mean(1 / np.log2(np.arange(10) + 2)) / 2)
-    honest = judged(np.tile(np.arange(n), 2))
-    leaked = judged(np.arange(2 * n))
+    honest = judged(np.arange(n))
+    leaked = judged(np.roll(np.arange(n), 1))
     assert abs(honest - chance) < 0.06 and leaked > honest + 0.05
