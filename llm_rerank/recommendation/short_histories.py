@@ -2,9 +2,9 @@
 
 Held-out users have come twice at least, most of them often: what whole histories teach a blend ranks newcomers worse
 than what sells (benchmarks/short_histories.py). So some held-out histories are asked once more cut short, and a second
-blend learns from both, at the penalties of the first; its rungs' shares are told by the short ones. It ranks where
-there is no history, the first one from forty events on, and between them the weights move from the one to the other:
-score = design · w + shortness · design · (w_short − w), linear in columns.
+blend learns from both, at the penalties of the first. It ranks where there is no history, the first one from forty
+events on, and between them the weights move from the one to the other: score = design · w + shortness · design ·
+(w_short − w), linear in columns.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from llm_rerank.recommendation.blend_columns import SHORT_HISTORY, shortness
 from llm_rerank.recommendation.cross_fitting import Lists, fit_across_folds, fit_shares, sum_of_shares
 from llm_rerank.recommendation.fusion import Blend, FusionFit, fold_of_case, shares_of_rungs
 from llm_rerank.recommendation.guard import judged_again
-from llm_rerank.types import BoolArray, FloatArray
+from llm_rerank.types import FloatArray
 
 
 def knows_short_histories(blend: Blend) -> bool:
@@ -27,11 +27,12 @@ def knows_short_histories(blend: Blend) -> bool:
 
 
 def taught_by_both(
-    whole: FusionFit, lists: Lists, *, start: Blend | None, seed: int
+    whole: FusionFit, lists: Lists, user_support: FloatArray, *, start: Blend | None, seed: int
 ) -> tuple[Float64Array, Float64Array]:
     """Fit the rungs of a fitted blend once more, at their penalties, on lists of whole and of short histories.
 
-    Their shares are told by NDCG@10 of the short ones (``shares_of_rungs``). Returns the weights (float64, shape
+    Their shares are told by NDCG@10 of all lists as they would be served (``shares_of_rungs``): told by the short ones
+    alone they cost the others a hundredth where most histories are short. Returns the weights (float64, shape
     (n_columns,)) and scores of all lists out of fold (float64, shape (n_candidates,)), which no list of the same case
     has taught.
     """
@@ -41,15 +42,15 @@ def taught_by_both(
     everything = np.ones(len(lists.rows), dtype=np.bool_)
     folds = fold_of_case(lists.n_cases, len(defaults), seed)[lists.case_of]
     fits = fit_across_folds(lists, everything, folds, defaults, lent, rungs)
-    of_rungs = shares_of_rungs(np.stack([lists.ndcg(fits[pair].scores)[_asked_short(lists)] for pair in rungs]))
+    served = (_served(whole.out_of_fold, fits[pair].scores, user_support) for pair in rungs)
+    of_rungs = shares_of_rungs(np.stack([lists.ndcg(scores)[lists.targets.lengths > 0] for scores in served]))
     shares = dict(zip(rungs, of_rungs.tolist(), strict=True))
     weights = fit_shares(lists, everything, whole.blend.default, lent, fits, shares)
     return weights, sum_of_shares({pair: fits[pair].scores for pair in rungs}, shares)
 
 
-def _asked_short(lists: Lists) -> BoolArray:
-    """Which lists are of short histories and had something taken from them."""
-    return ~lists.whole & (lists.targets.lengths > 0)
+def _served(by_whole: Float64Array, by_both: Float64Array, user_support: FloatArray) -> Float64Array:
+    return by_whole + shortness(user_support) * (by_both - by_whole)
 
 
 def fading_into(
@@ -57,16 +58,15 @@ def fading_into(
 ) -> FusionFit:
     """Give a blend taught by whole histories the weights that short ones too have taught, where these rank better.
 
-    Better is judged by NDCG@10 of the lists of short histories, out of fold, as they are then served; the guard judges
-    the lists of whole ones again, whose scores change as far as they are short. user_support: of the candidates of all
-    lists, log1p counts. start: see ``fit_fusion``. Where no blend was fitted or kept, nothing changes.
+    Better is judged by NDCG@10 of all lists out of fold, whole histories and short ones, as they are then served; the
+    guard judges the former again. user_support: of the candidates of all lists, log1p counts. start: see
+    ``fit_fusion``. Where no blend was fitted or kept, nothing changes.
     """
-    short = _asked_short(lists)
-    if whole.chosen is None or whole.default_ndcg is None or not short.any():
+    if whole.chosen is None or whole.default_ndcg is None or lists.whole.all():
         return whole
-    weights, scores = taught_by_both(whole, lists, start=start, seed=seed)
-    faded = whole.out_of_fold + shortness(user_support) * (scores - whole.out_of_fold)
-    before, after = (lists.ndcg(values)[short].mean() for values in (whole.out_of_fold, faded))
+    weights, scores = taught_by_both(whole, lists, user_support, start=start, seed=seed)
+    faded = _served(whole.out_of_fold, scores, user_support)
+    before, after = (np.nanmean(lists.ndcg(values)) for values in (whole.out_of_fold, faded))
     if after <= before:
         return whole
     verdict = judged_again(whole.verdict, lists.ndcg(faded)[lists.judged], whole.default_ndcg, seed)

@@ -146,6 +146,11 @@ NAMES = ("taste", f"taste{LINEAR}", "sells")
 CHOICE = {"start": None, "seed": 0}
 
 
+def support_of(lists, n_events):
+    """Log support of the candidates' users: of whole histories so many events, of short ones none."""
+    return np.where(lists.short_candidates, 0, np.log1p(n_events)).astype(np.float32)
+
+
 def lists_of(n_cases, *, short=True):
     """The lists of ``two_worlds``; short: those of newcomers too."""
     design, rows, targets, case_of = two_worlds(n_cases)
@@ -164,7 +169,7 @@ def newcomers_ndcg(lists, weights):
 def test_short_histories_teach_what_to_do_with_newcomers():
     lists = lists_of(300)
     alone = fit_fusion(lists, default=None, **CHOICE)
-    weights, scores = taught_by_both(alone, lists, **CHOICE)
+    weights, scores = taught_by_both(alone, lists, support_of(lists, 10), **CHOICE)
     assert newcomers_ndcg(lists, alone.blend.weights) < 0.15  # whole histories speak against what sells
     assert newcomers_ndcg(lists, weights) > 0.5
     assert len(scores) == len(lists.design)
@@ -174,18 +179,19 @@ def test_short_histories_teach_what_to_do_with_newcomers():
 def test_a_second_fit_takes_rungs_and_penalties_over():
     lists = lists_of(300)
     alone = fit_fusion(lists, default=None, **CHOICE)
+    support = support_of(lists, 10)
 
     def by(*rungs):
-        return taught_by_both(replace(alone, chosen=replace(alone.chosen, rungs=rungs)), lists, **CHOICE)
+        return taught_by_both(replace(alone, chosen=replace(alone.chosen, rungs=rungs)), lists, support, **CHOICE)
 
     prior = lists.priors(np.ones(len(lists.rows), dtype=bool), alone.blend.default, None)[-1]
     (loose, scores), (stiff, _), (bare, of_prior) = by((7, 0)), by((7, 2)), by((0, 0))
     assert np.abs(stiff - prior).sum() < 0.8 * np.abs(loose - prior).sum()
-    # shares are told by the short lists, on which the prior, what they have no opinion of, ranks by chance
-    short = ~lists.whole
-    by_rung = np.stack([lists.ndcg(values)[short] for values in (of_prior, scores)])
-    share = shares_of_rungs(by_rung)
-    assert share[1] > 0.99 > 0.5 > share[0]
+    # shares are told by all lists as they are served: of ten events, at their share of both
+    part = np.where(lists.short_candidates, 1.0, 1 - np.log(11) / np.log(41))
+    served = [part * found + (1 - part) * alone.out_of_fold for found in (of_prior, scores)]
+    share = shares_of_rungs(np.stack([lists.ndcg(values) for values in served]))
+    assert share[1] > 0.99 > 0.5 > share[0]  # the prior, of which newcomers' lists hold nothing, ranks them by chance
     together, of_both = by((0, 0), (7, 0))
     np.testing.assert_allclose(together, share @ np.stack([bare, loose]), atol=1e-9)
     np.testing.assert_allclose(of_both, share @ np.stack([of_prior, scores]), atol=1e-9)
@@ -197,13 +203,12 @@ def faded(n_events=10):
     """The blend of whole histories, and the one that goes over to what short ones have taught."""
     lists = lists_of(300)
     alone = fit_fusion(lists, default=None, **CHOICE)
-    support = np.where(lists.short_candidates, 0, np.log1p(n_events)).astype(np.float32)
-    return lists, alone, fading_into(alone, lists, support, **CHOICE)
+    return lists, alone, fading_into(alone, lists, support_of(lists, n_events), **CHOICE)
 
 
 def test_weights_fade_from_short_to_long_histories():
     lists, alone, joined = faded()
-    weights, scores = taught_by_both(alone, lists, **CHOICE)
+    weights, scores = taught_by_both(alone, lists, support_of(lists, 10), **CHOICE)
     assert shortness(np.log1p(np.array([0, 40, 400.0]))).tolist() == pytest.approx([1, 0, 0], abs=1e-6)
     x = lists.design[:50]
     for n_events, share in ((0, 1.0), (40, 0.0), (2, 1 - np.log(3) / np.log(41))):
@@ -218,7 +223,7 @@ def test_weights_fade_from_short_to_long_histories():
     assert joined.verdict.blend_ndcg == pytest.approx(lists.ndcg(served)[lists.judged].mean())
     assert joined.verdict.blend_ndcg < alone.verdict.blend_ndcg - 0.01
     lists, alone, long = faded(n_events=40)
-    whole = ~lists.short_candidates
+    whole, scores = ~lists.short_candidates, taught_by_both(alone, lists, support_of(lists, 40), **CHOICE)[1]
     np.testing.assert_allclose(long.out_of_fold[whole], alone.out_of_fold[whole], atol=1e-6)
     np.testing.assert_allclose(long.out_of_fold[~whole], scores[~whole], atol=1e-6)
     assert long.verdict.blend_ndcg == pytest.approx(alone.verdict.blend_ndcg)
@@ -278,11 +283,11 @@ def test_a_short_history_never_teaches_the_fold_that_its_case_is_judged_in():
     once = Lists.of_cases(design, names, ["c"], rows, is_member(rows, targets, n_candidates), targets)
     rung = len(RUNGS) - 1  # with every column
     alone = fit_fusion(once, default="c", **CHOICE)
-    alone = replace(alone, chosen=Chosen(((rung, 0),), ("c",) * 5))
+    alone = replace(alone, chosen=Chosen(((rung, 0),), ("c",) * 5), out_of_fold=np.tile(alone.out_of_fold, 2))
 
     def judged(case_of):
         twice = once.followed_by(once.design, once.rows, once.positive, once.targets, case_of)
-        scores = taught_by_both(alone, twice, **CHOICE)[1]
+        scores = taught_by_both(alone, twice, support_of(twice, 10), **CHOICE)[1]
         return ndcg_of(scores[: len(design)], rows, targets).mean()
 
     chance = float(np.mean(1 / np.log2(np.arange(10) + 2)) / 2)
