@@ -33,6 +33,7 @@ from llm_rerank.options import (
     ItemsFile,
     MinRating,
     ModelFolder,
+    NewThreshold,
     Output,
     TargetEvents,
     TimeUnitOption,
@@ -43,6 +44,7 @@ from llm_rerank.options import (
     moment,
     note,
     reranker_config,
+    threshold_rule,
     write_result,
 )
 from llm_rerank.serve_command import serve
@@ -154,6 +156,7 @@ def rerank(
     column: Columns = None,
     encoding: Encoding = None,
     diversity: Diversity = None,
+    threshold: NewThreshold = None,
     device: Device = "auto",
 ) -> None:
     """Put each user's candidates in order.
@@ -163,7 +166,7 @@ def rerank(
     from llm_rerank.data.writers import check_output
 
     out = None if out is None else check_output(out)
-    result = _load(model, device, diversity).rerank(
+    result = _load(model, device, diversity, threshold).rerank(
         candidates,
         histories=histories,
         at=moment(at),
@@ -188,6 +191,7 @@ def recommend(
     column: Columns = None,
     encoding: Encoding = None,
     diversity: Diversity = None,
+    threshold: NewThreshold = None,
     device: Device = "auto",
 ) -> None:
     """Find items for users and rank them.
@@ -197,7 +201,7 @@ def recommend(
     from llm_rerank.data.writers import check_output
 
     out = None if out is None else check_output(out)
-    result = _load(model, device, diversity).recommend(
+    result = _load(model, device, diversity, threshold).recommend(
         user or None,
         histories=histories,
         at=moment(at),
@@ -268,23 +272,25 @@ def main() -> None:
     app(prog_name="llm-rerank")
 
 
-def _load(model: Path, device: str, diversity: str | None = None) -> Any:
+def _load(model: Path, device: str, diversity: str | None = None, threshold: str | None = None) -> Any:
     from dataclasses import replace
 
     from llm_rerank.recommendation.reranker import Reranker
 
-    setting = diversity_setting(diversity)
+    variety, rule = diversity_setting(diversity), threshold_rule(threshold)
     reranker = Reranker.load(model, device=device, verbose=False)
-    if setting is not None:
-        reranker.config = replace(reranker.config, diversity=setting)
+    if variety is not None:
+        reranker.config = replace(reranker.config, diversity=variety)
+    if rule is not None:
+        reranker.config = replace(reranker.config, threshold=rule)
     return reranker
 
 
 def _plainly(show: Callable[..., None]) -> Callable[..., None]:
-    """Show warnings as before, but what was dropped as one line."""
+    """Show warnings as before, but what was dropped or does not count as one line."""
 
     def shown(message: Warning | str, category: type[Warning], *rest: Any, **named: Any) -> None:
-        if issubclass(category, DroppedRowsWarning):
+        if issubclass(category, DroppedRowsWarning) or category is UserWarning:
             note(str(message))
         else:
             show(message, category, *rest, **named)

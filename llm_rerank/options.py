@@ -68,6 +68,15 @@ Threshold = Annotated[
         "false_discovery).",
     ),
 ]
+NewThreshold = Annotated[
+    str | None,
+    typer.Option(
+        "--threshold",
+        metavar="RULE",
+        help="What is kept; default: as fitted. probability=0.02, or expected_value,gain=30,cost=0.5; other rules "
+        "choose on held-out users, in the fit.",
+    ),
+]
 Diversity = Annotated[
     str | None,
     typer.Option(

@@ -114,7 +114,7 @@ def decide(
         candidates_per_source=candidates_per_source,
         exclude=exclude,
     )
-    return settle(batch, fitted, config)
+    return settle(replace(batch, stage=batch.stage.cut_as(config.threshold)), fitted, config)
 
 
 def batches(n_cases: int, n_items: int) -> list[IntArray]:

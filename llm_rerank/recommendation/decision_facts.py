@@ -23,6 +23,10 @@ OTHER_LISTS = (
     "the cut was chosen on lists that this library retrieves; fit with impressions that have real times and "
     "upstream_score, and give upstream_score with such lists"
 )
+IGNORED_SCORES = (
+    "candidates have upstream_score, which is passed through and counts for nothing: the fit saw none of that "
+    "recommender's lists; fit with impressions (lists that it showed, with their times and upstream_score)"
+)
 WITHOUT_UPSTREAM_SCORE = (
     "lists of the recommender that the fit saw are known by their upstream_score, and these have none; give it with "
     "the candidates"
@@ -64,8 +68,8 @@ def decision_facts(
     reason = _why_no_guarantee(decided, drift, config, k, has_newcomers) or other_lists
     if warn and drift.shifted and (cut is not None or decided.stage.calibrator is not None):
         warnings.warn(
-            f"{drift.sentence()}: probabilities and cut may not hold for them; fit again on recent events, or fit "
-            "with impressions where the lists are another recommender's",
+            f"{drift.sentence()}: probabilities and cut were judged on those and may not hold for these; fit again "
+            "where the shop has changed since, and with impressions where the lists are another recommender's",
             DriftWarning,
             stacklevel=3,
         )
@@ -106,6 +110,12 @@ def not_retrieved_here(
     return ""
 
 
+def warn_where_scores_do_not_count(scores: FloatArray | None, upstream: Stage | None) -> None:
+    """Warn where candidates bring upstream scores, and the model was fitted without lists of that recommender."""
+    if scores is not None and upstream is None:
+        warnings.warn(IGNORED_SCORES, stacklevel=3)
+
+
 def decision_sentence(facts: Mapping[str, Any]) -> str:
     """Say the facts of a batch in one line."""
     kept = f"{facts['n_kept']:,} kept"
@@ -128,7 +138,10 @@ def _why_no_guarantee(
     if cut is None:
         if config.threshold is None:
             return "nothing is cut: no threshold was set"
-        return f"nothing is cut: the fit found no cut by rule {config.threshold.rule!r}, and its report says why"
+        return (
+            f"nothing is cut: the fit found no cut by rule {config.threshold.rule!r} and says why, or it was "
+            "asked for none: fit again"
+        )
     if cut.guarantee is None:
         return cut.no_guarantee
     if drift.shifted:
@@ -138,15 +151,7 @@ def _why_no_guarantee(
         return NEWCOMERS
     if config.cross_encoder_depth is not None and decided.stage.residual_verdict is not None:
         return f"cross_encoder_depth ({config.cross_encoder_depth}) leaves candidates unread that were read for the cut"
-    promised, asked = cut.guarantee, config.threshold
-    if asked is None or (asked.rule, asked.risk, asked.alpha, asked.delta) != (
-        "risk",
-        promised.risk,
-        promised.alpha,
-        promised.delta,
-    ):
-        return "threshold was changed after the fit, whose cut is still in use; fit again to have another"
-    return _otherwise_shown(promised.risk, int(decided.candidates.lengths.max(initial=0)), config, k)
+    return _otherwise_shown(cut.guarantee.risk, int(decided.candidates.lengths.max(initial=0)), config, k)
 
 
 def _otherwise_shown(risk: str, longest: int, config: RerankerConfig, k: int | None) -> str:

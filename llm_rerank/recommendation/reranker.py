@@ -24,7 +24,13 @@ from llm_rerank.recommendation.changing import ChangingReranker, Frame
 from llm_rerank.recommendation.comparing import Comparison, compare_results
 from llm_rerank.recommendation.components import Component
 from llm_rerank.recommendation.deciding import Decided, batches, decide, joined, result_frame
-from llm_rerank.recommendation.decision_facts import DECISION, decision_facts, not_retrieved_here, retrieved_otherwise
+from llm_rerank.recommendation.decision_facts import (
+    DECISION,
+    decision_facts,
+    not_retrieved_here,
+    retrieved_otherwise,
+    warn_where_scores_do_not_count,
+)
 from llm_rerank.recommendation.explanation import Explanation, codes_to_explain, explain_item
 from llm_rerank.recommendation.fitting import Fitted
 from llm_rerank.recommendation.histories import cases_of_users, history_frame, last_time, read_later_events
@@ -35,16 +41,7 @@ from llm_rerank.recommendation.privacy import expired
 from llm_rerank.recommendation.questions import check_settings
 from llm_rerank.recommendation.saving import read_reranker, write_reranker
 from llm_rerank.recommendation.upstream import upstream_of_both
-from llm_rerank.types import (
-    UNKNOWN,
-    Cases,
-    DataError,
-    DataReport,
-    FloatArray,
-    IntArray,
-    Interactions,
-    Ragged,
-)
+from llm_rerank.types import UNKNOWN, Cases, DataError, DataReport, FloatArray, IntArray, Interactions, Ragged
 
 
 class Reranker(ChangingReranker):
@@ -112,7 +109,8 @@ class Reranker(ChangingReranker):
         """Put each user's candidates in order; many users at once.
 
         candidates: user_id, item_id, optional upstream_score (with any, and impressions at the fit, the whole batch is
-        decided as lists of that recommender); further columns pass through. histories: interactions
+        decided as lists of that recommender; without impressions it counts for nothing, which a warning says); further
+        columns pass through. histories: interactions
         that stand for the history of the users in them. at: the moment of the decision, a date, seconds or a position
         (default: after the last known event that is not dated ahead of the clock), or a mapping of user ids to such
         moments, where lists were decided at different times; users that it lacks get the default. k: rows a user to
@@ -151,6 +149,7 @@ class Reranker(ChangingReranker):
         # the cut of the fit's own lists says nothing of another recommender's
         own, theirs = fitted.stage, fitted.upstream_stage
         other = not_retrieved_here(decided.stage, own, theirs, known, decided.candidates)
+        warn_where_scores_do_not_count(known, theirs)
         result.attrs[DECISION] = decision_facts(decided, cases, self.config, k, other_lists=other)
         result.attrs[DATA] = data_facts(report)
         return like_input(result, candidates)

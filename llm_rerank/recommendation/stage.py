@@ -13,6 +13,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from llm_rerank.config import ThresholdConfig
 from llm_rerank.data.features import PAIR_FEATURES
 from llm_rerank.data.missing import MissingValues, Standardizer
 from llm_rerank.recommendation.blend_columns import (
@@ -36,7 +37,7 @@ from llm_rerank.recommendation.residual import (
     residual_columns,
 )
 from llm_rerank.recommendation.short_histories import fading_into, knows_short_histories
-from llm_rerank.recommendation.thresholds import Cut
+from llm_rerank.recommendation.thresholds import Cut, cut_as_set
 from llm_rerank.types import FloatArray, Ragged
 
 Float64Array = npt.NDArray[np.float64]
@@ -75,6 +76,11 @@ class Stage:
         if self.cut is None or self.cut.guarantee is None:
             return self
         return replace(self, cut=replace(self.cut, guarantee=None, no_guarantee=reason))
+
+    def cut_as(self, threshold: ThresholdConfig | None) -> Stage:
+        """Cut as these settings ask for (``cut_as_set``); without probabilities nothing can be cut."""
+        cut = None if self.calibrator is None else cut_as_set(self.cut, threshold)
+        return self if cut is self.cut else replace(self, cut=cut)
 
     @property
     def standardised_names(self) -> tuple[str, ...]:

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 Float64Array = npt.NDArray[np.float64]
 
 NEVER_PROMISED = "this rule is an estimate on held-out cases; the rule 'risk' gives a guarantee"
+SET_AFTERWARDS = "threshold was set after the fit, which judged no such cut"
+
 KEEPS_EVERYTHING, KEEPS_NOTHING = 0.0, 2.0
 
 LEAST_KEPT = 30
@@ -89,6 +91,50 @@ class Cut:
         return cls(**{**values, "guarantee": None if guarantee is None else Guarantee.from_dict(guarantee)})
 
 
+def cut_as_set(cut: Cut | None, threshold: ThresholdConfig | None) -> Cut | None:
+    """Give the cut that settings changed since the fit ask for; ``cut``, the fit's, where it is what they ask for.
+
+    The rules "probability" and "expected_value" need no held-out users, and None cuts nothing. Where the fit has no cut
+    there is none for the other rules either: it may have tried in vain.
+
+    Raises DataError where the fit's cut is by another rule or number than one of the other rules asks for.
+    """
+    if threshold is None or (cut is not None and _is_by(cut, threshold)):
+        return None if threshold is None else cut
+    if threshold.rule in ("probability", "expected_value"):
+        value, least = _known_beforehand(threshold)
+        nan = float("nan")
+        return Cut(threshold.rule, value, least, nan, nan, nan, 0, 0, no_guarantee=SET_AFTERWARDS)
+    if cut is None:
+        return None
+    raise DataError(
+        f"threshold was changed after the fit to the rule {threshold.rule!r}, which chooses on held-out users, and the "
+        f"fit's cut is by the rule {cut.rule!r} ({cut.value:g}): fit again with this threshold, or take the rule "
+        "'probability' or 'expected_value', which need no users"
+    )
+
+
+def _is_by(cut: Cut, threshold: ThresholdConfig) -> bool:
+    """Tell whether a cut is by this rule and its numbers."""
+    if cut.rule != threshold.rule:
+        return False
+    if threshold.rule == "risk":
+        promised = cut.guarantee
+        others = promised is None or (promised.risk, promised.delta) == (threshold.risk, threshold.delta)
+        return cut.value == threshold.alpha and others
+    wanted = threshold.value if threshold.value is not None else _known_beforehand(threshold)[0]
+    return cut.value == wanted
+
+
+def _known_beforehand(threshold: ThresholdConfig) -> tuple[float, float]:
+    """Value and least probability of a rule that asks for nothing but its own numbers."""
+    if threshold.rule == "probability":
+        assert threshold.value is not None
+        return float(threshold.value), float(threshold.value)
+    assert threshold.cost is not None
+    return threshold.cost / threshold.gain, least_profitable(threshold.gain, threshold.cost)
+
+
 def choose_cut(config: ThresholdConfig, probabilities: FloatArray, positive: BoolArray, rows: Ragged) -> Cut:
     """Choose the least probability that the rule asks for.
 
@@ -112,13 +158,8 @@ def choose_cut(config: ThresholdConfig, probabilities: FloatArray, positive: Boo
     if config.rule == "risk":
         value = config.alpha
         least, guarantee, reason = _controlled(config, probabilities, positive, rows)
-    elif config.rule == "expected_value":
-        assert config.cost is not None
-        value = config.cost / config.gain
-        least = least_profitable(config.gain, config.cost)
-    elif config.rule == "probability":
-        assert value is not None
-        least = float(value)
+    elif config.rule in ("probability", "expected_value"):
+        value, least = _known_beforehand(config)
     else:
         assert value is not None
         least, reason = _estimated(config.rule, value, CutLevels.of(probabilities, positive), len(rows))

@@ -4,6 +4,7 @@ import warnings
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import polars as pl
 import pytest
 from typer.testing import CliRunner
@@ -19,7 +20,7 @@ from llm_rerank.recommendation.decision_facts import (
     not_retrieved_here,
 )
 from llm_rerank.recommendation.fitting import BY_POSITION, REFITTED
-from llm_rerank.types import Ragged
+from llm_rerank.types import DataError, Ragged
 from tests.shops import make_shop
 
 RISK = ThresholdConfig("risk", alpha=0.4, delta=0.1)
@@ -111,12 +112,40 @@ def test_what_bounds_do_to_a_guarantee_depends_on_its_risk(reranker, users):
         assert (other.recommend(users, k=5).attrs["decision"]["guarantee"] is not None) == shorter, risk
 
 
-@pytest.mark.parametrize("threshold", [replace(RISK, alpha=0.1), ThresholdConfig("probability", 0.9), None])
-def test_a_threshold_changed_after_the_fit_has_no_guarantee(reranker, users, threshold):
-    facts = facts_of(reranker, users, threshold=threshold)
-    assert facts["guarantee"] is None
-    assert "changed after the fit" in facts["no_guarantee"]
-    assert facts["least_probability"] == reranker.report().values["cut"]["least_probability"]
+def test_a_threshold_set_after_the_fit_cuts_and_promises_nothing(reranker, users):
+    def kept(threshold):
+        other = Reranker(replace(reranker.config, threshold=threshold), verbose=False)
+        other._adopt(reranker._data())
+        result = other.recommend(users, k=None)
+        return result, result.attrs["decision"]
+
+    for rule in (ThresholdConfig("probability", 0.03), ThresholdConfig("expected_value", gain=100, cost=3)):
+        result, facts = kept(rule)
+        assert (result["kept"] == (result["probability"] >= 0.03)).all() and 0 < facts["n_kept"] < len(result)
+        assert facts["least_probability"] == pytest.approx(0.03)
+        assert facts["guarantee"] is None and "set after the fit" in facts["no_guarantee"]
+    result, facts = kept(None)
+    assert result["kept"].all() and facts["least_probability"] is facts["guarantee"] is None
+    for rule in (replace(RISK, alpha=0.1), replace(RISK, delta=0.2), ThresholdConfig("recall", 0.9)):
+        with pytest.raises(DataError, match="changed after the fit.*'risk' \\(0.4\\): fit again"):
+            kept(rule)
+    assert kept(RISK)[1]["guarantee"] is not None
+
+
+def test_a_threshold_for_a_model_that_was_fitted_without_one(reranker, users, tmp_path):
+    bare = Reranker(replace(reranker.config, threshold=None), verbose=False)
+    data = reranker._data()
+    fitted = replace(data.fitted, stage=replace(data.fitted.stage, cut=None))
+    bare._adopt(replace(data, fitted=fitted))
+    bare.save(tmp_path / "bare")
+    words = ["recommend", str(tmp_path / "bare"), *users[:20], "--all", "--out", str(tmp_path / "lists.csv")]
+    result = CliRunner().invoke(app, [*words, "--threshold", "probability=0.03"])
+    assert result.exit_code == 0, result.output
+    lists = pd.read_csv(tmp_path / "lists.csv")
+    assert 0 < lists["kept"].sum() < len(lists)
+    np.testing.assert_array_equal(lists["kept"], lists["probability"] >= 0.03)
+    facts = facts_of(bare, users[:20], threshold=ThresholdConfig("recall", 0.9))
+    assert facts["least_probability"] is None and "or it was asked for none" in facts["no_guarantee"]
 
 
 def test_histories_that_grew_since_the_hold_out_are_no_drift(shop):
@@ -283,3 +312,17 @@ def test_newcomers_have_no_guarantee_where_none_was_held_out(reranker):
             warnings.simplefilter("ignore", DriftWarning)
             facts = reranker.recommend(asked, k=None).attrs["decision"]
         assert (facts["guarantee"], facts["no_guarantee"]) == (None, NEWCOMERS)
+
+
+def test_upstream_scores_that_count_for_nothing_are_told(reranker, users):
+    lists = reranker.recommend(users[:3], k=5)[["user_id", "item_id"]]
+    given = lists.assign(upstream_score=np.arange(len(lists), dtype=float))
+    with pytest.warns(UserWarning, match="counts for nothing.*fit with impressions"):
+        scored = reranker.rerank(given)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        warnings.simplefilter("ignore", DriftWarning)
+        plain = reranker.rerank(lists)
+        reranker.rerank(given.assign(upstream_score=np.nan))
+    assert scored["item_id"].tolist() == plain["item_id"].tolist()
+    assert sorted(scored["upstream_score"]) == given["upstream_score"].tolist()
