@@ -55,6 +55,15 @@ def test_a_description_of_any_length_is_read(shop):
     assert check_shop(*shop, columns={"customer": "user_id"}, config=NO_ENCODER).counts["items"] == 144
 
 
+def test_pictures_that_nothing_reads_are_said(shop):
+    items = pd.read_csv(shop[1])
+    said = "column image of items is kept but read by no scorer: give vectors (docs/media.md)"
+    for image, times in (("lamp.jpg", 1), ("", 0)):
+        items.assign(image=image).to_csv(shop[1], index=False)
+        understood = check_shop(*shop, columns={"customer": "user_id"}, config=NO_ENCODER).understood
+        assert list(understood).count(said) == times
+
+
 def test_everything_is_said_and_nothing_is_changed(shop, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     before = fingerprints(tmp_path)

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from examples import advertising, content, friends, stock_selection
+from examples import advertising, content, friends, neural, stock_selection
 from llm_rerank.data.datasets import Dataset
 from llm_rerank.evaluation.protocols import TimeCut, hold_out
 from llm_rerank.types import Ragged
@@ -152,3 +152,55 @@ def test_bids_are_of_items_not_had_and_higher_where_the_user_looked(shop):
     spread = ads.groupby("item_id")["upstream_score"].agg(["min", "max"])
     ratio = (spread["max"] / spread["min"]).round(6)
     assert set(ratio) == {1.0, 1.5}  # a seller has one price, half as much again where the user looked
+
+
+# ---------------------------------------------------------------- neural
+
+
+@pytest.fixture(scope="module")
+def trained(shop):
+    trial = hold_out(shop, TimeCut(), "test")
+    return neural.fitted(trial), trial
+
+
+def test_the_neural_model_beats_popularity_on_what_came_later(trained):
+    model, trial = trained
+    assert len(model.loss_curve) == len(model.recall_curve) > 3
+    assert model.loss_curve[-1] < model.loss_curve[0] and model.recall_curve.max() > model.recall_curve[0]
+    found = neural.judged(model, trial)
+    assert found.recall > 1.5 * neural.judged(neural.Popularity().fit(trial.past, trial.items), trial).recall
+    n_pairs, targets = len(trial.cases) * len(trial.items), trial.cases.targets
+    assert found.decisions.n == n_pairs
+    assert found.decisions.base_rate == pytest.approx(1 - len(targets.values) / n_pairs)
+    # each of the ten a user is right or wrong, and each target is found or missed
+    n_found = round(found.decisions.recall * len(targets.values))
+    wrong = neural.K * len(trial.cases) - n_found + len(targets.values) - n_found
+    assert found.decisions.accuracy == pytest.approx(1 - wrong / n_pairs)
+
+
+def test_the_ten_best_are_those_of_a_sort_of_all_items_without_what_was_had(trained):
+    model, trial = trained
+    users = trial.user_ids[:3].tolist()
+    shown = neural.best_titles(model, trial, users)
+    titles = trial.items.frame["title"].to_numpy()
+    scores = model.score_catalogue(trial.cases.take(np.arange(3)))
+    for row, user in enumerate(users):
+        order = [code for code in np.argsort(-scores[row], kind="stable") if code not in trial.seen[row]]
+        assert shown[user] == titles[order[: neural.K]].tolist()
+
+
+def test_attributes_are_numbers_of_which_none_is_missing():
+    users = pd.DataFrame({"user_id": list("abc"), "age": [20, None, 40], "gender": ["f", None, "m"], "region": "x"})
+    assert neural.attributes(users).tolist() == [[20, 1, 0, 1], [30, 0, 0, 1], [40, 0, 1, 1]]
+
+
+def test_what_the_neural_example_prints(trained, capsys):
+    model, trial = trained
+    neural.say(model, trial)
+    printed = capsys.readouterr().out
+    best = int(np.argmin(model.held_out_curve))
+    (kept,) = [line.split() for line in printed.splitlines() if line.endswith("kept")]
+    curves = (model.loss_curve, model.held_out_curve, model.recall_curve, model.accuracy_curve)
+    assert kept == [str(best + 1), *(f"{curve[best]:.4f}" for curve in curves), "kept"]
+    assert f"neural     recall@10 {neural.judged(model, trial).recall:.4f}, accuracy" in printed
+    assert all(user in printed for user in trial.user_ids[:3])

@@ -5,10 +5,14 @@ Every history that reaches a model comes through here, so "nothing at or after t
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
+import pandas as pd
 
+from llm_rerank.data.frames import id_codes
 from llm_rerank.data.splits import Timeline
 from llm_rerank.types import UNKNOWN, Cases, DataError, IntArray, Interactions, ObjectArray, Ragged
 
@@ -57,6 +61,20 @@ def build_cases(
         candidates=Ragged.empty(len(users)) if candidates is None else candidates,
         targets=Ragged.empty(len(users)) if targets is None else targets,
     )
+
+
+def next_cases(
+    events: Interactions, user_ids: Sequence[Any] | ObjectArray, at: int | IntArray | None = None
+) -> tuple[Cases, Ragged]:
+    """Build what comes next for each user: one case a user, without candidates, and the distinct items had before.
+
+    user_ids: as in the tables; one without events has an empty history. at: one moment, or int64, shape (n_users,);
+    None: after the last event of all. ``seen_items`` says what counts as had.
+    """
+    users = id_codes(pd.Series(user_ids, dtype=object), events.user_ids)
+    moment = int(events.times.max(initial=-1)) + 1 if at is None else at
+    times = np.full(len(users), moment, dtype=np.int64)
+    return build_cases(events, users, times), seen_items(events, users, times)
 
 
 def with_newest(cases: Cases, n_events: IntArray) -> Cases:

@@ -82,6 +82,8 @@ def validate_items(table: Any, *, columns: Mapping[str, str] | None = None, repo
     if n_untitled:
         report.notes.append(f"{n_untitled:,} of {len(checked):,} items have no title")
     vectors = read_vectors(frame, report)
+    if not vectors and (checked["image"] != "").any():
+        report.notes.append("column image of items is kept but read by no scorer: give vectors (docs/media.md)")
     read = [column for column in frame.columns if column in ITEM_COLUMNS or is_vector_column(column)]
     passed = frame.drop(columns=read).apply(plain_column)
     object_ids = as_objects(ids)

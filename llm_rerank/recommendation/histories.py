@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from llm_rerank.data.cases import build_cases, seen_items
+from llm_rerank.data.cases import build_cases, next_cases, seen_items
 from llm_rerank.data.columns import require_columns
 from llm_rerank.data.events import EVENT_ALIASES
 from llm_rerank.data.frames import applicable, id_codes, to_pandas
@@ -115,10 +115,10 @@ def cases_of_users(
     given: histories that come with the question; a user with any event there is read from there alone. A user
     known to neither has an empty history. user_ids: object, shape (n_cases,). at: one moment, or int64, same shape.
     """
+    if given is None:
+        return next_cases(events, user_ids, at)
     times = np.full(len(user_ids), at, dtype=np.int64)
     known = id_codes(user_ids, events.user_ids)
-    if given is None:
-        return build_cases(events, known, times), seen_items(events, known, times)
     fresh = id_codes(user_ids, given.user_ids)
     from_events, from_given = np.flatnonzero(fresh == UNKNOWN), np.flatnonzero(fresh != UNKNOWN)
     parts = [

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llm_rerank.data.cases import build_cases, seen_items, with_newest
+from llm_rerank.data.cases import build_cases, next_cases, seen_items, with_newest
 from llm_rerank.types import DataError, Ragged
 from tests.data.making import LAST_DAY, N_ITEMS, N_USERS, event_rows, make_events
 
@@ -21,6 +21,24 @@ def build(rows):
 
 def lists(ragged):
     return [ragged[row].tolist() for row in range(len(ragged))]
+
+
+def test_what_comes_next_for_each_user_is_asked_after_all_events():
+    """Users by their ids, in the order asked, an unknown one among them; the fake shop's user 1 comes last of all."""
+    rows = [
+        {"user": 0, "item": 2, "time": 1, "query": "", "positive": True},
+        {"user": 1, "item": 3, "time": 2, "query": "lamp", "positive": False},
+        {"user": 1, "item": 2, "time": 5, "query": "", "positive": True},
+    ]
+    events = build(rows)
+    cases, had = next_cases(events, [events.user_ids[1], "nobody", events.user_ids[0]])
+    assert lists(cases.history) == [[3, 2], [], [2]] and cases.queries == ["lamp", "", ""]
+    assert cases.times.tolist() == [6, 6, 6]
+    assert lists(had) == [[2], [], [2]]  # what was only looked at has not been had
+    assert len(cases.candidates) == 3 and not len(cases.candidates.values)
+    earlier, had = next_cases(events, events.user_ids[:2], at=codes([1, 5]))
+    assert lists(earlier.history) == [[], [3]] and lists(had) == [[], []]
+    assert next_cases(events.take(codes([])), ["nobody"])[0].times.tolist() == [0]
 
 
 @given(event_rows(), moments, st.sampled_from([None, 1, 3]))

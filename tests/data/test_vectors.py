@@ -73,6 +73,18 @@ def test_vectors_of_any_table_are_read_as_directions(form, tmp_path):
     assert "items: image_vector: 3 of 4 have one, of 2 numbers" in report.notes
 
 
+def test_pictures_without_vectors_are_said_to_be_unread():
+    def notes(**columns):
+        report = DataReport()
+        validate_items(table(CELLS).drop(columns="image_vector").assign(**columns), report=report)
+        return [note for note in report.notes if "column image" in note]
+
+    said = ["column image of items is kept but read by no scorer: give vectors (docs/media.md)"]
+    some = ["", None, "b.jpg", ""]
+    assert notes(image=some) == notes(image=some, image_vector=None) == said
+    assert notes(image=some, sound_vector=CELLS) == notes(image=["", None, "", ""]) == notes() == []
+
+
 def test_vectors_are_no_text_and_no_other_column():
     items = validate_items(table(CELLS).assign(colour="red"))
     assert "image_vector" not in items.frame

@@ -8,7 +8,7 @@ import torch
 from scipy.sparse import csr_matrix
 
 from llm_rerank.data.splits import hash_users
-from llm_rerank.models.collaborative import neural
+from llm_rerank.models.collaborative import neural, neural_training
 from llm_rerank.models.collaborative.neural import NeuralScorer
 from llm_rerank.models.collaborative.neural_training import Network, TrainingRows, TrainingSettings, train
 from llm_rerank.models.scoring import history_matrix
@@ -169,7 +169,7 @@ def test_the_kept_epoch_is_the_best_on_held_out_users(shop):
     rows = random_rows(200, seed=1)
     held_out = random_rows(40, seed=2)  # another random world: soon overfitted
     how = replace(SETTINGS, epochs=60, learning_rate=0.05, explicit=True)
-    tables, curve, held_out_curve = train(rows, held_out, np.arange(12), how, seed=0)
+    tables, (curve, held_out_curve, *_) = train(rows, held_out, np.arange(12), how, seed=0)
     best = int(np.argmin(held_out_curve))
     assert len(curve) == len(held_out_curve) == best + how.patience + 1 < 60
     user_part = held_out.histories @ tables["history_table"] + held_out.attributes @ tables["attribute_weights"]
@@ -177,6 +177,37 @@ def test_the_kept_epoch_is_the_best_on_held_out_users(shop):
     scores = hidden @ tables["output_weights"] + tables["output_bias"]
     assert np.mean((scores - held_out.targets) ** 2) == pytest.approx(held_out_curve.min(), rel=1e-4)
     assert curve[-1] < curve[0]
+
+
+@pytest.mark.parametrize("cells", [1, 2**22])
+def test_what_is_found_is_counted_over_all_items_that_can_be_drawn(monkeypatch, cells):
+    """By the tables of the only epoch, ranked one by one; items 0 and 29 are not drawable, and never found."""
+    monkeypatch.setattr(neural_training, "_RANKED_CELLS", cells)
+    rows, held_out = random_rows(200, n_items=30, seed=1), random_rows(40, n_items=30, seed=2)
+    assert {0, 29} & set(held_out.items.tolist())
+    drawable = np.arange(1, 29)
+    tables, curves = train(rows, held_out, drawable, replace(SETTINGS, epochs=1), seed=0)
+    user_part = held_out.histories @ tables["history_table"] + held_out.attributes @ tables["attribute_weights"]
+    hidden = np.maximum((user_part + tables["hidden_bias"])[:, None] + tables["item_table"][drawable], 0)
+    scores = hidden @ tables["output_weights"]
+    places = [
+        list(drawable[np.argsort(-row)]).index(item) if item in drawable else 30
+        for row, item in zip(scores, held_out.items, strict=True)
+    ]
+    assert curves.found_in_ten.tolist() == pytest.approx([np.mean(np.array(places) < 10)])
+    assert curves.found_first.tolist() == pytest.approx([np.mean(np.array(places) == 0)])
+
+
+def test_of_many_held_out_events_some_are_ranked_and_of_ratings_none(monkeypatch):
+    rows, held_out = random_rows(100, seed=1), random_rows(60, seed=2)
+    monkeypatch.setattr(neural_training, "MOST_RANKED", 20)
+    once = replace(SETTINGS, epochs=1, batch_size=64)  # one batch of draws for 20 held-out events as for 60
+    _, few = train(rows, held_out, np.arange(12), once, seed=0)
+    _, same = train(rows, held_out.take(np.arange(0, 60, 3)), np.arange(12), once, seed=0)
+    np.testing.assert_array_equal(few.found_in_ten, same.found_in_ten)
+    assert few.held_out_loss != same.held_out_loss  # all of them are in the loss
+    _, rated = train(rows, held_out, np.arange(12), replace(SETTINGS, epochs=2, explicit=True), seed=0)
+    assert len(rated.loss) == 2 and rated.found_in_ten.shape == rated.found_first.shape == (0,)
 
 
 def test_held_out_users_are_not_trained_on(shop):
@@ -219,6 +250,18 @@ def test_where_the_past_says_nothing_nothing_is_learned():
     scorer = NeuralScorer(**FAST, negative_weight=5.0).fit(past, items_of("x" * 30), seed=0)
     constant = np.log1p(5.0) + 5.0 * np.log1p(1 / 5.0)
     assert scorer.held_out_curve.min() > 0.97 * constant
+
+
+def test_recall_and_accuracy_are_kept_and_rise(fitted, tmp_path):
+    assert fitted.recall_curve.shape == fitted.accuracy_curve.shape == fitted.loss_curve.shape
+    best = int(np.argmin(fitted.held_out_curve))
+    # of 160 items users take those of a theme, 20: the ten best of it hold about half of what they take
+    assert fitted.recall_curve[best] > 1.5 * fitted.recall_curve[0] and 0.3 < fitted.recall_curve[best] < 0.7
+    assert (fitted.accuracy_curve <= fitted.recall_curve).all() and fitted.accuracy_curve[best] > 2 / 160
+    fitted.save(tmp_path)
+    loaded = NeuralScorer.load(tmp_path)
+    for name in ("loss_curve", "held_out_curve", "recall_curve", "accuracy_curve"):
+        np.testing.assert_array_equal(getattr(loaded, name), getattr(fitted, name))
 
 
 def test_loss_curves_are_kept_and_fall(fitted):

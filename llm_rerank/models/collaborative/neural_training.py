@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from llm_rerank.types import DataError, FloatArray, IntArray
+from llm_rerank.metrics import hit_matrix
+from llm_rerank.models.scoring import top_k
+from llm_rerank.types import DataError, FloatArray, IntArray, Ragged
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_matrix
@@ -18,6 +20,11 @@ if TYPE_CHECKING:
 _INITIAL_SCALE = 0.1
 _FEWEST_HELD_OUT = 10
 """With fewer held-out targets their loss is noise; the training loss is watched instead."""
+
+MOST_RANKED = 500
+"""Of more watched rows so many, evenly spaced, are ranked after each epoch."""
+
+_RANKED_CELLS = 2**22  # hidden units held at once while ranking: 16 MiB of float32
 
 
 @dataclass(frozen=True)
@@ -60,6 +67,19 @@ class TrainingSettings:
     dropout: float
     negatives: int
     negative_weight: float
+
+
+class Curves(NamedTuple):
+    """What each epoch that was run came to; float32, shape (n_epochs,), mean loss a row and shares of rows.
+
+    found_in_ten, found_first: of watched rows, whose item is among the ten best, or the best, of all items that can be
+    drawn; empty in the explicit form, whose rows are ratings, low ones among them.
+    """
+
+    loss: FloatArray
+    held_out_loss: FloatArray
+    found_in_ten: FloatArray
+    found_first: FloatArray
 
 
 class Network(nn.Module):
@@ -135,19 +155,21 @@ class Network(nn.Module):
 
 def train(
     rows: TrainingRows, held_out: TrainingRows, drawable: IntArray, settings: TrainingSettings, *, seed: int
-) -> tuple[dict[str, FloatArray], FloatArray, FloatArray]:
+) -> tuple[dict[str, FloatArray], Curves]:
     """Train until the held-out loss has not fallen for ``patience`` epochs, or for ``epochs``; keep the best epoch.
 
-    drawable: int64, item codes that negatives are drawn from.
-    Returns the network's tables, the training loss and the held-out loss of each epoch that was run.
+    drawable: int64, ascending item codes that negatives are drawn from.
+    Returns the network's tables, and what was watched.
 
     Raises DataError where the loss is no longer finite.
     """
     rng = np.random.default_rng(seed)
     watched = held_out if len(held_out) >= _FEWEST_HELD_OUT else rows
     fixed_draws = rng.choice(drawable, (-(-len(watched) // settings.batch_size), settings.negatives))
+    ranked = watched.take(np.arange(0, len(watched), -(-len(watched) // MOST_RANKED)))
     curve: list[float] = []
     watched_curve: list[float] = []
+    found: list[tuple[float, float]] = []
     best: dict[str, Any] = {}
     with torch.random.fork_rng(devices=[]):  # the caller's random state stays as it is
         torch.manual_seed(seed)
@@ -170,12 +192,16 @@ def train(
                 raise DataError(
                     f"neural diverged in epoch {epoch + 1} with learning_rate {settings.learning_rate}; lower it"
                 )
+            if not settings.explicit:
+                found.append(_found(network, ranked, drawable))
             if watched_curve[-1] <= min(watched_curve):
                 best = copy.deepcopy(network.state_dict())
             elif epoch - int(np.argmin(watched_curve)) >= settings.patience:
                 break
         network.load_state_dict(best)
-    return network.tables(), np.array(curve, dtype=np.float32), np.array(watched_curve, dtype=np.float32)
+    shares = np.array(found, dtype=np.float32).reshape(-1, 2)
+    watched_losses = np.array(watched_curve, dtype=np.float32)
+    return network.tables(), Curves(np.array(curve, dtype=np.float32), watched_losses, shares[:, 0], shares[:, 1])
 
 
 def _losses(network: Network, rows: TrainingRows, drawn: IntArray, settings: TrainingSettings) -> Tensor:
@@ -200,3 +226,20 @@ def _mean_loss(network: Network, rows: TrainingRows, draws: IntArray, settings: 
             batch = rows.take(np.arange(start, min(start + settings.batch_size, len(rows))))
             total += float(_losses(network, batch, drawn, settings).sum())
     return total / float(rows.weights.sum())
+
+
+def _found(network: Network, rows: TrainingRows, items: IntArray) -> tuple[float, float]:
+    """Shares of rows whose item is among the ten best of ``items``, and the best; no item is left out of a list."""
+    network.eval()
+    with torch.no_grad():
+        item_part = network.item_part(items)
+        step = max(1, _RANKED_CELLS // item_part.numel())
+        scores = [
+            network.score(network.user_part(block)[:, None, :] + item_part[None, :, :]).numpy()
+            for start in range(0, len(rows), step)
+            for block in [rows.take(np.arange(start, min(start + step, len(rows))))]
+        ]
+    best = top_k(np.concatenate(scores), 10)
+    targets = Ragged.from_lengths(rows.items, np.ones(len(rows), dtype=np.int64))
+    hits = hit_matrix(Ragged(items[best.values], best.offsets), targets, 10)
+    return float(hits.any(axis=1).mean()), float(hits[:, 0].mean())
