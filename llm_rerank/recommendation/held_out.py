@@ -14,13 +14,13 @@ from llm_rerank.data.features import ItemStatistics, pair_features
 from llm_rerank.data.splits import hash_users
 from llm_rerank.metrics import hit_matrix, ndcg_at_k
 from llm_rerank.models.scoring import retrieve
-from llm_rerank.recommendation.components import Component, reference_items, retrieve_and_score
+from llm_rerank.recommendation.components import Component, reference_items, retrieve_and_score, scores_catalogue
 from llm_rerank.recommendation.holdout import Holdout, drawn
 from llm_rerank.recommendation.inputs import FitData, FitTools, Fold, Folds, ShortHistories
 from llm_rerank.recommendation.log import FitLog
 from llm_rerank.recommendation.specs import PARTS, ComponentSpec, in_use
 from llm_rerank.statistics import Float64Array, first_unless_beaten
-from llm_rerank.types import BoolArray, Cases, CatalogueScorer, IntArray, Interactions, Items, Ragged, Scorer
+from llm_rerank.types import BoolArray, Cases, DataError, IntArray, Interactions, Items, Ragged, Scorer
 
 MOST_CASES_FOR_TUNING = 1_000
 """More users of fold F than this are drawn from where settings are chosen."""
@@ -146,13 +146,18 @@ def tune(
 
     Chosen is the first, the default, unless another beats it by more than a standard error. NDCG is over the whole
     catalogue without the seen items. With a single setting nothing is scored and it is NaN.
+    Raises DataError where settings cannot be compared: the scorer does not score the catalogue.
     """
     values: list[Float64Array] = []
     for settings in spec.grid:
         scorer = spec.make(**settings).fit(past, items, seed=seed)
         if spec.n_settings == 1:
             return scorer, dict(settings), float("nan")
-        assert isinstance(scorer, CatalogueScorer)
+        if not scores_catalogue(scorer):
+            raise DataError(
+                f"component {spec.name!r} has {spec.n_settings} settings to choose from, and its scorer no "
+                "score_catalogue to compare them by; give it one, or a spec with a single setting and no decays"
+            )
         for decay in spec.decays or (None,):
             if decay is not None:
                 scorer.decay = decay  # type: ignore[attr-defined]  # read when scoring only

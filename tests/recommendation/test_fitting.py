@@ -24,7 +24,7 @@ from llm_rerank.recommendation.planning import read_shop
 from llm_rerank.recommendation.specs import ComponentSpec, default_specs
 from llm_rerank.recommendation.stage import fit_stage
 from llm_rerank.recommendation.thresholds import choose_cut, cut_curve
-from llm_rerank.types import DataReport, Ragged
+from llm_rerank.types import DataError, DataReport, Ragged
 from tests.planted import cases_of
 
 CONFIG = RerankerConfig(encoder=None, sequence="off", candidates_per_source=30, refit=False)
@@ -354,6 +354,18 @@ def test_of_equal_settings_the_first_is_taken(data, holdout, honest):
     cases = cases_of([[code] for code in range(20)], [[]] * 20, [[code + 1] for code in range(20)])
     _, settings, _ = tune(knn(), holdout.past, honest[1], cases, cases.history, 0)
     assert settings["decay"] == 0.05
+
+
+def test_settings_of_a_scorer_that_cannot_score_the_catalogue_are_refused(data, holdout, honest):
+    class Pairwise:
+        def fit(self, past, items, *, seed):
+            return self
+
+    cases, seen = cases_and_seen(holdout)
+    one = ComponentSpec("pairwise", "semantic", Pairwise)
+    assert np.isnan(tune(one, holdout.past, honest[1], cases, seen, 0)[2])  # a single setting needs no comparison
+    with pytest.raises(DataError, match="component 'pairwise' has 2 settings to choose from, and its scorer no score_"):
+        tune(replace(one, decays=(0.2, 0.05)), holdout.past, honest[1], cases, seen, 0)
 
 
 def test_the_refit_reads_every_event_and_every_review(data, holdout):
