@@ -6,10 +6,12 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 
-from llm_rerank import load_dataset
+from llm_rerank import Reranker, RerankerConfig, load_dataset
 from llm_rerank.types import StorageError
+from tests.tiny_media import save_tiny_clap, save_tiny_clip
 
 PROJECT = Path(__file__).parents[1]
 N_USERS = 300
@@ -67,3 +69,38 @@ def test_seconds_of_scorers_are_the_reports():
     for name, fit, rank in rows:
         seconds = systems[name]["seconds_fit"], systems[name]["seconds_score"]
         assert [fit, rank] == [f"{value:.1f}".removeprefix("0") for value in seconds], name
+
+
+def test_media(tables, tmp_path):
+    """Three pictures, two sounds, one talk; the items without have no vector, and a fit reads all of it."""
+    image = pytest.importorskip("PIL.Image")
+    from scipy.io import wavfile
+
+    save_tiny_clip(tmp_path / "clip", 12)
+    save_tiny_clap(tmp_path / "clap", 10)
+    rng = np.random.default_rng(0)
+    items = pd.read_csv("items.csv").assign(image=None, audio=None)
+    for row in range(3):
+        image.fromarray(rng.integers(0, 255, (40, 50, 3), dtype=np.uint8)).save(f"{row}.png")
+        items.loc[row, "image"] = f"{row}.png"
+    for row in (5, 7):
+        wavfile.write(f"{row}.wav", 48_000, rng.integers(-8_000, 8_000, 24_000).astype(np.int16))
+        items.loc[row, "audio"] = f"{row}.wav"
+    (tmp_path / "said").mkdir()
+    (tmp_path / "said" / f"{items['item_id'][4]}.txt").write_text("quiet as\na whisper\n")
+    items.to_json("items.jsonl", orient="records", lines=True)
+
+    assert len(blocks("media.md")) == 3
+    found = run("media.md").items
+    assert [len(vector) for vector in found["image_vector"]] == [12] * len(items)
+    assert [row for row, vector in enumerate(found["image_vector"]) if vector.any()] == [0, 1, 2]
+    assert [row for row, vector in enumerate(found["audio_vector"]) if vector is not None] == [5, 7]
+    assert {len(found["audio_vector"][row]) for row in (5, 7)} == {10} and "audio" not in found
+    assert found["description"][4] == f"{items['description'][4]} quiet as a whisper"
+    assert found["description"][3] == items["description"][3]
+    config = RerankerConfig(encoder=None, sequence="off", vectors="always", refit=False)
+    reranker = Reranker(config, verbose=False).fit("orders.csv", found)
+    assert {"image_vector", "audio_vector"} <= {component.name for component in reranker.components}
+    assert "whisper" in reranker.saved.fitted.items.texts[4]
+    assert "column image" not in str(reranker.report())
+    assert pd.read_parquet("items.parquet")["image_vector"].map(len).eq(12).all()

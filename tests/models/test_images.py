@@ -12,6 +12,7 @@ from llm_rerank.models.semantic.images import encode_images
 from llm_rerank.recommendation.reranker import Reranker
 from llm_rerank.types import DataError, StorageError
 from tests.shops import make_vector_shop
+from tests.tiny_media import save_tiny_clip
 
 Image = pytest.importorskip("PIL.Image")
 SIZE = 12
@@ -20,18 +21,8 @@ SIZE = 12
 @pytest.fixture(scope="module")
 def clip(tmp_path_factory):
     """Folder of the model, as transformers writes it."""
-    import torch
-    from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPProcessor, CLIPTokenizer
-
-    torch.manual_seed(0)
-    small = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
-    text = {**small, "vocab_size": 8, "max_position_embeddings": 16, "bos_token_id": 6, "eos_token_id": 7}
-    vision = {**small, "image_size": 32, "patch_size": 8}
     folder = tmp_path_factory.mktemp("clip")
-    CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=SIZE)).save_pretrained(folder)
-    letters = {"a": 0, "a</w>": 1, "<|startoftext|>": 6, "<|endoftext|>": 7}
-    looks = CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
-    CLIPProcessor(looks, CLIPTokenizer(vocab=letters, merges=[])).save_pretrained(folder)
+    save_tiny_clip(folder, SIZE)
     assert json.loads((folder / "config.json").read_text())["model_type"] == "clip"
     return str(folder)
 
