@@ -153,7 +153,8 @@ class RerankerConfig:
     token_attention: the cross-encoder also reads the tokens of the history with each candidate. A pair takes 19 to 62
     times as long on a CPU, an item 13 times the memory, and the ablation found no gain (docs/lab-notebook.md).
     target_events: events that count as a positive; None: purchases if there are any, else all but views and searches.
-    min_rating: a rated event below this is a dislike; None: ratings do not make dislikes.
+    min_rating: a rated event below this is a dislike, no target and of negative weight; None: ratings do not make
+    dislikes, and a fit says how many low ones count as liked.
     threshold: how ``kept`` is cut; None: ``kept`` is True for the first ``k``.
     min_items, max_items: bounds on the number of kept items of a user, applied after the cut: of too many kept ones
     those of the best ranks stay, to too few the best ranks of the others are added.

@@ -99,6 +99,8 @@ def read_events(
         rated &= ~values.returned
         n_disliked = int((rated & (ratings < min_rating)).sum())
         report.notes.append(f"{n_disliked:,} of {rated.sum():,} rated events are dislikes, below {min_rating:g}")
+    elif require_targets:
+        _note_low_ratings(ratings, ~values.returned & (values.weights > 0), report)
     n_returned = int(values.returned.sum())
     if require_targets and not positive.any():
         if n_returned:
@@ -116,6 +118,21 @@ def read_events(
         f"targets are events of kind {', '.join(targets) or '(none)'}: {positive.sum():,} of {n_events:,}"
     )
     return values
+
+
+def _note_low_ratings(ratings: FloatArray, liked: BoolArray, report: DataReport) -> None:
+    """Say how many events count as liked though they are rated in the lower half of the scale, which begins at 1."""
+    known = ~np.isnan(ratings)
+    if not known.any():
+        return
+    low, high = min(float(ratings[known].min()), 1.0), float(ratings[known].max())
+    middle = (low + high) / 2
+    n_low = int((liked & (ratings < middle)).sum())
+    if n_low:
+        report.notes.append(
+            f"{n_low:,} of {known.sum():,} rated events are below the middle of their scale ({low:g} to {high:g}) and "
+            f"count as liked; min_rating={middle:g} makes them dislikes"
+        )
 
 
 def judge_events(

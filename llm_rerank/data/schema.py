@@ -172,6 +172,9 @@ def validate_interactions(
             f"{(user_rows >= 0).sum():,} of {len(distinct):,} users with events have attributes; "
             f"{len(users) - len(np.unique(user_rows[user_rows >= 0])):,} users with attributes have no events"
         )
+        report.notes.append(
+            "attributes of users are kept and exported; no scorer of a fit reads them (docs/scorers.md says which can)"
+        )
     reviews = text_column(frame["review"].iloc[rows]).to_numpy() if "review" in frame else no_texts[rows]
     events = Interactions(
         user_ids=distinct,

@@ -89,6 +89,32 @@ def test_low_ratings_are_dislikes_of_whatever_event():
     assert "2 of 3 rated events are dislikes, below 3" in notes
 
 
+@pytest.mark.parametrize(
+    ("ratings", "said"),
+    [
+        ([1.0, 2.0, 3.0, 5.0, None], "2 of 4 rated events are below the middle of their scale (1 to 5)"),
+        ([1.0, 5.0, 5.0, 5.5, 10.0], "3 of 5 rated events are below the middle of their scale (1 to 10)"),
+        ([4.0, 5.0, 4.0, None], None),  # the scale begins at 1, whether anybody was that harsh or not
+        ([None, None], None),
+    ],
+)
+def test_low_ratings_that_count_as_liked_are_told(ratings, said):
+    columns = {"rating": ratings, "event": ["rating"] * len(ratings)}
+    _, notes = read(columns)
+    found = [note for note in notes if "count as liked" in note]
+    assert len(found) == (said is not None)
+    if said is not None:
+        assert found[0].startswith(said)
+        middle = float(found[0].partition("min_rating=")[2].split()[0])
+        assert middle == (1 + np.nanmax(np.array(ratings, float))) / 2
+        assert not any("count as liked" in note for note in read(columns, min_rating=middle)[1])
+    assert not any("count as liked" in note for note in read(columns, require_targets=False)[1])
+
+
+def test_a_low_rating_that_is_a_dislike_already_is_not_told():
+    assert not any("liked" in note for note in read({"rating": [1.0, 5.0, 4.0], "weight": [-1.0, 1.0, 1.0]})[1])
+
+
 def test_a_rating_at_the_bound_is_no_dislike():
     values, _ = read({"rating": [2.9, 3.0, None]}, min_rating=3)
     assert values.positive.tolist() == [False, True, True] and values.weights.tolist() == [-1.0, 1.0, 1.0]

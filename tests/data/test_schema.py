@@ -189,6 +189,7 @@ class TestInteractions:
         events, report = events_of([("u", "a", START), ("v", "b", START)], users=users)
         assert events.user_ids.tolist() == ["u", "v"] and events.user_rows.tolist() == [1, -1]
         assert "1 of 2 users with events have attributes; 2 users with attributes have no events" in report.notes
+        assert any("no scorer of a fit reads them" in note for note in report.notes)
 
     def test_numbers_in_one_table_meet_texts_in_the_other(self):
         items = items_of(17, 5)
