@@ -243,12 +243,14 @@ def fit_stage(
     seed: int,
     cross_encoder: Literal["auto", "always"] = "auto",
     sharpness: float = SHARPNESS,
+    missing: MissingValues | None = None,
 ) -> StageFit:
     """Fit blend, guard and calibrator on held-out cases.
 
     component_names: of the columns of the fold's scores; a "cross_encoder", if there is one, comes last.
     features: the pair features allowed. start: the stage of another shop, whose blend joins the prior.
     cross_encoder: "always" lets its score count even where that does not pay. sharpness: see ``shares_of_rungs``.
+    missing: what fills the gaps of pair features, fitted here; None: by the treatments that rebuild hidden cells best.
     """
     rows, targets, pair_values, upstream = fold.candidates, fold.targets, fold.pair_values, fold.upstream
     has_residual = CROSS_ENCODER in component_names
@@ -261,7 +263,7 @@ def fit_stage(
         names = (*names, UPSTREAM)
     used = usable_features(pair_values, rows, features)
     selected = pair_values[:, [PAIR_FEATURES.index(name) for name in used]]
-    missing = MissingValues().fit(selected, used, seed=seed)
+    missing = (missing or MissingValues()).fit(selected, used, seed=seed)
     standardizer = Standardizer().fit(missing.transform(selected))
     user_support, item_support = supports(pair_values)
     uses_item_support = ITEM_SUPPORT in features

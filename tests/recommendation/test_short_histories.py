@@ -108,6 +108,12 @@ def test_what_a_stage_says_of_its_cases_is_said_of_whole_histories(held_out):
     positive = is_member(whole.candidates, whole.targets, len(cases.items))
     by_hand = fit_calibrator(without.out_of_fold, *supports(whole.pair_values), positive)
     assert without.stage.calibrator.to_dict() == by_hand.to_dict()
+    # newcomers' probabilities are told by newcomers' lists
+    short = whole.short.fold
+    taken = is_member(short.candidates, short.targets, len(cases.items)).mean()
+    means = [fit.stage.probability(fit.stage.score(short), short.pair_values).mean() for fit in (with_short, without)]
+    assert with_short.stage.calibrator.newcomers is not None and without.stage.calibrator.newcomers is None
+    assert means[0] == pytest.approx(taken, rel=0.05) and means[1] != pytest.approx(taken, rel=0.1)
     # the guard compares with the same component, and judges what is served
     default = with_short.stage.verdict.default_ndcg
     assert knows_short_histories(with_short.stage.blend) and not knows_short_histories(without.stage.blend)
