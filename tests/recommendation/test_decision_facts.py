@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 from llm_rerank import DriftWarning, Reranker, RerankerConfig, ThresholdConfig
 from llm_rerank.cli import app
 from llm_rerank.recommendation import holdout, thresholds
+from llm_rerank.recommendation.answering import Question, answer_questions
 from llm_rerank.recommendation.decision_facts import (
     NEWCOMERS,
     OTHER_LISTS,
@@ -312,6 +313,19 @@ def test_newcomers_have_no_guarantee_where_none_was_held_out(reranker):
             warnings.simplefilter("ignore", DriftWarning)
             facts = reranker.recommend(asked, k=None).attrs["decision"]
         assert (facts["guarantee"], facts["no_guarantee"]) == (None, NEWCOMERS)
+
+
+def test_answers_without_frames_are_cut_as_set_too(reranker, users):
+    other = Reranker(replace(reranker.config, threshold=ThresholdConfig("probability", 0.03)), verbose=False)
+    other._adopt(reranker._data())
+    (answer,) = answer_questions(other, [Question(users[0], k=None)])
+    assert 0 < answer.kept.sum() < len(answer.kept)
+    np.testing.assert_array_equal(answer.kept, answer.probabilities >= 0.03)
+
+
+def test_without_probabilities_nothing_can_be_cut(reranker):
+    stage = replace(reranker._data().fitted.stage, calibrator=None, cut=None)
+    assert stage.cut_as(ThresholdConfig("probability", 0.03)) is stage
 
 
 def test_upstream_scores_that_count_for_nothing_are_told(reranker, users):
