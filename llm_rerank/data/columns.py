@@ -57,6 +57,27 @@ def require_columns(frame: pd.DataFrame, name: str, required: Sequence[str]) -> 
     return frame
 
 
+def with_item_column(frame: pd.DataFrame) -> pd.DataFrame:
+    """Give searches that come without a column item_id an empty one; every other table is returned as it is.
+
+    Only where each row has a query, and no column bears a usual name of item ids: else the column is there under
+    another name, and a remedy helps more than rows without their items.
+    """
+    named = {str(column).lower() for column in frame.columns}
+    if "item_id" in frame.columns or "query" not in frame.columns or named & set(USUAL_NAMES["item_id"]):
+        return frame
+    searches = frame["query"].notna() & (frame["query"].astype(str).str.strip() != "")
+    return frame.assign(item_id=None) if searches.all() else frame
+
+
+def require_event_columns(frame: pd.DataFrame, name: str) -> pd.DataFrame:
+    """Return events with user_id, item_id and timestamp; searches alone need no item_id (``with_item_column``).
+
+    Raises DataError as ``require_columns`` does.
+    """
+    return require_columns(with_item_column(frame), name, ("user_id", "item_id", "timestamp"))
+
+
 def _listed(frame: pd.DataFrame) -> str:
     names = [str(column) for column in frame.columns]
     return ", ".join(names[:12]) + (f" and {len(names) - 12} more" if len(names) > 12 else "")
@@ -69,4 +90,6 @@ def _remedy(column: str, frame: pd.DataFrame) -> str:
     usual = [lowered[word] for word in USUAL_NAMES.get(column, ()) if word in lowered]
     close = [lowered[word] for word in difflib.get_close_matches(column, list(lowered), n=1)]
     guess = (usual or close or ["your_name"])[0]
-    return f"it has {_listed(frame)}; rename one or pass columns={{{str(guess)!r}: {column!r}}}"
+    searches = "; only a table of searches, with a query in each row, may go without"
+    alone = searches if column == "item_id" and "query" in frame.columns else ""
+    return f"it has {_listed(frame)}; rename one or pass columns={{{str(guess)!r}: {column!r}}}{alone}"

@@ -21,7 +21,7 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
-from llm_rerank.data.columns import holds_ids, require_columns
+from llm_rerank.data.columns import holds_ids, require_columns, require_event_columns
 from llm_rerank.data.layouts import as_interactions, as_items
 from llm_rerank.data.text_encoding import decode
 from llm_rerank.data.whole_numbers import frame_of_rows, with_whole_numbers
@@ -85,7 +85,7 @@ def read_interactions(
     report = DataReport() if report is None else report
     table = read_table(path, columns=columns, encoding=encoding, report=report)
     frame = as_interactions(table, report, columns)
-    return require_columns(frame, "interactions", ("user_id", "item_id", "timestamp"))
+    return require_event_columns(frame, "interactions")
 
 
 def read_items(

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from llm_rerank.data.candidates import CandidateTable, validate_candidates
-from llm_rerank.data.columns import require_columns
+from llm_rerank.data.columns import require_columns, require_event_columns
 from llm_rerank.data.events import EVENT_WEIGHTS, read_events
 from llm_rerank.data.frames import as_objects, clean_ids, id_codes, like_input, named_columns, to_pandas
 from llm_rerank.data.layouts import as_interactions, as_items
@@ -121,7 +121,7 @@ def validate_interactions(
     """Check events and turn ids to codes.
 
     table: user_id, item_id, timestamp, optional event, rating, quantity, weight, review, query; further columns are
-    left out. An empty item_id is allowed beside a query: a search.
+    left out. An empty item_id is allowed beside a query: a search; a table of searches alone needs no such column.
     time_unit: "auto" decides by type and size and says so in the report; see ``times.py``.
     target_events, min_rating: what counts as a positive; see ``events.py``.
     require_targets: False for events that are only read as histories; then no target and no known item is no error.
@@ -131,7 +131,7 @@ def validate_interactions(
     """
     report = DataReport() if report is None else report
     frame = as_interactions(to_pandas(table, columns=columns, report=report), report, columns, name)
-    require_columns(frame, name, ("user_id", "item_id", "timestamp"))
+    frame = require_event_columns(frame, name)
     _require_rows(frame, name)
     user_ids = clean_ids(frame["user_id"], f"user_id of {name}", report)
     item_ids = clean_ids(frame["item_id"], f"item_id of {name}", report)
@@ -150,7 +150,7 @@ def validate_interactions(
         report.drop(reason, int((keep & broken).sum()))
         keep &= ~broken
     if require_targets and not (keep & has_item).any():
-        _raise_nothing_left(item_ids, items, has_item & (codes == UNKNOWN), report)
+        _raise_nothing_left(item_ids, items, has_item & (codes == UNKNOWN), report, any_search=bool(keep.any()))
 
     rows = np.flatnonzero(keep)
     rows = rows[np.argsort(times[rows], kind="stable")]
@@ -262,11 +262,18 @@ def _first_of_each(ids: pd.Series, name: str, report: DataReport) -> BoolArray:
     return keep
 
 
-def _raise_nothing_left(item_ids: pd.Series, items: Items, absent: BoolArray, report: DataReport) -> None:
+def _raise_nothing_left(
+    item_ids: pd.Series, items: Items, absent: BoolArray, report: DataReport, *, any_search: bool
+) -> None:
     if absent.any():
         raise DataError(
             f"no item_id of interactions is in items (first: {as_objects(item_ids[absent].iloc[:1])[0]!r}, items has "
             f"{items.ids[0]!r}); check that both tables use the same ids"
+        )
+    if any_search:
+        raise DataError(
+            "interactions holds searches alone; a fit needs events of items, such as purchases, beside them: add "
+            "those, or give the searches to update or as histories"
         )
     reasons = "; ".join(f"{reason}: {count:,}" for reason, count in report.dropped.items())
     raise DataError(f"interactions has no usable row ({reasons}); correct the columns named")

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from llm_rerank.data.cases import build_cases, next_cases, seen_items
-from llm_rerank.data.columns import require_columns
+from llm_rerank.data.columns import require_event_columns
 from llm_rerank.data.events import EVENT_ALIASES
 from llm_rerank.data.frames import applicable, id_codes, to_pandas
 from llm_rerank.data.item_statistics import ItemStatistics
@@ -41,7 +41,7 @@ def read_later_events(
     """
     frame = to_pandas(table, columns=columns, report=report)
     frame = as_interactions(frame, report, applicable(columns, frame), name)
-    require_columns(frame, name, ("user_id", "item_id", "timestamp"))
+    frame = require_event_columns(frame, name)
     kinds = event_names(factorized(frame["event"])[1]) if "event" in frame else set()
     events = validate_interactions(
         frame,

@@ -11,6 +11,7 @@ import pandas as pd
 from fastapi import FastAPI, Request
 
 from llm_rerank.data.candidates import validate_candidates
+from llm_rerank.data.columns import with_item_column
 from llm_rerank.data.events import EVENT_ALIASES, EVENT_WEIGHTS
 from llm_rerank.data.frames import as_objects, clean_ids
 from llm_rerank.data.id_index import code_of, codes_by_id
@@ -145,6 +146,7 @@ def questions_of_events(frame: pd.DataFrame, saved: Saved, report: DataReport) -
 
     Raises DataError where a column is missing, or the times are of another kind than the shop's.
     """
+    frame = with_item_column(frame)
     missing = [name for name in ("user_id", "item_id") if name not in frame.columns]
     if missing:
         raise DataError(f"the table has no column {missing[0]!r}; it has {', '.join(map(str, frame.columns[:12]))}")

@@ -165,6 +165,21 @@ class TestInteractions:
         assert events.positive.tolist() == [False, True]
         assert report.dropped == {"interactions: item_id is missing, and there is no query": 1}
 
+    def test_searches_alone_need_no_column_of_items(self):
+        rows = [("u", START, "red lamp"), ("u", START + 1, "lamp")]
+        named = ("user_id", "timestamp", "query")
+        events, report = events_of(rows, named, require_targets=False)
+        assert events.items.tolist() == [-1, -1] and events.queries.tolist() == ["red lamp", "lamp"]
+        assert report.dropped == {}
+        with pytest.raises(DataError, match="interactions holds searches alone; a fit needs events of items"):
+            events_of(rows, named)
+        # a query is lacking, or a column has a usual name: then the items are there under another name
+        only_searches = "only a table of searches, with a query in each row, may go without"
+        with pytest.raises(DataError, match=f"no column 'item_id'.*{only_searches}"):
+            events_of([*rows, ("u", START + 2, None)], named, require_targets=False)
+        with pytest.raises(DataError, match=r"columns=\{'sku': 'item_id'\}"):
+            events_of([("u", START, "lamp", "a")], (*named, "sku"), require_targets=False)
+
     def test_optional_columns_reach_their_arrays_in_time_order(self):
         columns = ("user_id", "item_id", "timestamp", "event", "rating", "quantity", "weight", "review", "till")
         rows = [

@@ -64,6 +64,17 @@ def test_what_is_dropped_of_histories_is_counted_too(fitted, shop):
         fitted.explain("new", ids[0], history=[ids[3], "zzz"])
 
 
+def test_histories_of_searches_need_no_column_of_items(fitted, shop):
+    asked = pd.DataFrame({"user_id": ["u0", "new"], "item_id": shop[1]["item_id"][:2]})
+    searches = pd.DataFrame({"user_id": ["new"], "query": ["red lamp"], "event": ["search"], "timestamp": [AT]})
+    with_column = fitted.rerank(asked, histories=searches.assign(item_id=None))
+    pd.testing.assert_frame_equal(fitted.rerank(asked, histories=searches), with_column)
+    assert fitted.recommend(histories=pl.from_pandas(searches), k=3)["user_id"].to_list() == ["new"] * 3
+    assert searches.columns.tolist() == ["user_id", "query", "event", "timestamp"]
+    with pytest.raises(DataError, match="histories has no column 'item_id'.*only a table of searches"):
+        fitted.rerank(asked, histories=searches.assign(query=""))
+
+
 def test_whole_tables_give_no_warning(fitted, candidates):
     with warnings.catch_warnings():
         warnings.simplefilter("error", DroppedRowsWarning)

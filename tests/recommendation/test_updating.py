@@ -327,8 +327,9 @@ def test_a_kind_of_event_in_a_list_is_read(model):
     assert model.saved.events.weights[-1] == np.float32(0.2)
 
 
-def test_columns_are_mapped_and_searches_kept(model):
-    frame = pd.DataFrame({"who": ["u0"], "item_id": [None], "timestamp": [LATER], "query": ["a red tent"]})
+@pytest.mark.parametrize("items", [{"item_id": [None]}, {}])
+def test_columns_are_mapped_and_searches_kept(model, items):
+    frame = pd.DataFrame({"who": ["u0"], **items, "timestamp": [LATER], "query": ["a red tent"]})
     assert model.update(frame, columns={"who": "user_id"}).n_events == 1
     assert model.saved.events.queries[-1] == "a red tent"
     assert model.saved.events.items[-1] == -1

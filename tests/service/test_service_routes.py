@@ -554,6 +554,14 @@ def test_a_table_of_events_gives_lists_for_newcomers_with_these_events(reading):
     same_rows(again["lists"][0]["items"], said["lists"][0]["items"])
 
 
+def test_a_table_of_searches_needs_no_column_of_items(reading):
+    said = good(reading.post("/preview", content="user_id,timestamp,query\nx,2021-05-01,bike pump", headers=CSV))
+    event = {"timestamp": 1_619_827_200, "query": "bike pump"}
+    snapshot = reading.context.snapshot()
+    (answer,) = answer_questions(snapshot.reranker, [Question(None, events=[event], k=10)])
+    same_rows(said["lists"][0]["items"], item_rows(answer, snapshot.catalogue))
+
+
 @pytest.mark.parametrize(("content", "status"), [
     (b"", 422), (b"\n\n", 422), (b"user_id,item_id\n", 422), (b"1,2\n3,4\n", 422), (b"a,b\n1,2\n", 422),
     (b"user_id,item_id,timestamp\nu,i,never\n", 422), (b"user_id,item_id,timestamp\nu,nowhere,2021-01-01\n", 422),
