@@ -150,6 +150,7 @@ def test_a_language_that_the_encoder_cannot_read_is_named(shop, share_of_titles,
     check = check_shop(events.drop(columns="review"), items, columns={"customer": "user_id"})
     if readable:
         assert check.unknown_share < 0.02
+        assert f"tokens of the items' texts: {check.unknown_share:.1%} unknown to the encoder" in str(check)
         assert check.advice == []
     else:
         assert 0.3 < check.unknown_share < 0.9 or share_of_titles == 1.0
@@ -202,7 +203,7 @@ def test_thin_data_are_counted_by_hand():
     assert "users: 1 rows; read: user_id; attributes: age" in check.tables
     assert not any(line.startswith("impressions") for line in check.missing)  # there is no such table
     assert check.advice == []
-    assert "no text to read" in str(check)
+    assert "tokens of the items' texts: not counted: no encoder" in str(check)
 
 
 def test_a_refit_is_in_the_estimate_of_time(shop):

@@ -57,6 +57,7 @@ class ShopCheck:
     tables: columns of each table and what becomes of them. understood: how values were read. dropped: rows by reason.
     missing: what is absent or thin, and what that costs. counts: rows, users, items and so on. unknown_share: of the
     tokens of the items' texts that the encoder cannot read, NaN without text or encoder. fit_seconds: estimate.
+    has_encoder: False where the settings name none, so that no token was counted.
     """
 
     tables: Sequence[str]
@@ -68,15 +69,16 @@ class ShopCheck:
     unknown_share: float
     fit_seconds: float
     advice: Sequence[str] = field(default_factory=list)
+    has_encoder: bool = True
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything as plain values."""
         return asdict(self)
 
     def __str__(self) -> str:
-        share = (
-            "no text to read" if np.isnan(self.unknown_share) else f"{self.unknown_share:.1%} unknown to the encoder"
-        )
+        share = "no text to read" if self.has_encoder else "not counted: no encoder"
+        if not np.isnan(self.unknown_share):
+            share = f"{self.unknown_share:.1%} unknown to the encoder"
         sections = {
             "columns": self.tables,
             "understood": self.understood,
@@ -148,6 +150,7 @@ def check_shop(
             seed=config.seed,
         ),
         advice=_advice(unknown_share, config),
+        has_encoder=encoder is not None,
     )
 
 
