@@ -12,7 +12,9 @@ from llm_rerank.options import (
     CandidatesPerSource,
     Columns,
     CrossEncoderChoice,
+    CrossEncoderDepth,
     Device,
+    DiversityOfFit,
     Encoder,
     Encoding,
     FineTuneSteps,
@@ -28,6 +30,7 @@ from llm_rerank.options import (
     TargetEvents,
     Threshold,
     TimeUnitOption,
+    TokenAttention,
     UsersFile,
     VectorsChoice,
     column_mapping,
@@ -36,10 +39,6 @@ from llm_rerank.options import (
     threshold_rule,
 )
 
-TokenAttention = Annotated[
-    bool,
-    typer.Option("--token-attention", help="The cross-encoder reads the history's tokens too, 19 to 62 times as slow."),
-]
 NumberFormat = Annotated[
     str, typer.Option("--dtype", help="What encoder and cross-encoder compute in: auto, float32 or bfloat16.")
 ]
@@ -62,11 +61,13 @@ def fit(
     threshold: Threshold = None,
     min_items: Annotated[int, typer.Option("--min-items", help="Least number of kept items of a user.")] = 0,
     max_items: Annotated[int | None, typer.Option("--max-items", help="Greatest number of kept items.")] = None,
+    diversity: DiversityOfFit = None,
     candidates_per_source: CandidatesPerSource = 100,
     sequence: SequenceChoice = "auto",
     vectors: VectorsChoice = "auto",
     semantic: SemanticChoice = "auto",
     cross_encoder: CrossEncoderChoice = "auto",
+    cross_encoder_depth: CrossEncoderDepth = None,
     history_length: HistoryLength = 20,
     fine_tune_steps: FineTuneSteps = 300,
     token_attention: TokenAttention = False,
@@ -101,11 +102,13 @@ def fit(
         threshold=threshold_rule(threshold),
         min_items=min_items,
         max_items=max_items,
+        diversity=diversity,
         candidates_per_source=candidates_per_source,
         sequence=sequence,
         vectors=vectors,
         semantic=semantic,
         cross_encoder=cross_encoder,
+        cross_encoder_depth=cross_encoder_depth,
         history_length=history_length,
         fine_tune_steps=fine_tune_steps,
         token_attention=token_attention,

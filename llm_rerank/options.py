@@ -77,14 +77,9 @@ NewThreshold = Annotated[
         "choose on held-out users, in the fit.",
     ),
 ]
-Diversity = Annotated[
-    str | None,
-    typer.Option(
-        "--diversity",
-        help="Variety against relevance, 0 to 1; or settings such as strength=0.3,max_per_group=2,group_by=brand. "
-        "Default: as fitted.",
-    ),
-]
+_VARIETY = "Variety against relevance, 0 to 1; or settings such as strength=0.3,max_per_group=2,group_by=brand."
+DiversityOfFit = Annotated[str | None, typer.Option("--diversity", help=f"{_VARIETY} Default: 0, relevance alone.")]
+Diversity = Annotated[str | None, typer.Option("--diversity", help=f"{_VARIETY} Default: as fitted.")]
 CandidatesPerSource = Annotated[
     int, typer.Option("--candidates-per-source", help="Items that each retriever brings for a user.")
 ]
@@ -106,6 +101,16 @@ CrossEncoderChoice = Annotated[
 HistoryLength = Annotated[
     int, typer.Option("--history-length", help="Newest events of a user that the cross-encoder reads.")
 ]
+CrossEncoderDepth = Annotated[
+    int | None,
+    typer.Option(
+        "--cross-encoder-depth", help="Candidates of a user that the cross-encoder reads, best first; default: all."
+    ),
+]
+TokenAttention = Annotated[
+    bool,
+    typer.Option("--token-attention", help="The cross-encoder reads the history's tokens too, 19 to 62 times as slow."),
+]
 FineTuneSteps = Annotated[
     int, typer.Option("--fine-tune-steps", help="Most steps of the fine-tuning; it stops where they no longer help.")
 ]
@@ -119,15 +124,17 @@ def reranker_config(
     encoder: str,
     cache_folder: Path | None = None,
     target_events: Sequence[str] | None = None,
+    diversity: str | None = None,
     **settings: Any,
 ) -> RerankerConfig:
-    """Build the settings; encoder "none" is none."""
+    """Build the settings; encoder "none" is none, and without ``diversity`` relevance alone ranks."""
     from llm_rerank.config import RerankerConfig
 
     return RerankerConfig(
         encoder=None if encoder == "none" else encoder,
         cache_folder=None if cache_folder is None else str(cache_folder),
         target_events=tuple(target_events) if target_events else None,
+        diversity=diversity_setting(diversity) or 0.0,
         **settings,
     )
 

@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from html import unescape
 from pathlib import Path
 
 import pandas as pd
@@ -13,6 +14,7 @@ import pytest
 from typer.testing import CliRunner
 
 from llm_rerank.cli import app
+from llm_rerank.config import DiversityConfig
 from llm_rerank.folders import save_folder
 from llm_rerank.recommendation.reranker import Reranker
 from llm_rerank.storage import write_json
@@ -255,6 +257,30 @@ def test_the_cache_folder_reaches_the_fit(shop, tmp_path, command):
     result = run(*words, "--cache-folder", tmp_path / "file")
     assert result.exit_code == 2
     assert f"cache folder {tmp_path / 'file'} cannot be made" in result.stderr
+
+
+SETTINGS = (
+    "--diversity", "max_per_group=2,group_by=brand", "--cross-encoder-depth", 7, "--history-length", 5,
+    "--token-attention",
+)  # fmt: skip
+
+
+def test_settings_of_lists_and_cross_encoder_reach_fit_and_evaluate(shop, tmp_path):
+    files = (shop / "orders.csv", shop / "items.jsonl", "--encoder", "none", "--no-refit", "--quiet", *COLUMNS)
+    fitted = run("fit", *files, "--out", tmp_path / "model", *SETTINGS)
+    assert fitted.exit_code == 0, fitted.output
+    config = Reranker.load(tmp_path / "model", verbose=False).config
+    assert config.diversity == DiversityConfig(max_per_group=2, group_by="brand")
+    assert (config.cross_encoder_depth, config.history_length, config.token_attention) == (7, 5, True)
+    evaluated = run("evaluate", *files, "--report", tmp_path / "report.html", *SETTINGS)
+    assert evaluated.exit_code == 0, evaluated.output
+    page = unescape((tmp_path / "report.html").read_text())
+    for setting in ("history_length 5", "cross_encoder_depth 7", "token_attention True", "(max_per_group 2, group_by"):
+        assert setting in page
+    for command in ("fit", "evaluate"):
+        refused = run(command, *files, "--out", tmp_path / "out", "--diversity", "2")
+        assert (refused.exit_code, refused.stdout) == (2, "")
+        assert "diversity strength is 2.0; it must be a number from 0" in refused.stderr
 
 
 def test_a_failure_keeps_the_earlier_output(shop, tmp_path):
