@@ -37,7 +37,7 @@ from llm_rerank.evaluation.protocols import Trial, hold_out, ranking_from_frame
 from llm_rerank.metrics import hit_matrix, hit_rate_at_k, ndcg_at_k
 from llm_rerank.models.collaborative.item_item import co_occurrence
 from llm_rerank.models.scoring import history_matrix
-from llm_rerank.models.semantic.text_features import add_similarities, has_text, word_vectors
+from llm_rerank.models.semantic.text_features import TextFeatures, add_similarities, has_text
 from llm_rerank.recommendation.candidates import is_member, positions_in_row
 from llm_rerank.recommendation.planning import make_encoder
 from llm_rerank.types import BoolArray, Encoder, FloatArray, IntArray, Items, Ragged
@@ -103,7 +103,8 @@ def relations(
         vectors = encoder.encode(list(items.texts))
         found["encoder"] = vectors @ vectors.T >= encoder_cosine
     words = np.zeros((len(items), len(items)), dtype=np.float32)
-    add_similarities(words, word_vectors(list(items.texts)))
+    no_titles = [""] * len(items)  # of which the letters, not read here, would be taken
+    add_similarities(words, TextFeatures.fit(list(items.texts), no_titles, None).words)
     found["words"] = words >= word_cosine
     for name in ("encoder", "words"):
         if name in found:

@@ -10,7 +10,7 @@ from llm_rerank.models.collaborative.item_inverse import gram_matrix
 from llm_rerank.models.collaborative.text_ease import TextAwareEASE
 from llm_rerank.models.collaborative.text_kernel import TextKernel
 from llm_rerank.models.semantic.encoder import SentenceEncoder
-from llm_rerank.models.semantic.text_features import add_similarities, character_vectors, word_vectors
+from llm_rerank.models.semantic.text_features import TextFeatures, add_similarities
 from llm_rerank.models.semantic.whitening import Whitening
 from llm_rerank.types import DataError, NotFittedError, StorageError
 from tests.models.test_item_item import random_events
@@ -142,13 +142,13 @@ class TalksOfNothing:
 def test_word_similarity_by_hand():
     # two documents, "a1 b1" and "a1 c1"; terms a1, b1, "a1 b1", c1, "a1 c1"; idf = ln(3 / (1 + df)) + 1
     shared, own = np.log(3 / 3) + 1, np.log(3 / 2) + 1
-    vectors = word_vectors(["a1 b1", "a1 c1"])
+    vectors = TextFeatures.fit(["a1 b1", "a1 c1"], ["", ""], None).words
     product = (vectors @ vectors.T).toarray()
     assert product[0, 1] == pytest.approx(shared**2 / (shared**2 + 2 * own**2), rel=1e-5)
 
 
 def test_characters_see_inside_words():
-    vectors = character_vectors(["drill-1234", "drill-1235", "sofa"])
+    vectors = TextFeatures.fit(["tool", "tool", "seat"], ["drill-1234", "drill-1235", "sofa"], None).characters
     product = (vectors @ vectors.T).toarray()
     assert product[0, 1] > 0.5
     assert product[0, 2] == 0

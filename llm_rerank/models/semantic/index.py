@@ -20,9 +20,6 @@ GRAPH_BUILD_DEPTH = 200
 GRAPH_SEARCH_DEPTH = 256
 """Amazon Scientific, 4,385 whitened items: recall of the nearest 10 is 1.000, of 100 .999 (depth 128: .992)."""
 
-TOLERANCE = 1e-6
-"""Of inner products that are equal but for the order of summation."""
-
 
 class ItemIndex:
     """A growing FAISS index over vectors of unit length.
@@ -73,23 +70,10 @@ class ItemIndex:
         vectors: shape (n_queries, embedding_size).
         Returns scores float32 and rows int64, both shape (n_queries, k); NaN and -1 where there are fewer than k.
         """
-        return self._search(self._index, vectors, k)
-
-    def recall_against_flat(self, vectors: FloatArray, k: int) -> float:
-        """Share of the true k nearest, by exact search over the same vectors, that ``search`` finds: 0 to 1.
-
-        A row counts as found where its inner product reaches the k-th true one: among equal vectors any will do.
-        NaN without queries or items.
-        """
-        import faiss
-
-        exact = self._index if self.is_exact else faiss.downcast_index(self._index.storage)
-        k = min(k, len(self))
-        if not k or not len(vectors):
-            return float("nan")
-        wanted, _ = self._search(exact, vectors, k)
-        found, _ = self.search(vectors, k)
-        return float((found >= wanted[:, -1:] - TOLERANCE).mean())
+        if k < 1:
+            raise DataError(f"k is {k}; it must be at least 1")
+        scores, rows = self._index.search(self._checked(vectors), k)
+        return np.where(rows >= 0, scores, np.float32(np.nan)), rows
 
     @classmethod
     def load(cls, path: Path, *, flat_limit: int = MOST_ITEMS_FOR_FLAT) -> Self:
@@ -112,12 +96,6 @@ class ItemIndex:
         loaded = cls(index.d, flat_limit=flat_limit)
         loaded._index = index
         return loaded
-
-    def _search(self, index: Any, vectors: FloatArray, k: int) -> tuple[FloatArray, IntArray]:
-        if k < 1:
-            raise DataError(f"k is {k}; it must be at least 1")
-        scores, rows = index.search(self._checked(vectors), k)
-        return np.where(rows >= 0, scores, np.float32(np.nan)), rows
 
     def _checked(self, vectors: FloatArray) -> FloatArray:
         # FAISS reads raw memory: float32, C order

@@ -190,19 +190,6 @@ def text_vectors(encoder: Encoder, texts: Sequence[str]) -> FloatArray:
     return np.where(has_text(texts)[:, None], encoder.encode(list(texts)), np.float32(0))
 
 
-def word_vectors(texts: Sequence[str]) -> csr_matrix:
-    """TF-IDF of words and pairs of neighbouring words: float32 CSR, shape (n_texts, n_terms), rows of unit length."""
-    return _tf_idf(texts, "word")[0]
-
-
-def character_vectors(texts: Sequence[str]) -> csr_matrix:
-    """TF-IDF of 2 to 5 neighbouring characters within words: float32 CSR, rows of unit length.
-
-    From 2, because most Chinese words have two characters.
-    """
-    return _tf_idf(texts, "char_wb")[0]
-
-
 def _tf_idf(texts: Sequence[str], analyzer: Analyzer) -> tuple[csr_matrix, TermWeights]:
     from sklearn.feature_extraction.text import TfidfTransformer
 
@@ -220,7 +207,7 @@ def _term_counts(texts: Sequence[str], analyzer: Analyzer) -> csr_matrix:
     # hashing: no vocabulary to keep, and texts of punctuation alone give empty rows instead of an error
     return HashingVectorizer(
         analyzer=analyzer,
-        ngram_range=(1, 2) if analyzer == "word" else (2, 5),
+        ngram_range=(1, 2) if analyzer == "word" else (2, 5),  # from 2: most Chinese words have two characters
         n_features=2**20,
         alternate_sign=False,
         norm=None,
