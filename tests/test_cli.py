@@ -122,6 +122,8 @@ def test_evaluate_shows_and_writes_the_same_figures(shop, tmp_path):
     low, high = fused["ci95"]["ndcg@10"]
     row = next(line for line in result.stdout.splitlines() if line.startswith("fused "))
     assert f"{fused['ndcg@10']:.4f} [{low:.4f}, {high:.4f}]" in row
+    assert f"  {fused['map@10']:.4f}  " in row
+    assert f"accuracy {figures['cut']['accuracy']:.4f} beside the {figures['cut']['base_rate']:.4f}" in result.stdout
     # tastes are planted: whoever reads histories beats who does not
     assert fused["ndcg@10"] > 1.3 * figures["systems"]["popularity"]["ndcg@10"]
     assert "time cut" in figures["trial"]

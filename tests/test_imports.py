@@ -189,6 +189,7 @@ LAYERS = {
     "evaluation": [
         "protocols",
         "comparison",
+        "tested_lists",
         "systems",
         "demonstration",
         "diversity_curve",

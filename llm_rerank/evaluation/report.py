@@ -96,7 +96,7 @@ def report_page(
         probability_section(
             calibration, tested=table.probabilities, by_position=by_position(report), refitted=refitted
         ),
-        cut_section(cut, report.get("cut_curve"), _lists_of_curve(report)),
+        cut_section(cut, report.get("cut_curve"), _lists_of_curve(report), tested=table.cut),
     ]
     upstream = report.get("upstream")
     if upstream:

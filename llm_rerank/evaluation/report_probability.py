@@ -9,6 +9,7 @@ from typing import Any
 from llm_rerank.evaluation.charts import Axis, Row, Series, dot_plot, interval_words, xy_chart
 from llm_rerank.evaluation.page import Figure, Section, Table
 from llm_rerank.evaluation.scales import number_words
+from llm_rerank.evaluation.tested_lists import cut_in_words
 from llm_rerank.recommendation.thresholds import Cut
 
 NORMAL_975 = 1.959964
@@ -33,7 +34,7 @@ def probability_section(
     """Show what probabilities are worth: reliability, slope, calibration error, skill, and all by strata.
 
     calibration: of the fit's report; empty or None: absent. of: words for the lists meant, where not our own. tested:
-    ``systems.tested_probabilities``. by_position: the fit held out by its fallback protocol, "positions".
+    ``tested_lists.tested_probabilities``. by_position: the fit held out by its fallback protocol, "positions".
     refitted: the calibrator was fitted again on both folds after it had been judged.
     """
     title = f"What a probability is worth{of}"
@@ -189,11 +190,17 @@ def _decimals(value: float | None, digits: int) -> str:
 
 
 def cut_section(
-    cut: Mapping[str, Any] | None, curve: Mapping[str, Sequence[float]] | None, n_lists: int = 0, of: str = ""
+    cut: Mapping[str, Any] | None,
+    curve: Mapping[str, Sequence[float]] | None,
+    n_lists: int = 0,
+    of: str = "",
+    *,
+    tested: Mapping[str, Any] | None = None,
 ) -> Section:
     """Show precision and recall of every cut, the one chosen, and what is promised of it.
 
     n_lists: the curve's; cuts that keep fewer than ``LEAST_KEPT`` candidates of all of them together say nothing.
+    tested: ``tested_lists.tested_cut``.
     """
     title, anchor = f"What is kept{of}", "cut" + ("-upstream" if of else "")
     paragraphs = []
@@ -210,6 +217,8 @@ def cut_section(
             if chosen.guarantee is not None
             else f"No guarantee: {chosen.no_guarantee}."
         )
+    if tested:
+        paragraphs.append(f"On the test, which the fit did not see: {cut_in_words(tested).removeprefix('cut: ')}.")
     figures = _cut_figures(_readable(curve or {}, n_lists), chosen)
     if not figures:
         paragraphs.append("The fit did not keep what other cuts would have done, so there is no cut-off curve.")

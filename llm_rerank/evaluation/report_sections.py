@@ -12,7 +12,7 @@ from llm_rerank.evaluation.charts import Axis, Row, Series, bar_chart, dot_plot,
 from llm_rerank.evaluation.page import Figure, Section, Table
 from llm_rerank.evaluation.report_probability import stratum_words
 from llm_rerank.evaluation.scales import number_words
-from llm_rerank.evaluation.systems import DEPTH, SHOWN, SystemTable
+from llm_rerank.evaluation.systems import DEPTH, SHOWN, SystemTable, shown_figures
 from llm_rerank.evaluation.timeline import TimeLine
 from llm_rerank.models.cross_encoder.training_plot import PANELS
 from llm_rerank.recommendation.guard import GuardVerdict
@@ -82,7 +82,7 @@ def protocol_section(report: Mapping[str, Any], trial: str, line: TimeLine | Non
 def systems_section(table: SystemTable) -> Section:
     """Compare the systems: a row each with its interval, and the paired difference to the whole."""
     order = sorted(table.results, key=lambda name: -table.results[name].intervals[METRIC].mean)
-    rows, heads = [], ["system", "NDCG@10 [95 %]", "HR@10", "recall@10", SHOWN[3], "coverage@10"]
+    rows, heads = [], ["system", "NDCG@10 [95 %]", *SHOWN, "coverage@10"]
     heads += ["fused − system [95 %]", "p (Holm)"]
     for name in order:
         result, test = table.results[name], table.tests.get(f"{FUSED} vs {name}")
@@ -91,8 +91,7 @@ def systems_section(table: SystemTable) -> Section:
             [
                 name,
                 interval_words(interval.mean, interval.low, interval.high),
-                *(f"{result.intervals[metric].mean:.3f}" for metric in SHOWN[1:]),
-                f"{result.coverage:.3f}",
+                *shown_figures(result),
                 "–" if test is None else interval_words(test["difference"], *test["ci95"]),
                 "–" if test is None else _p_words(test["p_holm"]),
             ]

@@ -16,20 +16,26 @@ import pandas as pd
 from llm_rerank.config import RerankerConfig
 from llm_rerank.data.columns import map_columns
 from llm_rerank.data.datasets import Dataset
-from llm_rerank.data.frames import applicable, id_codes, to_pandas
+from llm_rerank.data.frames import applicable, to_pandas
 from llm_rerank.data.layouts import as_interactions, as_items
 from llm_rerank.data.schema import validate_interactions, validate_items
 from llm_rerank.data.times import TimeUnit, parse_times
 from llm_rerank.evaluation.comparison import RankingResult, ceiling, compare, evaluate_ranking
 from llm_rerank.evaluation.protocols import LastOut, TimeCut, Trial, hold_out, rank_catalogue, ranking_from_frame
+from llm_rerank.evaluation.tested_lists import cut_in_words, tested_cut, tested_probabilities
 from llm_rerank.models.collaborative.popularity import Popularity
 from llm_rerank.recommendation.reranker import Reranker
-from llm_rerank.reliability import calibration_line
 from llm_rerank.types import CatalogueScorer, DataError, DataReport, Ragged
 
 DEPTH = 100
 MOST_USERS = 20_000
-SHOWN = ("ndcg@10", "hr@10", "recall@10", f"recall@{DEPTH}")
+SHOWN = {
+    "HR@10": ("hr@10", 3),
+    "MAP@10": ("map@10", 4),
+    "recall@10": ("recall@10", 3),
+    f"recall@{DEPTH}": (f"recall@{DEPTH}", 3),
+}
+"""Columns of the tables beside NDCG@10 and coverage: the metric and its decimals."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +43,8 @@ class SystemTable:
     """Systems on one trial. results: by name, the reranker as "fused". tests: fused against each other system.
 
     fused: the reranker's lists, item codes of the trial, best first, ``DEPTH`` a case. probabilities: of these lists,
-    held against what was taken (``tested_probabilities``).
+    held against what was taken (``tested_probabilities``). cut: of these lists, what was kept against what was taken
+    (``tested_cut``); empty where nothing is cut.
     """
 
     trial: str
@@ -46,6 +53,7 @@ class SystemTable:
     ceiling: Mapping[str, float]
     fused: Ragged
     probabilities: Mapping[str, Any] = field(default_factory=dict)
+    cut: Mapping[str, Any] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything as JSON-ready values."""
@@ -55,17 +63,15 @@ class SystemTable:
             "tests": dict(self.tests),
             "ceiling": dict(self.ceiling),
             "probabilities": dict(self.probabilities),
+            "cut": dict(self.cut),
         }
 
     def __str__(self) -> str:
-        heads = ["system", "NDCG@10 [95 % interval]", "HR@10", "recall@10", f"recall@{DEPTH}", "coverage@10"]
+        heads = ["system", "NDCG@10 [95 % interval]", *SHOWN, "coverage@10"]
         rows = [heads]
         for name, result in sorted(self.results.items(), key=lambda pair: pair[1].intervals["ndcg@10"].mean):
-            means = {metric: result.intervals[metric] for metric in SHOWN}
-            ndcg = means["ndcg@10"]
-            figures = [f"{ndcg.mean:.4f} [{ndcg.low:.4f}, {ndcg.high:.4f}]"]
-            figures += [f"{means[metric].mean:.3f}" for metric in SHOWN[1:]]
-            rows.append([name, *figures, f"{result.coverage:.3f}"])
+            ndcg = result.intervals["ndcg@10"]
+            rows.append([name, f"{ndcg.mean:.4f} [{ndcg.low:.4f}, {ndcg.high:.4f}]", *shown_figures(result)])
         widths = [max(len(row[column]) for row in rows) for column in range(len(heads))]
         lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
         tests = [
@@ -77,7 +83,14 @@ class SystemTable:
             f"ceiling: {self.ceiling['candidate_recall']:.3f} of the targets are among the first {DEPTH} of fused; the "
             f"best order of those would have NDCG@10 {self.ceiling['oracle_ndcg@10']:.3f}"
         )
-        return "\n".join([self.trial, "", *lines, "", *tests, most])
+        kept = [cut_in_words(self.cut)] if self.cut else []
+        return "\n".join([self.trial, "", *lines, "", *tests, most, *kept])
+
+
+def shown_figures(result: RankingResult) -> list[str]:
+    """Write a system's figures of the columns ``SHOWN``, and its coverage."""
+    means = [f"{result.intervals[metric].mean:.{decimals}f}" for metric, decimals in SHOWN.values()]
+    return [*means, f"{result.coverage:.3f}"]
 
 
 @dataclass(frozen=True)
@@ -114,31 +127,8 @@ def compare_systems(reranker: Reranker, trial: Trial, *, seed: int = 0) -> Syste
         ceiling(lists, trial),
         lists,
         tested_probabilities(fused, trial),
+        tested_cut(fused, trial),
     )
-
-
-def tested_probabilities(result: pd.DataFrame, trial: Trial) -> dict[str, Any]:
-    """Hold the probabilities of lists against the trial's targets, JSON-ready; {} where there are none.
-
-    result: of ``recommend`` for the trial's users. Keys: n_users; mean_probability_top_10 and rate_top_10, the share of
-    the first ten that is a target; slope and slope_ci95 over all rows, lists as the unit.
-    """
-    result = result[result["probability"].notna()]
-    if not len(result):
-        return {}
-    users = id_codes(result["user_id"], trial.user_ids)
-    n_items, targets = len(trial.items), trial.cases.targets
-    pairs = users * n_items + id_codes(result["item_id"], trial.items.ids)
-    positive = np.isin(pairs, targets.row_of_value * n_items + targets.values)
-    probabilities, top = result["probability"].to_numpy(), result["rank"].to_numpy() <= 10
-    line = calibration_line(probabilities, positive, users)
-    return {
-        "n_users": len(np.unique(users)),
-        "mean_probability_top_10": float(probabilities[top].mean()),
-        "rate_top_10": float(positive[top].mean()),
-        "slope": line.slope,
-        "slope_ci95": list(line.slope_interval),
-    }
 
 
 def evaluate_shop(

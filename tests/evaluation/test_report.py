@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from llm_rerank.config import DiversityConfig, RerankerConfig, ThresholdConfig
+from llm_rerank.evaluation import tested_lists
 from llm_rerank.evaluation.demonstration import second_selection
 from llm_rerank.evaluation.diversity_curve import diversity_curve
 from llm_rerank.evaluation.page import Page, Section, Table, Tile, render_page, write_page
@@ -143,6 +144,47 @@ def test_probabilities_are_held_against_what_the_tested_users_took(evaluation, f
     page = unescape(file.read_text())
     assert f"probability is {tested['mean_probability_top_10']:.4f}, and {tested['rate_top_10']:.4f} of them" in page
     assert f"on the test {tested['rate_top_10']:.4f} were taken" in page
+
+
+def test_what_the_cut_keeps_is_held_against_what_the_tested_users_took(evaluation, file):
+    trial, tested = evaluation.trial, evaluation.table.cut
+    lists = evaluation.reranker.recommend(list(trial.user_ids), k=100, at=trial.at)
+    targets = {
+        (user, item) for case, user in enumerate(trial.user_ids) for item in trial.items.ids[trial.cases.targets[case]]
+    }
+    shorter = lists[lists["rank"] <= 20]
+    for part, values in ((lists, tested), (shorter, tested_lists.tested_cut(shorter, trial))):
+        rows = list(zip(part["user_id"], part["item_id"], part["kept"].tolist(), strict=True))
+        kept = [(user, item) for user, item, is_kept in rows if is_kept]
+        found = [(user, item) for user, item, _ in rows if (user, item) in targets]
+        right = len(set(kept) & targets)
+        assert 0 < right < len(found) <= len(targets) and len(kept) < len(rows) == values["n"]
+        assert values["precision"] == pytest.approx(right / len(kept))
+        assert values["recall"] == pytest.approx(right / len(found))
+        assert values["recall_of_all"] == pytest.approx(right / len(targets))
+        assert values["accuracy"] == pytest.approx(1 - (len(kept) + len(found) - 2 * right) / len(rows))
+        assert values["base_rate"] == pytest.approx(1 - len(found) / len(rows))
+        assert values["mean_kept"] == pytest.approx(len(kept) / len(trial.user_ids))
+    assert len(found) < len(targets)
+    assert tested["least_probability"] == evaluation.reranker.report().values["cut"]["least_probability"]
+    assert evaluation.table.to_dict()["cut"] == tested
+    said = (
+        f"precision {tested['precision']:.4f}, recall {tested['recall']:.3f} of the targets in the lists, "
+        f"{tested['recall_of_all']:.3f} of all; accuracy {tested['accuracy']:.4f} beside the "
+        f"{tested['base_rate']:.4f} of keeping nothing, which it is near by nature"
+    )
+    assert said in unescape(file.read_text()) and said in str(evaluation.table)
+
+
+def test_where_nothing_is_cut_or_kept_no_precision_is_made_up(evaluation):
+    trial = evaluation.trial
+    lists = evaluation.reranker.recommend(list(trial.user_ids), k=100, at=trial.at)
+    none_kept = tested_lists.tested_cut(lists.assign(kept=False), trial)
+    assert np.isnan(none_kept["precision"]) and none_kept["accuracy"] == none_kept["base_rate"]
+    assert "0.0 of" in tested_lists.cut_in_words(none_kept) and "nan" not in tested_lists.cut_in_words(none_kept)
+    lists.attrs["decision"] = {**lists.attrs["decision"], "least_probability": None}
+    assert tested_lists.tested_cut(lists, trial) == {}
+    assert "cut:" not in str(replace(evaluation.table, cut={}))
 
 
 def test_the_fallback_protocol_is_named_where_its_calibration_is_shown(evaluation, parts):
