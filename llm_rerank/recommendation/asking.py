@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from llm_rerank.types import DataError, DataReport, DroppedRowsWarning
@@ -29,6 +30,17 @@ def asked_ids(ids: Any, name: str) -> list[Any]:
         except TypeError:
             raise DataError(f"{name} holds {value!r}; an id is one number or text") from None
     return list(dict.fromkeys(ids))
+
+
+def listed_ids(given: Any) -> list[Any] | None:
+    """Give ids that come as a list, a tuple, an array of one dimension, a Series or an Index; None: a table, or none.
+
+    Numbers become Python's own, which are what a shop's ids are compared with.
+    """
+    if isinstance(given, list | tuple):
+        return list(given)
+    is_column = isinstance(given, pd.Series | pd.Index) or isinstance(given, np.ndarray) and given.ndim == 1
+    return given.tolist() if is_column else None
 
 
 def data_facts(report: DataReport) -> dict[str, Any]:

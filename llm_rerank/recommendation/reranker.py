@@ -19,7 +19,7 @@ from llm_rerank.data.id_index import code_of, codes_by_id
 from llm_rerank.data.times import TimeUnit, read_moment
 from llm_rerank.data.values import object_array
 from llm_rerank.folders import check_target, open_folder, save_folder
-from llm_rerank.recommendation.asking import DATA, asked_ids, data_facts
+from llm_rerank.recommendation.asking import DATA, asked_ids, data_facts, listed_ids
 from llm_rerank.recommendation.changing import ChangingReranker, Frame
 from llm_rerank.recommendation.comparing import Comparison, compare_results
 from llm_rerank.recommendation.components import Component
@@ -208,7 +208,7 @@ class Reranker(ChangingReranker):
         user_id: Any,
         item_id: Any,
         *,
-        history: Frame | Sequence[Any] | None = None,
+        history: Frame | Sequence[Any] | np.ndarray | pd.Series | pd.Index | None = None,
         at: Any = None,
         versus: Any = None,
         phrases: bool = False,
@@ -217,11 +217,12 @@ class Reranker(ChangingReranker):
     ) -> Explanation:
         """Explain one item's score for one user: contributions that add up exactly, and each history item's effect.
 
-        history: interactions as a frame, or item ids oldest first; None: what is known of the user. versus: id of
-        another item; also why the one stands above or below the other. phrases: also the words of the item that
-        mattered, which reads up to 24 shortened texts. upstream_score, versus_upstream_score: what the upstream
-        recommender said of the two, NaN where it said nothing: with it, and impressions at the fit, the score explained
-        is the one that ``rerank`` gives lists with upstream scores; where an item stands in the list does not matter.
+        history: interactions as a frame, or item ids oldest first (a list, an array, a Series); None: what is known of
+        the user. versus: id of another item; also why the one stands above or below the other. phrases: also the words
+        of the item that mattered, which reads up to 24 shortened texts. upstream_score, versus_upstream_score: what the
+        upstream recommender said of the two, NaN where it said nothing: with it, and impressions at the fit, the score
+        explained is the one that ``rerank`` gives lists with upstream scores; where an item stands in the list does not
+        matter.
         Raises DataError where an item, or every item of ``history``, is not in the catalogue, or ``history`` has no row
         of the user, StorageError where phrases need an encoder that cannot be loaded.
         """
@@ -232,13 +233,14 @@ class Reranker(ChangingReranker):
         other = others[0] if others else None
         upstream = upstream_of_both(upstream_score, versus_upstream_score, other is not None)
         report = DataReport()
-        if isinstance(history, list | tuple):
+        ids = listed_ids(history)
+        if ids is not None:
             moment = at.get(user_id) if isinstance(at, Mapping) else at
-            listed = history_frame(user_id, history, self._moment(None, moment))
+            listed = history_frame(user_id, ids, self._moment(None, moment))
             given = self._given(listed, time_unit="s", report=report)
             if given is not None and not len(given):
                 raise DataError(
-                    f"history names no item of the catalogue (first: {history[0]!r}); give ids of items, or leave it "
+                    f"history names no item of the catalogue (first: {ids[0]!r}); give ids of items, or leave it "
                     "out to explain with what is known of the user"
                 )
         else:

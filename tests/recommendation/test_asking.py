@@ -75,6 +75,21 @@ def test_histories_of_searches_need_no_column_of_items(fitted, shop):
         fitted.rerank(asked, histories=searches.assign(query=""))
 
 
+def test_a_history_of_item_ids_may_be_a_list_an_array_or_a_series(fitted, shop):
+    ids = shop[1]["item_id"]
+    by_list = fitted.explain("new", ids[0], history=[ids[3], ids[4]])
+    assert [effect.item_id for effect in by_list.history]
+    others = ((ids[3], ids[4]), ids[3:5], ids[3:5].to_numpy(), np.array([ids[3], ids[4]]), pd.Index(ids[3:5]))
+    for history in others:
+        assert str(fitted.explain("new", ids[0], history=history)) == str(by_list)
+    with pytest.raises(DataError, match="history is empty"):
+        fitted.explain("new", ids[0], history=np.array([]))
+    with pytest.raises(DataError, match=r"no item of the catalogue \(first: 3\)"):
+        fitted.explain("new", ids[0], history=np.array([3, 4]))
+    with pytest.raises(DataError, match="a table is of type ndarray"):
+        fitted.explain("new", ids[0], history=np.array([[3, 4]]))
+
+
 def test_whole_tables_give_no_warning(fitted, candidates):
     with warnings.catch_warnings():
         warnings.simplefilter("error", DroppedRowsWarning)
