@@ -64,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     )
     stages = stages_of(halves, options.seed)
     ndcg = {name: judged_ndcg(stage.score(halves.later), halves.later) for name, stage in stages.items()}
-    rows = {}
+    rows: dict[str, dict[str, Any]] = {}
     for name, values in ndcg.items():
         over = paired_difference(values, ndcg[CHOSEN], seed=options.seed)
         rows[name] = {"ndcg@10": float(values.mean()), "over_chosen": [over.mean, over.low, over.high]}

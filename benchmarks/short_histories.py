@@ -125,9 +125,9 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         for length, row in rows.items()
     ]
     print(table(["newest events", WHOLE_ALONE, SHORT_TOO, "most popular", "gain", "over most popular"], cells))
-    for length, row in rows.items():
+    for newest, row in rows.items():
         said = (f"{name} {of['probability']:.4f}, taken {of['taken']:.4f}" for name, of in row["first_ten"].items())
-        print(f"{length}: probability of the first ten by {'; '.join(said)}")
+        print(f"{newest}: probability of the first ten by {'; '.join(said)}")
     return report
 
 
