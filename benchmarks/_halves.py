@@ -7,6 +7,7 @@ the same components, for where the halves are too few to tell.
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -89,6 +90,33 @@ def _with_scores(fold: Fold, columns: Sequence[int]) -> Fold:
 def judged_ndcg(scores: np.ndarray, fold: Fold) -> np.ndarray:
     """NDCG@10 of the cases that have a target: float64, shape (n_judged,). scores: shape (n_candidates,)."""
     return ndcg_of(scores, fold.candidates, fold.targets)[fold.targets.lengths > 0]
+
+
+def halves_parser(name: str, description: str, *, keep: bool = True) -> argparse.ArgumentParser:
+    """Start a command line of what ``load_options`` reads, with ``--out``. keep: False leaves ``--keep`` out."""
+    parser = argparse.ArgumentParser(prog=f"python -m benchmarks.{name}", description=description.split("\n")[0])
+    parser.add_argument("--dataset", default="amazon_scientific")
+    parser.add_argument("--data-dir", type=Path)
+    if keep:
+        parser.add_argument("--keep", type=Path, help="folder that keeps the scored candidates")
+    parser.add_argument("--cache", help="folder of encoded texts")
+    parser.add_argument("--without-sequence", action="store_true", help="leave the small nets out")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path)
+    return parser
+
+
+def load_options(options: argparse.Namespace, *, refit: bool = False) -> Halves:
+    """Load the halves that a command line of ``halves_parser`` asks for."""
+    return load_halves(
+        options.dataset,
+        options.data_dir,
+        seed=options.seed,
+        cache=options.cache,
+        with_sequence=not options.without_sequence,
+        refit=refit,
+        keep=options.keep,
+    )
 
 
 def load_halves(

@@ -13,16 +13,14 @@ holds out other users.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from benchmarks._common import run_information, table, write_report
-from benchmarks._halves import Halves, judged_ndcg, load_halves
+from benchmarks._halves import Halves, halves_parser, judged_ndcg, load_options
 from llm_rerank.recommendation.fusion import SHARPNESS
 from llm_rerank.statistics import paired_difference
 
@@ -40,35 +38,20 @@ def later_ndcg(halves: Halves, share: float, draw: int, sharpness: float) -> npt
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     """Run the benchmark; returns the report."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.blend_cases", description=__doc__.split("\n")[0])
-    parser.add_argument("--dataset", default="amazon_scientific")
-    parser.add_argument("--data-dir", type=Path)
-    parser.add_argument("--keep", type=Path, help="folder that keeps the scored candidates")
-    parser.add_argument("--cache", help="folder of encoded texts")
-    parser.add_argument("--without-sequence", action="store_true", help="leave the small nets out")
+    parser = halves_parser("blend_cases", __doc__ or "")
     parser.add_argument(
         "--shares", type=float, nargs="+", default=SHARES, help="of the held-out users, a half with them"
     )
     parser.add_argument("--refit", action="store_true", help="judge with components fitted again on all of the past")
     parser.add_argument("--draws", type=int, default=8)
     parser.add_argument("--sharpness", type=float, default=SHARPNESS, help="of the shares of rungs")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path)
     options = parser.parse_args(arguments)
     if HALF not in options.shares or not all(0 < share <= 1 for share in options.shares):
         parser.error(
             f"--shares is {options.shares}; give shares above 0 up to 1, {HALF} among them, which others are over"
         )
     information = run_information(options.seed)
-    halves = load_halves(
-        options.dataset,
-        options.data_dir,
-        seed=options.seed,
-        cache=options.cache,
-        with_sequence=not options.without_sequence,
-        refit=options.refit,
-        keep=options.keep,
-    )
+    halves = load_options(options, refit=options.refit)
     values = {}
     for share in options.shares:
         # the seed of all users' draws still draws the folds of the cross-validation

@@ -10,15 +10,13 @@ the trial's own cases, later ones. Differences are paired by case.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from benchmarks._common import run_information, table, write_report
-from benchmarks._halves import Halves, judged_ndcg, load_halves
+from benchmarks._halves import Halves, halves_parser, judged_ndcg, load_options
 from llm_rerank.data.features import PAIR_FEATURES
 from llm_rerank.data.missing import TREATMENTS, MissingValues
 from llm_rerank.recommendation.stage import Stage, fit_stage, usable_features
@@ -44,24 +42,9 @@ def stages_of(halves: Halves, seed: int) -> dict[str, Stage]:
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     """Run the benchmark; returns the report."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.missing_values", description=__doc__.split("\n")[0])
-    parser.add_argument("--dataset", default="amazon_scientific")
-    parser.add_argument("--data-dir", type=Path)
-    parser.add_argument("--keep", type=Path, help="folder that keeps the scored candidates")
-    parser.add_argument("--cache", help="folder of encoded texts")
-    parser.add_argument("--without-sequence", action="store_true", help="leave the small nets out")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path)
-    options = parser.parse_args(arguments)
+    options = halves_parser("missing_values", __doc__ or "").parse_args(arguments)
     information = run_information(options.seed)
-    halves = load_halves(
-        options.dataset,
-        options.data_dir,
-        seed=options.seed,
-        cache=options.cache,
-        with_sequence=not options.without_sequence,
-        keep=options.keep,
-    )
+    halves = load_options(options)
     stages = stages_of(halves, options.seed)
     ndcg = {name: judged_ndcg(stage.score(halves.later), halves.later) for name, stage in stages.items()}
     rows: dict[str, dict[str, Any]] = {}

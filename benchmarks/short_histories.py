@@ -13,16 +13,14 @@ first visit, which is what they speak of.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from benchmarks._common import run_information, table, write_report
-from benchmarks._halves import fitted_components, fold_of_trial, judged_ndcg
+from benchmarks._halves import fitted_components, fold_of_trial, halves_parser, judged_ndcg
 from llm_rerank.config import RerankerConfig
 from llm_rerank.data.cases import with_newest
 from llm_rerank.data.datasets import load_dataset
@@ -73,14 +71,7 @@ def compare(stages: dict[str, Stage], fold: Fold, first_visit: Ragged, n_items: 
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     """Run the benchmark; returns the report."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.short_histories", description=__doc__.split("\n")[0])
-    parser.add_argument("--dataset", default="amazon_scientific")
-    parser.add_argument("--data-dir", type=Path)
-    parser.add_argument("--cache", help="folder of encoded texts")
-    parser.add_argument("--without-sequence", action="store_true", help="leave the small nets out")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path)
-    options = parser.parse_args(arguments)
+    options = halves_parser("short_histories", __doc__ or "", keep=False).parse_args(arguments)
     information = run_information(options.seed)
     dataset = load_dataset(options.dataset, options.data_dir)
     protocol = PROTOCOLS.get(options.dataset, LastOut())

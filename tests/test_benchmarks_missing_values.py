@@ -11,7 +11,7 @@ from llm_rerank.data.missing import TREATMENTS
 
 def test_each_way_is_taken_and_measured_against_the_choice(tmp_path, monkeypatch):
     found = {}
-    halves_of, stages_of = missing_values.load_halves, missing_values.stages_of
+    halves_of, stages_of = missing_values.load_options, missing_values.stages_of
 
     def fewer(*arguments, **options):
         halves = halves_of(*arguments, **options)
@@ -23,7 +23,7 @@ def test_each_way_is_taken_and_measured_against_the_choice(tmp_path, monkeypatch
         found["stages"] = stages_of(*arguments)
         return found["stages"]
 
-    monkeypatch.setattr(missing_values, "load_halves", fewer)
+    monkeypatch.setattr(missing_values, "load_options", fewer)
     monkeypatch.setattr(missing_values, "stages_of", remembered)
     out = tmp_path / "report.json"
     report = missing_values.main(["--dataset", "sample", "--without-sequence", "--out", str(out)])

@@ -102,8 +102,11 @@ class Lists:
 
     def part(self, of: BoolArray) -> tuple[FloatArray, Ragged, BoolArray]:
         """Design, rows and positives of some of the lists."""
-        positions = self.positions(of)
-        return self.design[positions], self.rows.take(np.flatnonzero(of)), self.positive[positions]
+        return self.design[self.positions(of)], *self.answers(of)
+
+    def answers(self, of: BoolArray) -> tuple[Ragged, BoolArray]:
+        """Rows and positives of some of the lists, without their design, which is most of the memory."""
+        return self.rows.take(np.flatnonzero(of)), self.positive[self.positions(of)]
 
     def followed_by(
         self, design: FloatArray, rows: Ragged, positive: BoolArray, targets: Ragged, case_of: IntArray
@@ -166,7 +169,7 @@ def fit_across_folds(
         test = lists.positions(outside)
         held_out = lists.design[test].astype(np.float64)
         # whole histories come first, so these places are the same among all candidates of the fold
-        asked, asked_rows, asked_positive = informative_candidates(*lists.part(outside & teaches)[1:])
+        asked, asked_rows, asked_positive = informative_candidates(*lists.answers(outside & teaches))
         for pair in tried:
             rung, penalty = pair
             first = last.get(pair, priors[rung])

@@ -127,7 +127,6 @@ def add_residual(
 
 def _fit(lists: Lists, of: BoolArray, design: Float64Array) -> Float64Array:
     """Fit the weights on some lists: the first is shrunk toward 1, the residual's toward 0."""
-    _, rows, positive = lists.part(of)
     taught = design[lists.positions(of)].astype(np.float32)
     prior = np.eye(1, design.shape[1])[0]
-    return fit_conditional_logit(taught, rows, positive, prior=prior, penalty=PENALTY)
+    return fit_conditional_logit(taught, *lists.answers(of), prior=prior, penalty=PENALTY)

@@ -16,7 +16,7 @@ import numpy as np
 from llm_rerank.models.conditional_logit import Float64Array
 from llm_rerank.recommendation.blend_columns import SHORT_HISTORY, shortness
 from llm_rerank.recommendation.cross_fitting import Lists, fit_across_folds, fit_shares, sum_of_shares
-from llm_rerank.recommendation.fusion import Blend, FusionFit, fold_of_case, shares_of_rungs
+from llm_rerank.recommendation.fusion import SHARPNESS, Blend, FusionFit, fold_of_case, shares_of_rungs
 from llm_rerank.recommendation.guard import judged_again
 from llm_rerank.types import FloatArray
 
@@ -27,14 +27,20 @@ def knows_short_histories(blend: Blend) -> bool:
 
 
 def taught_by_both(
-    whole: FusionFit, lists: Lists, user_support: FloatArray, *, start: Blend | None, seed: int
+    whole: FusionFit,
+    lists: Lists,
+    user_support: FloatArray,
+    *,
+    start: Blend | None,
+    seed: int,
+    sharpness: float = SHARPNESS,
 ) -> tuple[Float64Array, Float64Array]:
     """Fit the rungs of a fitted blend once more, at their penalties, on lists of whole and of short histories.
 
     Their shares are told by NDCG@10 of all lists as they would be served (``shares_of_rungs``): told by the short ones
-    alone they cost the others a hundredth where most histories are short. Returns the weights (float64, shape
-    (n_columns,)) and scores of all lists out of fold (float64, shape (n_candidates,)), which no list of the same case
-    has taught.
+    alone they cost the others where most histories are short (docs/lab-notebook.md). Returns the weights (float64,
+    shape (n_columns,)) and scores of all lists out of fold (float64, shape (n_candidates,)), which no list of the same
+    case has taught.
     """
     assert whole.chosen is not None
     rungs, defaults = whole.chosen.rungs, whole.chosen.defaults
@@ -43,7 +49,8 @@ def taught_by_both(
     folds = fold_of_case(lists.n_cases, len(defaults), seed)[lists.case_of]
     fits = fit_across_folds(lists, everything, folds, defaults, lent, rungs)
     served = (_served(whole.out_of_fold, fits[pair].scores, user_support) for pair in rungs)
-    of_rungs = shares_of_rungs(np.stack([lists.ndcg(scores)[lists.targets.lengths > 0] for scores in served]))
+    by_rung = np.stack([lists.ndcg(scores)[lists.targets.lengths > 0] for scores in served])
+    of_rungs = shares_of_rungs(by_rung, sharpness)
     shares = dict(zip(rungs, of_rungs.tolist(), strict=True))
     weights = fit_shares(lists, everything, whole.blend.default, lent, fits, shares)
     return weights, sum_of_shares({pair: fits[pair].scores for pair in rungs}, shares)
@@ -54,17 +61,23 @@ def _served(by_whole: Float64Array, by_both: Float64Array, user_support: FloatAr
 
 
 def fading_into(
-    whole: FusionFit, lists: Lists, user_support: FloatArray, *, start: Blend | None, seed: int
+    whole: FusionFit,
+    lists: Lists,
+    user_support: FloatArray,
+    *,
+    start: Blend | None,
+    seed: int,
+    sharpness: float = SHARPNESS,
 ) -> FusionFit:
     """Give a blend taught by whole histories the weights that short ones too have taught, where these rank better.
 
     Better is judged by NDCG@10 of all lists out of fold, whole histories and short ones, as they are then served; the
-    guard judges the former again. user_support: of the candidates of all lists, log1p counts. start: see
-    ``fit_fusion``. Where no blend was fitted or kept, nothing changes.
+    guard judges the former again. user_support: of the candidates of all lists, log1p counts. start, sharpness:
+    see ``fit_fusion``. Where no blend was fitted or kept, nothing changes.
     """
     if whole.chosen is None or whole.default_ndcg is None or lists.whole.all():
         return whole
-    weights, scores = taught_by_both(whole, lists, user_support, start=start, seed=seed)
+    weights, scores = taught_by_both(whole, lists, user_support, start=start, seed=seed, sharpness=sharpness)
     faded = _served(whole.out_of_fold, scores, user_support)
     before, after = (np.nanmean(lists.ndcg(values)) for values in (whole.out_of_fold, faded))
     if after <= before:

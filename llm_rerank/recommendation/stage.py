@@ -285,7 +285,7 @@ def fit_stage(
     lent = None if start is None else start.blend
     default = UPSTREAM if upstream is not None else None
     fusion = fit_fusion(lists, default=default, start=lent, seed=seed, sharpness=sharpness)
-    fusion = fading_into(fusion, lists, user_support, start=lent, seed=seed)
+    fusion = fading_into(fusion, lists, user_support, start=lent, seed=seed, sharpness=sharpness)
     residual_verdict = None
     if residual is not None:
         columns, residual_names = residual_columns(residual, user_support, item_support if uses_item_support else None)

@@ -99,8 +99,10 @@ def cut_as_set(cut: Cut | None, threshold: ThresholdConfig | None) -> Cut | None
 
     Raises DataError where the fit's cut is by another rule or number than one of the other rules asks for.
     """
-    if threshold is None or (cut is not None and _is_by(cut, threshold)):
-        return None if threshold is None else cut
+    if threshold is None:
+        return None
+    if cut is not None and _is_by(cut, threshold):
+        return cut
     if threshold.rule in ("probability", "expected_value"):
         value, least = _known_beforehand(threshold)
         nan = float("nan")
