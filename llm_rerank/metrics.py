@@ -125,9 +125,11 @@ def intra_list_distance(ranked: Ragged, vectors: FloatArray, k: int) -> Float64A
         inside = np.arange(width) < ranked.lengths[lists, None]
         codes = np.full(inside.shape, -1, dtype=np.int64)
         codes[inside] = ranked.values[(ranked.offsets[lists, None] + np.arange(width))[inside]]
-        found = vectors[np.maximum(codes, 0)].astype(np.float64)
+        known = (codes >= 0) & (codes < len(vectors))
+        found = np.zeros((*codes.shape, vectors.shape[1]))
+        found[known] = vectors[codes[known]]
         norms = np.linalg.norm(found, axis=2, keepdims=True)
-        says = (norms > 1e-6) & (codes >= 0)[:, :, None] & (codes < len(vectors))[:, :, None]
+        says = norms > 1e-6
         unit = np.where(says, found / np.where(says, norms, 1.0), 0.0)
         n = says.sum(axis=(1, 2))
         # Σ over ordered pairs of the cosine = |Σ u|² − Σ |u|²

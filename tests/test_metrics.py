@@ -180,6 +180,13 @@ def test_intra_list_distance_by_hand() -> None:
     np.testing.assert_allclose(metrics.intra_list_distance(lists, vectors, 2), expected, atol=1e-6)
 
 
+def test_intra_list_distance_leaves_out_codes_that_have_no_vector() -> None:
+    lists = Ragged.from_lists([[0, 9, 1], [2, -1, 0]])
+    right_angle = np.array([[2, 0], [0, 3]], dtype=np.float32)
+    np.testing.assert_allclose(metrics.intra_list_distance(lists, right_angle, 10), [1, np.nan])
+    np.testing.assert_array_equal(metrics.intra_list_distance(lists, right_angle[:0], 10), [np.nan, np.nan])
+
+
 def test_intra_list_distance_is_the_mean_over_pairs() -> None:
     rng = np.random.default_rng(0)
     vectors = rng.normal(size=(50, 6)).astype(np.float32)

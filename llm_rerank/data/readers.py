@@ -35,7 +35,7 @@ EMPTY_NUMBERS = ("", "NA", "N/A", "NaN", "nan", "null", "NULL", "None")
 """Words for "no value" in a column that otherwise holds numbers; in a column of texts they stay as they are."""
 
 _WHOLE = r"-?(?:0|[1-9]\d{0,17})"  # no leading zeros: those mark ids, and a number would lose them
-_POINT = r"-?\d+\.\d*(?:[eE][+-]?\d+)?|-?\.\d+"
+_POINT = r"-?(?:\d+\.\d*|\.\d+)(?:[eE][+-]?\d+)?|-?\d[eE][+-]\d+"  # 1e-05, as programs write it; 12E4 is a code
 _COMMA = r"-?\d{1,3}(?:\.\d{3})+,\d+|-?\d+,\d+"
 
 
@@ -269,8 +269,8 @@ def _typed(values: pd.Series, comma_columns: list[str], *, is_id: bool) -> pd.Se
 
 
 def _is_written_as_float(text: str) -> bool:
-    """Tell whether a text is how Python writes a float: "17850.0" and "1.5", not "1.10" or "007.5"."""
-    return _is_number(text) and str(float(text.replace(",", "."))) == text
+    """Tell whether a text is how Python writes a float with a point: "17850.0" and "1.5", not "1.10" or "1e-05"."""
+    return "." in text and _is_number(text) and str(float(text.replace(",", "."))) == text
 
 
 def _spread(numbers: pd.Series, codes: np.ndarray) -> pd.Series:

@@ -47,6 +47,7 @@ def decode(raw: bytes, path: Path, encoding: str | None = None) -> tuple[str, st
         else:
             guessed = guess_encoding(raw)
             text, said = raw.decode(guessed), f"{guessed} (a guess: where letters look wrong, name the encoding)"
+    text = text.removeprefix("\ufeff")  # an encoding that was named need not take the mark away
     return text.replace("\r\n", "\n").replace("\r", "\n").replace("\x00", ""), said
 
 

@@ -118,6 +118,13 @@ def test_numbers_only_where_nothing_is_lost(tmp_path):
     assert frame["hole"].dtype == "Int64" and frame["hole"].iloc[0] == 1 and pd.isna(frame["hole"].iloc[1])
 
 
+def test_numbers_with_an_exponent_are_numbers_and_ids_are_not(tmp_path):
+    text = "item_id,p,q,code\n1e-05,1e-05,.5e3,1E5\n2e-05,-2E+16,0.5,2E5\n"
+    frame, _ = read(write(tmp_path, text))
+    assert frame["p"].tolist() == [1e-05, -2e16] and frame["q"].tolist() == [500.0, 0.5]
+    assert frame["item_id"].tolist() == ["1e-05", "2e-05"] and frame["code"].tolist() == ["1E5", "2E5"]
+
+
 def test_ids_stay_as_written_where_a_number_would_lose_anything(tmp_path):
     text = "item_id,code,customer,price,seller\n1.1,1.1,007.5,1.10,1.10\n1.10,1.10,7.5,1.1,1.1\n"
     frame, _ = read(write(tmp_path, text), columns={"code": "item_id"})

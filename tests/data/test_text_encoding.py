@@ -55,6 +55,11 @@ def test_a_guess_reads_a_part_and_fits_the_whole():
     assert guess_encoding(german) != "cp1252"
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16-le", "utf-16-be", "gb18030"])
+def test_a_byte_order_mark_is_no_text_where_the_encoding_is_named(encoding):
+    assert decode(("\ufeff" + GERMAN).encode(encoding), Path("items.csv"), encoding) == (GERMAN, encoding)
+
+
 def test_what_is_known_is_no_guess():
     assert decode(GERMAN.encode(), Path("items.csv")) == (GERMAN, "utf-8")
     assert decode(GERMAN.encode("utf-16"), Path("items.csv")) == (GERMAN, "utf-16")
