@@ -12,26 +12,38 @@ from typing import Any
 import pandas as pd
 
 from llm_rerank.data.columns import map_columns
-from llm_rerank.data.values import LISTS, clean_text, join_texts, mapping_of_text
-from llm_rerank.data.vectors import is_vector_column
+from llm_rerank.data.values import category_names, clean_text, join_texts, mapping_of_text, parts_of
 from llm_rerank.types import DataReport
 
 LONGEST_CATEGORY = 60  # characters; Amazon's category lists of 2018 hold whole sentences from the product page
 FUTURE_SPECS = ("best sellers rank", "amazon best sellers rank", "customer reviews")
+FUTURE_COLUMNS = (
+    *("related", "salesRank", "rank", "also_buy", "also_view", "similar_item"),
+    *("bought_together", "average_rating", "rating_number"),
+)
+UNREAD_2018 = ("date", "fit", "tech1", "tech2", "imageURL", "imageURLHighRes")
+UNREAD_2023 = ("asin", "author", "subtitle", "videos")
+EVENT_COLUMNS = ("event", "quantity", "weight", "query")
 
 
 @dataclass(frozen=True)
 class _Layout:
-    """A published layout. names: columns that tell it, to ours; others: what else it makes of its columns."""
+    """A published layout. names: columns that tell it, to ours; others: what else it makes of its columns.
+
+    foreign: further names of ours, which its tables never have.
+    """
 
     title: str
     names: Mapping[str, str]
     read: Callable[[pd.DataFrame, DataReport], pd.DataFrame]
     others: Mapping[str, str] = field(default_factory=dict)
+    foreign: Sequence[str] = ()
 
     def is_of(self, frame: pd.DataFrame) -> bool:
-        """Tell by the columns; a table with an item_id is a shop's own."""
-        return set(self.names) <= set(frame.columns) and "item_id" not in frame.columns
+        """Tell by the columns; a table with a name of ours that the layout would write over or lose is a shop's own."""
+        read = {**self.names, **self.others}
+        own = {*read.values(), *self.foreign} - read.keys()
+        return self.names.keys() <= set(frame.columns) and own.isdisjoint(frame.columns)
 
 
 def as_interactions(
@@ -103,7 +115,10 @@ def _metadata(
     main: str,
     image: str,
     features: str,
+    unread: Sequence[str],
 ) -> pd.DataFrame:
+    """Give items our columns, and those beside them that no published file has: they are a shop's own."""
+
     def column(name: str) -> pd.Series:
         return frame[name] if name in frame else pd.Series("", index=frame.index, dtype=object)
 
@@ -127,24 +142,22 @@ def _metadata(
             "price": column("price"),
             "specs": column("details").map(_past_specs),
             "image": column(image),
-            **{name: frame[name] for name in filter(is_vector_column, frame.columns)},  # a shop's own, beside them
         }
     )
     report.notes.append("items: average ratings, sales ranks and also-bought lists are left out; they know the future")
-    return items
+    read = {item, "title", "description", features, brand, categories, main, "price", "details", image}
+    own = [name for name in frame.columns if name not in {*read, *FUTURE_COLUMNS, *unread}]
+    return pd.concat([items, frame[own]], axis=1)
 
 
 def _texts(value: Any) -> list[Any]:
-    return list(value) if isinstance(value, LISTS) else [value]
+    parts = parts_of(value)
+    return [value] if parts is None else list(parts)
 
 
 def _path(value: Any, fallback: str) -> list[str]:
     """Clean one category path: the main one of several, no sentences, no name twice."""
-    parts = _texts(value)
-    if parts and isinstance(parts[0], LISTS):
-        parts = list(parts[0])
-    names = (clean_text(join_texts(part)) for part in parts)
-    kept = list(dict.fromkeys(name for name in names if name and len(name) <= LONGEST_CATEGORY))
+    kept = [name for name in dict.fromkeys(category_names(value)) if len(name) <= LONGEST_CATEGORY]
     main = clean_text(fallback)
     return kept or ([main] if main and len(main) <= LONGEST_CATEGORY else [])
 
@@ -157,8 +170,9 @@ def _past_specs(value: Any) -> Any:
 
 
 def _metadata_of_2014_or_2018(frame: pd.DataFrame, report: DataReport) -> pd.DataFrame:
-    categories, image = ("category", "image") if "category" in frame else ("categories", "imUrl")
-    return _metadata(frame, report, "asin", "brand", categories, "main_cat", image, "feature")
+    categories = "categories" if "categories" in frame else "category"
+    image = "image" if "image" in frame else "imUrl"
+    return _metadata(frame, report, "asin", "brand", categories, "main_cat", image, "feature", UNREAD_2018)
 
 
 def _ratings(frame: pd.DataFrame, report: DataReport) -> pd.DataFrame:
@@ -177,17 +191,20 @@ INTERACTION_LAYOUTS = (
         lambda frame, report: _reviews(
             frame, report, "reviewerID", "asin", "overall", "unixReviewTime", "summary", "reviewText"
         ),
+        foreign=(*EVENT_COLUMNS, "review"),
     ),
     # Metadata of 2023 are by parent_asin, the product; asin is one size or colour of it.
     _Layout(
         "Amazon reviews of 2023",
         {"parent_asin": "item_id", "user_id": "user_id", "rating": "rating", "timestamp": "timestamp"},
         lambda frame, report: _reviews(frame, report, "user_id", "parent_asin", "rating", "timestamp", "title", "text"),
+        foreign=(*EVENT_COLUMNS, "review"),
     ),
     _Layout(
         "MovieLens ratings",
         {"userId": "user_id", "movieId": "item_id", "rating": "rating", "timestamp": "timestamp"},
         _ratings,
+        foreign=EVENT_COLUMNS,
     ),
 )
 ITEM_LAYOUTS = (
@@ -195,7 +212,7 @@ ITEM_LAYOUTS = (
         "Amazon metadata of 2023",
         {"parent_asin": "item_id", "title": "title"},
         lambda frame, report: _metadata(
-            frame, report, "parent_asin", "store", "categories", "main_category", "images", "features"
+            frame, report, "parent_asin", "store", "categories", "main_category", "images", "features", UNREAD_2023
         ),
         {"store": "brand", "details": "specs", "images": "image"},
     ),
@@ -203,7 +220,10 @@ ITEM_LAYOUTS = (
         "Amazon metadata of 2014 or 2018",
         {"asin": "item_id", "title": "title"},
         _metadata_of_2014_or_2018,
-        {"category": "categories", "imUrl": "image", "details": "specs"},
+        {
+            **{"category": "categories", "categories": "categories"},
+            **{"imUrl": "image", "image": "image", "details": "specs"},
+        },
     ),
     _Layout("MovieLens movies", {"movieId": "item_id", "title": "title", "genres": "categories"}, _movies),
 )

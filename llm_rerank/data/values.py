@@ -109,13 +109,14 @@ def clean_text(text: str) -> str:
     if "<" in text or "&" in text:
         # Entities may hide tags (&lt;br&gt;), tags may hold entities: hence tags, entities, tags again.
         text = _without_tags(html.unescape(_without_tags(_BLOCK.sub(" ", text))))
-    return _SPACES.sub(" ", _without_halves(text)).strip()
+    return _SPACES.sub(" ", without_halves(text)).strip()
 
 
-def _without_halves(text: str) -> str:
-    if not _HALF_EMOJI.search(text):
-        return text
-    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")  # two that belong together meet
+def without_halves(value: Any) -> Any:
+    """Put the mark for an unreadable character where a text holds half an emoji; all else comes back as it is."""
+    if not isinstance(value, str) or value.isascii() or not _HALF_EMOJI.search(value):
+        return value
+    return value.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")  # two that belong together meet
 
 
 def _without_tags(text: str) -> str:
@@ -170,38 +171,47 @@ def plain_column(values: pd.Series) -> pd.Series:
 
 
 def _plain_text(value: Any) -> str | None:
-    return None if is_missing(value) else _without_halves(_parts_joined(value))
+    return None if is_missing(value) else without_halves(_parts_joined(value))
 
 
 def _parts_joined(value: Any) -> str:
-    if isinstance(value, (set, frozenset)):
-        value = sorted(value, key=str)  # a set's own order is another in every process
     if isinstance(value, Mapping):
         return ", ".join(f"{name}: {text}" for name, part in value.items() if (text := _parts_joined(part).strip()))
-    if isinstance(value, LISTS):
-        return ", ".join(text for part in value if (text := _parts_joined(part).strip()))
+    if (parts := parts_of(value)) is not None:
+        return ", ".join(text for part in parts if (text := _parts_joined(part).strip()))
     return join_texts(value)
 
 
 def plain_id(value: Any) -> Any:
     """Give an id as a number or a text where it is a Decimal, a UUID or a date, a whole float as a whole number.
 
-    pandas makes 7.0 of 7 beside a missing cell. Anything else comes back as it is.
+    pandas makes 7.0 of 7 beside a missing cell. Half an emoji is marked, as in tables (``without_halves``). Anything
+    else comes back as it is.
     """
     if isinstance(value, float | np.floating):
         return int(value) if value.is_integer() else value
     if isinstance(value, Decimal) and value.is_finite() and value == value.to_integral_value():
         return int(value)
-    return str(value) if isinstance(value, (Decimal, UUID, date)) else value
+    return str(value) if isinstance(value, (Decimal, UUID, date)) else without_halves(value)
 
 
 def join_texts(value: Any, separator: str = " ") -> str:
     """Give any cell as text: "" for None and NaN, lists joined."""
     if isinstance(value, str):
         return value
-    if isinstance(value, (list, tuple, set, np.ndarray)):
-        return separator.join(text for part in value if (text := join_texts(part, separator).strip()))
+    if (parts := parts_of(value)) is not None:
+        return separator.join(text for part in parts if (text := join_texts(part, separator).strip()))
     return "" if is_missing(value) else str(value)
+
+
+def parts_of(value: Any) -> list[Any] | tuple[Any, ...] | np.ndarray | None:
+    """Give what a cell of several values holds, None for one value.
+
+    Sets are sorted by their texts: their own order is another in every process.
+    """
+    if isinstance(value, set | frozenset):
+        return sorted(value, key=str)
+    return value if isinstance(value, LISTS) else None
 
 
 def is_missing(value: Any) -> bool:
@@ -240,13 +250,17 @@ def _map_distinct(values: pd.Series, function: Callable[[Any], str | None]) -> p
 
 
 def _category_path(value: Any) -> str:
-    if isinstance(value, LISTS):
-        if len(value) and isinstance(value[0], LISTS):
-            value = value[0]  # Amazon 2014: several paths, the first is the main one
-        parts = [clean_text(join_texts(part)) for part in value]
-    else:
-        parts = [clean_text(part) for part in re.split(r"\s*[|>]\s*", html.unescape(join_texts(value)))]
-    return CATEGORY_SEPARATOR.join(part for part in parts if part)
+    return CATEGORY_SEPARATOR.join(category_names(value))
+
+
+def category_names(value: Any) -> list[str]:
+    """Give the clean names of one category path: a text "A > B" or "A|B", a list, or the first list of several."""
+    parts = parts_of(value)
+    if parts is None:
+        parts = re.split(r"\s*[|>]\s*", html.unescape(join_texts(value)))
+    elif len(parts) and (first := parts_of(parts[0])) is not None:
+        parts = first  # Amazon 2014: several paths, the first is the main one
+    return [name for part in parts if (name := clean_text(join_texts(part)))]
 
 
 def _specs_text(value: Any) -> str:
@@ -276,13 +290,13 @@ def mapping_of_text(text: str) -> dict[str, Any] | None:
 
 
 def _first_image(value: Any) -> str:
-    if isinstance(value, LISTS):
-        return next((image for part in value if (image := _first_image(part))), "")
+    if (parts := parts_of(value)) is not None:
+        return next((image for part in parts if (image := _first_image(part))), "")
     if isinstance(value, Mapping):  # Amazon 2023: sizes of one image, or, in Parquet, a list of all images by size
         sizes = [value.get(size) for size in ("hi_res", "large", "thumb")]
         lists = [part if isinstance(part, LISTS) else [part] for part in sizes]
         return _first_image([part for images in zip_longest(*lists) for part in images])
-    return _without_halves(join_texts(value).strip())
+    return without_halves(join_texts(value).strip())
 
 
 def object_array(values: Sequence[Any]) -> ObjectArray:
@@ -302,8 +316,8 @@ def plain(value: Any) -> Any:
         return plain(value.tolist())
     if isinstance(value, Mapping):
         return {str(key): plain(part) for key, part in value.items()}
-    if isinstance(value, list | tuple | set | frozenset):
-        return [plain(part) for part in value]
+    if (parts := parts_of(value)) is not None:
+        return [plain(part) for part in parts]
     if is_dataclass(value) and not isinstance(value, type):
         return {field.name: plain(getattr(value, field.name)) for field in fields(value)}
     return None if is_missing(value) else str(value)

@@ -13,7 +13,7 @@ import pytest
 from llm_rerank.config import RerankerConfig
 from llm_rerank.data.layouts import as_interactions, as_items
 from llm_rerank.data.readers import read_interactions, read_items
-from llm_rerank.data.schema import validate_interactions, validate_items
+from llm_rerank.data.schema import ITEM_COLUMNS, validate_interactions, validate_items
 from llm_rerank.recommendation.planning import read_shop
 from llm_rerank.types import DataReport
 
@@ -115,6 +115,14 @@ def test_metadata_of_2018_are_dirty(tmp_path):
         "main_cat": "Tools",
         "rank": ["#3"],
         "also_buy": ["B2"],
+        "also_view": ["B3"],
+        "similar_item": "",
+        "date": "5 star",
+        "fit": "",
+        "tech1": "",
+        "tech2": "",
+        "imageURL": [],
+        "imageURLHighRes": [],
     }
     script = {
         **row,
@@ -157,12 +165,14 @@ def test_metadata_of_2023_leave_out_what_the_future_knows(tmp_path):
         "details": {"Color": "Red", "Best Sellers Rank": {"Lamps": 3}},
         "parent_asin": "B1",
         "bought_together": None,
+        "videos": [],
+        "subtitle": None,
+        "author": None,
     }
     frame = read_items(lines(tmp_path, "m.jsonl", [row]))
-    assert "average_rating" not in frame.columns and "rating_number" not in frame.columns
     record = validate_items(frame).frame.to_dict("records")[0]
     assert record["brand"] == "Lumo" and record["image"] == "l.jpg" and record["specs"] == '{"Color": "Red"}'
-    assert record["description"] == "A lamp. Warm."
+    assert record["description"] == "A lamp. Warm." and tuple(record) == ITEM_COLUMNS
 
 
 @pytest.mark.parametrize("form", ["parquet", "polars"])
@@ -244,6 +254,59 @@ def test_a_mapping_that_says_another_thing_than_the_layout_is_followed(tmp_path)
     by_product = pd.DataFrame({"parent_asin": ["P"], "title": ["lamp"]})
     same = shop_of(REVIEWS_2023, by_product, {"parent_asin": "item_id"})
     assert same[:3] == (["u", "v"], ["P", "P"], ["Good", "Well"])
+
+
+REVIEWS_2018 = pd.DataFrame([REVIEW_2018])
+META_2018 = pd.DataFrame({"asin": ["B1"], "title": ["Lamp"]})
+META_2023 = META_2018.rename(columns={"asin": "parent_asin"})
+
+
+@pytest.mark.parametrize("column", ["event", "quantity", "weight", "query"])
+def test_events_with_a_column_that_published_ones_have_not_are_a_shop_s_own(column):
+    for table in (RATINGS, REVIEWS_2018, REVIEWS_2023):
+        report = DataReport()
+        own = table.assign(**{column: 2})
+        pd.testing.assert_frame_equal(as_interactions(own, report), own)
+        assert report.notes == []
+    named = as_interactions(RATINGS.assign(event="view"), DataReport(), {"userId": "user_id", "movieId": "item_id"})
+    assert named[["user_id", "item_id", "event"]].to_numpy().tolist() == [[1, 10, "view"], [2, 10, "view"]]
+
+
+@pytest.mark.parametrize(
+    ("table", "column"),
+    [
+        (RATINGS, "user_id"),
+        (REVIEWS_2018, "review"),
+        (REVIEWS_2023, "review"),
+        (MOVIES, "categories"),
+        (META_2018, "specs"),
+        (META_2023, "specs"),
+        (META_2023, "brand"),
+        (META_2023, "image"),
+    ],
+)
+def test_a_column_of_ours_that_a_layout_would_lose_makes_a_table_a_shop_s_own(table, column):
+    own = table.assign(**{column: "mine"})
+    read = as_items if "title" in table else as_interactions
+    pd.testing.assert_frame_equal(read(own, DataReport()), own)
+
+
+@pytest.mark.parametrize("columns", [None, {"asin": "item_id"}])
+def test_a_shop_s_own_columns_of_items_pass_through_beside_published_ones(columns):
+    own = {"color": "red", "author": "Ann", 7: 1, "image_vector": [1.0, 2.0], "category": "c", "imUrl": "u.jpg"}
+    published = {"categories": "Home", "image": "i.jpg", "rank": 3, "average_rating": 4.5, "date": "May", "tech1": "x"}
+    row = {"asin": "B1", "title": "Lamp", "price": 2.0, **own, **published}
+    (read,) = as_items(pd.DataFrame([row]), DataReport(), columns).to_dict("records")
+    assert {name: read[name] for name in own} == own
+    assert (read["item_id"], read["categories"], read["image"]) == ("B1", ["Home"], "i.jpg")
+    assert len(read) == 8 + len(own)  # of the published ones that are not read, none
+
+
+@pytest.mark.parametrize("mark", [" > ", "|"])
+def test_a_long_path_of_categories_in_one_text_keeps_its_parts(mark):
+    names = ["Home &amp; Garden", "Lamps", "Lamps", "Reading lamps and lights", "x" * 61, "Brass"]
+    items = validate_items(META_2018.assign(categories=mark.join(names)))
+    assert items.frame["categories"].tolist() == ["Home & Garden > Lamps > Reading lamps and lights > Brass"]
 
 
 def test_a_shop_s_own_ids_and_kinds_of_event_stay():

@@ -14,6 +14,7 @@ from llm_rerank.data.values import (
     image_column,
     is_missing,
     parse_prices,
+    plain,
     plain_column,
     specs_column,
     text_column,
@@ -124,6 +125,16 @@ def test_categories_of_any_form_become_one_path():
     values = pd.Series([["Home", "Lamps &amp; Light"], [["Toys", "Dolls"], ["Gifts"]], "A|B", "A > B", None, []])
     expected = ["Home > Lamps & Light", "Toys > Dolls", "A > B", "A > B", "", ""]
     assert category_column(values).tolist() == expected
+
+
+@pytest.mark.parametrize("kind", [set, frozenset])
+def test_sets_read_the_same_in_every_process(kind):
+    words = [f"word {number}" for number in range(10)]
+    values = pd.Series([kind(reversed(words))], dtype=object)
+    assert text_column(values).tolist() == [" ".join(words)]
+    assert category_column(values).tolist() == [" > ".join(words)]
+    assert specs_column(values).tolist() == plain_column(values).tolist() == [", ".join(words)]
+    assert image_column(values).tolist() == words[:1] and plain(values[0]) == words
 
 
 def test_specs_that_are_no_mapping_become_plain_text():
