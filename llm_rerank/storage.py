@@ -121,17 +121,20 @@ def read_strings(path: Path) -> ObjectArray:
 def write_frame(path: Path, frame: pd.DataFrame) -> None:
     """Write a frame's columns to one Parquet file, atomically; the row index is not kept.
 
-    Raises StorageError, naming what Arrow said of the column, where a column holds values of several types.
+    Raises StorageError, naming what Arrow said of the column, where a column holds values of several types or of one
+    that Parquet cannot keep.
     """
     import pyarrow as pa
     from pyarrow import parquet
 
     try:
         table = pa.Table.from_pandas(frame, preserve_index=False)
-    except (pa.ArrowException, UnicodeEncodeError) as error:
-        raise StorageError(f"frame for {path} cannot be stored: {error}; give each column one type") from error
-    with atomic_path(path) as unfinished:
-        parquet.write_table(table, unfinished, compression="zstd")
+        with atomic_path(path) as unfinished:
+            parquet.write_table(table, unfinished, compression="zstd")
+    except (pa.ArrowException, OverflowError, TypeError, ValueError) as error:
+        raise StorageError(
+            f"frame for {path} cannot be stored: {error}; give each column one type that Parquet keeps"
+        ) from error
 
 
 def read_frame(path: Path) -> pd.DataFrame:

@@ -18,6 +18,7 @@ LAYERS = {
         "values",
         "vectors",
         "whole_numbers",
+        "object_columns",
         "times",
         "columns",
         "layouts",

@@ -88,9 +88,19 @@ def test_frame_comes_back(tmp_path):
     pd.testing.assert_frame_equal(storage.read_frame(tmp_path / "f.parquet"), frame.reset_index(drop=True))
 
 
-def test_frame_of_mixed_types_is_refused_by_column(tmp_path):
-    with pytest.raises(StorageError, match="sku"):
-        storage.write_frame(tmp_path / "f.parquet", pd.DataFrame({"sku": ["a", 1]}))
+@pytest.mark.parametrize(
+    ("frame", "said"),
+    [
+        (pd.DataFrame({"sku": ["a", 1]}), "sku"),
+        (pd.DataFrame({"sku": [{}, {}]}), "sku"),
+        (pd.DataFrame({"sku": pd.arrays.SparseArray([0, 1])}), "sku"),
+        (pd.DataFrame([[1, 2]], columns=["sku", "sku"]), "sku"),
+        (pd.DataFrame({"sku": pd.Series([2**64 - 1, None], dtype=object)}), "too large"),
+    ],
+)
+def test_what_parquet_does_not_keep_is_refused(tmp_path, frame, said):
+    with pytest.raises(StorageError, match=f"{said}.*; give each column one type that Parquet keeps"):
+        storage.write_frame(tmp_path / "f.parquet", frame)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from llm_rerank.data.frames import as_objects, clean_ids, id_codes, named_columns
+from llm_rerank.data.whole_numbers import numbers_or_nan
 from llm_rerank.types import UNKNOWN, DataError, DataReport, FloatArray, IntArray, Items, ObjectArray
 
 OnUnknown = Literal["keep", "drop", "raise"]
@@ -93,7 +94,7 @@ def _upstream_scores(frame: pd.DataFrame, name: str, report: DataReport) -> Floa
         return np.full(len(frame), np.nan, dtype=np.float32)
     given = frame["upstream_score"]
     with np.errstate(over="ignore"):  # what float32 cannot hold is unknown, as infinity is
-        scores = pd.to_numeric(given, errors="coerce").to_numpy(dtype=np.float64, na_value=np.nan).astype(np.float32)
+        scores = numbers_or_nan(given).to_numpy(dtype=np.float64, na_value=np.nan).astype(np.float32)
     scores[~np.isfinite(scores)] = np.nan
     if len(scores) and given.notna().any() and np.isnan(scores).all():
         first = given.dropna().iloc[0]

@@ -15,7 +15,7 @@ import numpy as np
 from llm_rerank.data.events import EVENT_ALIASES, implied_kinds, judge_events
 from llm_rerank.data.id_index import code_of, codes_by_id
 from llm_rerank.data.times import LATEST, SIZE_BANDS
-from llm_rerank.data.values import GREATEST_ID, GREATEST_WHOLE, clean_text, object_array
+from llm_rerank.data.values import GREATEST_ID, GREATEST_WHOLE, clean_text, object_array, without_halves
 from llm_rerank.types import (
     UNKNOWN,
     DataReport,
@@ -128,7 +128,8 @@ def _ids(values: list[Any]) -> list[Any] | None:
     """Ids of one kind, text or whole numbers, with None where missing; None as a whole where there is another."""
     kinds = {type(value) for value in values if value is not None}
     if kinds == {str}:
-        return values if all(value is None or value.strip() for value in values) else None
+        is_plain = all(value is None or value.strip() and without_halves(value) is value for value in values)
+        return values if is_plain else None
     if kinds == {int}:
         return values if all(value is None or abs(value) <= GREATEST_ID for value in values) else None
     return None if kinds else values
@@ -136,7 +137,7 @@ def _ids(values: list[Any]) -> list[Any] | None:
 
 def _times(values: list[Any], time_kind: TimeKind) -> list[int] | None:
     """Whole seconds since 1970, or positions; None as a whole where one is anything else."""
-    if not all(type(value) in (int, float) and math.isfinite(value) for value in values):
+    if not all(type(value) in (int, float) for value in values):
         return None
     if time_kind == "position":
         return values if all(type(value) is int and abs(value) < GREATEST_WHOLE for value in values) else None
@@ -157,7 +158,7 @@ def _numbers(columns: Mapping[str, list[Any]]) -> dict[str, FloatArray] | None:
         values = columns[name]
         if not all(value is None or type(value) in (int, float) for value in values):
             return None
-        floats = [math.nan if value is None or not math.isfinite(value) else float(value) for value in values]
+        floats = [math.nan if value is None or not abs(value) < math.inf else value for value in values]
         if any(abs(value) > _GREATEST_NUMBER for value in floats):
             return None
         numbers[name] = np.array(floats, dtype=np.float64).astype(np.float32)

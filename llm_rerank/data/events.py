@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from llm_rerank.data.values import factorized
+from llm_rerank.data.whole_numbers import numbers_or_nan
 from llm_rerank.types import BoolArray, DataError, DataReport, FloatArray, IntArray
 
 EVENT_WEIGHTS = {
@@ -229,7 +230,7 @@ def _numbers(frame: pd.DataFrame, column: str, report: DataReport) -> FloatArray
     if column not in frame.columns:
         return np.full(len(frame), np.nan, dtype=np.float32)
     given = frame[column]
-    numbers = pd.to_numeric(given, errors="coerce").to_numpy(dtype=np.float64, na_value=np.nan).copy()
+    numbers = numbers_or_nan(given).to_numpy(dtype=np.float64, na_value=np.nan).copy()
     numbers[~np.isfinite(numbers)] = np.nan
     in_doubt = given[np.isnan(numbers) & given.notna().to_numpy(dtype=bool)]  # few: texts of all rows would be dear
     unreadable = int((in_doubt.astype(str) != "").sum())

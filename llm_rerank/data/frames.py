@@ -6,6 +6,7 @@ Leaves out what a column means (``schema.py``). Inputs are never changed.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,9 @@ from pandas.api import types as dtypes
 
 from llm_rerank.data.columns import map_columns, require_columns
 from llm_rerank.data.id_index import code_of, codes_by_id
+from llm_rerank.data.object_columns import texts_without_halves, whole_numbers, with_typed_whole_numbers
 from llm_rerank.data.readers import read_table
-from llm_rerank.data.values import GREATEST_WHOLE, object_array, plain_id, without_categories
+from llm_rerank.data.values import object_array, plain_id, without_categories
 from llm_rerank.data.whole_numbers import frame_of_columns, frame_of_rows, with_whole_numbers
 from llm_rerank.types import UNKNOWN, DataError, DataReport, IntArray, ObjectArray
 
@@ -33,12 +35,14 @@ def to_pandas(
 ) -> pd.DataFrame:
     """Give any table as a pandas frame with rows numbered from 0; the columns may be shared with the input.
 
+    Half an emoji in a text, which neither pandas' texts nor files hold, becomes the mark for an unreadable character.
+
     table: a path (str or Path), a pandas, polars or Arrow table, a mapping of columns or a sequence of row mappings.
     columns, encoding: of a file; see ``read_table``.
-    Raises DataError for anything else.
+    Raises DataError for anything else, and for columns that are no lists of one length.
     """
     if isinstance(table, (str, Path)):
-        return read_table(table, columns=columns, encoding=encoding, report=report)
+        return texts_without_halves(read_table(table, columns=columns, encoding=encoding, report=report))
     exact: Callable[[Any], list[Any]] | None = None  # a column as it was given, for frames round some numbers
     if isinstance(table, pd.DataFrame):
         frame = table
@@ -60,7 +64,7 @@ def to_pandas(
     repeated = frame.columns[frame.columns.duplicated()].unique().tolist()
     if repeated:
         raise DataError(f"a table has the columns {repeated} more than once; rename or remove one of each")
-    frame = frame.reset_index(drop=True)
+    frame = texts_without_halves(frame.reset_index(drop=True))
     plain = _without_arrow(frame)
     if plain is not frame:
         given = frame
@@ -84,13 +88,16 @@ def _without_arrow(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def like_input(result: pd.DataFrame, original: Any) -> Any:
-    """Give a result as the kind of table that ``original`` is: polars, Arrow, else pandas."""
+    """Give a result as the kind of table that ``original`` is: polars, Arrow, else pandas.
+
+    Whole numbers that polars and Arrow have no column for become texts there.
+    """
     module = type(original).__module__.partition(".")[0]
     if module not in ("polars", "pyarrow"):
         return result
     import narwhals
 
-    frame = narwhals.from_native(result, eager_only=True)
+    frame = narwhals.from_native(with_typed_whole_numbers(result), eager_only=True)
     if module == "pyarrow":
         return frame.to_arrow()
     polars_frame = frame.to_polars()
@@ -142,34 +149,53 @@ def clean_ids(values: pd.Series, name: str, report: DataReport) -> pd.Series:
 
     Whole numbers that pandas turned into floats beside a missing value (17850.0) are whole again. A column that mixes
     numbers and texts, as spreadsheets make them, becomes text throughout, which is noted; so do UUIDs and dates.
-    Raises DataError where an id is neither number nor text, where floats have rounded ids (beyond 2^53), or where text
-    would merge two ids (1 and "1").
+    Raises DataError where an id is neither number nor text, where floats have rounded ids (beyond 2^53, or 2^24 in
+    float32), where no column holds such whole numbers, or where text would merge two ids (1 and "1").
     """
     values = _as_plain_ids(without_categories(values), name, report)
     if dtypes.is_float_dtype(values.dtype):
         known = values.dropna().to_numpy(dtype=np.float64)
         if not (np.isfinite(known) & (known == np.floor(known))).all():
             return values
-        rounded = known[np.abs(known) >= GREATEST_WHOLE]
+        bits = _whole_bits(values.dtype)
+        rounded = known[np.abs(known) >= 2**bits]
         if len(rounded):
             raise DataError(
-                f"{name} holds {rounded[0]:.0f} as a float: ids beyond 2^53 came as floats, which rounds them; bring "
-                "them as Int64 or text"
+                f"{name} holds {rounded[0]:.0f} as a float: ids beyond 2^{bits} came as floats, which rounds them; "
+                "bring them as Int64 or text"
             )
         return values.astype("Int64")
     if dtypes.is_numeric_dtype(values.dtype):
         return values
     kind = pd.api.types.infer_dtype(values, skipna=True)
-    if kind == "mixed-integer-float" or kind == "floating":
-        return clean_ids(pd.to_numeric(values), name, report)
-    if kind == "integer":
-        return values.astype("Int64")
+    try:
+        if kind == "mixed-integer-float" or kind == "floating":
+            return clean_ids(pd.to_numeric(values), name, report)
+        if kind == "integer":
+            return whole_numbers(values)
+    except OverflowError:
+        raise _too_great(values, name) from None
     if kind in ("mixed", "mixed-integer"):
         values = _mixed_ids(values, name, report)
         kind = pd.api.types.infer_dtype(values, skipna=True)
     if kind == "string":
         return values.mask(values.str.strip() == "")
     return values
+
+
+def _whole_bits(dtype: Any) -> int:
+    """Say up to which power of two a dtype of floats, read as float64, holds every whole number."""
+    kind = np.finfo(getattr(dtype, "numpy_dtype", dtype))
+    return min(kind.nmant, np.finfo(np.float64).nmant) + 1
+
+
+def _too_great(values: pd.Series, name: str) -> DataError:
+    whole = [int(value) for value in values.dropna() if isinstance(value, int | np.integer)]
+    low, high = (f"{Decimal(value).normalize():.20g}" for value in (min(whole), max(whole)))
+    return DataError(
+        f"{name} holds whole numbers from {low} to {high}, but those of a table lie between -2^63 and 2^63, or 0 and "
+        "2^64; bring them as text"
+    )
 
 
 def _as_plain_ids(values: pd.Series, name: str, report: DataReport) -> pd.Series:

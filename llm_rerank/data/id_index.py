@@ -71,7 +71,7 @@ def spellings(value: Any) -> list[Any]:
 def _is_whole(text: str) -> bool:
     """Tell whether a text is how a whole number is written: "7" and "-7", not "07" or "7.0"."""
     digits = text.removeprefix("-")
-    return digits.isascii() and digits.isdigit() and len(digits) < 20 and str(int(text)) == text
+    return digits.isascii() and digits.isdigit() and len(digits) <= 20 and str(int(text)) == text
 
 
 def _made(ids: ObjectArray) -> Mapping[Any, int]:

@@ -150,7 +150,8 @@ def hash_users(user_ids: ObjectArray | Sequence[Any], n_buckets: int, salt: str 
     if n_buckets < 1:
         raise DataError(f"n_buckets is {n_buckets}; users need at least 1 bucket")
     key = hashlib.blake2b(salt.encode(), digest_size=32).digest()
-    digests = b"".join(hashlib.blake2b(str(user_id).encode(), digest_size=8, key=key).digest() for user_id in user_ids)
+    texts = (str(user_id).encode("utf-8", "surrogatepass") for user_id in user_ids)
+    digests = b"".join(hashlib.blake2b(text, digest_size=8, key=key).digest() for text in texts)
     return (np.frombuffer(digests, dtype="<u8") % np.uint64(n_buckets)).astype(np.int64)
 
 

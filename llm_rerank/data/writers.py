@@ -9,7 +9,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llm_rerank.data.values import is_missing, plain
+from llm_rerank.data.object_columns import texts_without_halves, with_typed_whole_numbers
+from llm_rerank.data.values import is_missing, plain, without_halves
 from llm_rerank.folders import check_writable
 from llm_rerank.storage import atomic_path, write_frame
 from llm_rerank.types import DataError
@@ -42,7 +43,7 @@ def _json_lines(frame: pd.DataFrame) -> Iterator[str]:
     names = [str(name) for name in frame.columns]
     columns = (map(_json_value, frame.iloc[:, place].tolist()) for place in range(len(names)))
     for row in zip(*columns, strict=True):
-        yield json.dumps(dict(zip(names, row, strict=True)), ensure_ascii=False) + "\n"
+        yield without_halves(json.dumps(dict(zip(names, row, strict=True)), ensure_ascii=False)) + "\n"
 
 
 def _json_value(value: Any) -> Any:
@@ -52,12 +53,15 @@ def _json_value(value: Any) -> Any:
 def write_table(frame: pd.DataFrame, path: str | Path) -> None:
     """Write a frame without its row index; an earlier file at the path stays until the new one is whole.
 
+    Half an emoji in a text is marked as an unreadable character.
+
     Raises DataError as ``check_output`` does, StorageError where Parquet cannot hold a column.
     """
     path = check_output(path)
     name = path.name.lower()
+    frame = texts_without_halves(frame)
     if name.endswith(".parquet"):
-        write_frame(path, frame)
+        write_frame(path, with_typed_whole_numbers(frame))
         return
     with atomic_path(path) as unfinished:
         if ".jsonl" in name:

@@ -51,6 +51,13 @@ def test_rows_without_user_or_item_are_counted_and_repeats_are_said():
     assert report.notes == ["candidates repeats 1 pairs of user and item; every row is kept"]
 
 
+def test_half_an_emoji_in_ids_and_further_columns_is_marked():
+    broken = pd.Series(["a", "half \ud83d"], dtype=object)
+    table, _ = read(pd.DataFrame({"user_id": broken, "item_id": broken, "slot": broken}))
+    assert table.user_ids.tolist() == table.frame["slot"].tolist() == ["a", "half \ufffd"]
+    assert table.item_codes.tolist() == [0, -1]
+
+
 def test_no_candidates_are_an_empty_answer():
     table, report = read(pd.DataFrame({"user_id": [], "item_id": []}))
     assert len(table) == 0 and table.item_codes.dtype == np.int64 and table.upstream_scores.dtype == np.float32
@@ -78,6 +85,8 @@ def test_scores_beyond_float32_are_unknown():
         pd.DataFrame({"user_id": 1, "item_id": ["a", "b", "c"], "upstream_score": [1e300, -1e39, 2.0]})
     )
     np.testing.assert_array_equal(table.upstream_scores, np.array([np.nan, np.nan, 2.0], dtype=np.float32))
+    rows = [{"user_id": 1, "item_id": "a", "upstream_score": score} for score in (10**400, "-2")]
+    np.testing.assert_array_equal(read(rows)[0].upstream_scores, [np.nan, -2.0])
     assert any("2 values of upstream_score are no finite numbers" in note for note in report.notes)
 
 

@@ -175,6 +175,14 @@ def test_settings_that_do_not_fit_are_errors_for_a_fit_and_none_for_a_history(co
     assert not values.positive.any()
 
 
+@pytest.mark.parametrize("column", ["rating", "quantity", "weight"])
+def test_a_number_that_no_float_holds_is_unknown(column):
+    values, notes = read({"event": ["purchase", "purchase"], column: [10**400, 2]})
+    np.testing.assert_array_equal(values.ratings, [np.nan, 2.0 if column == "rating" else np.nan])
+    assert (values.weights[0], values.quantities[0]) == (1.0, 1.0)
+    assert f"1 values of {column} are no numbers; taken as unknown" in notes
+
+
 def test_a_weight_beyond_all_reason_is_refused():
     """1e8, an amount in cents perhaps: least squares would break down on it, minutes into a fit."""
     with pytest.raises(DataError, match=r"1 of 3 events have a weight beyond 1,000 \(first: -1e\+08\); .*divide the"):

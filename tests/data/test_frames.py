@@ -67,6 +67,51 @@ def test_a_column_of_several_kinds_stays_beside_one_of_arrow(mixed):
     assert frame[7].dtype == object and frame[7][0] == GREAT and frame["n"].dtype == np.int64
 
 
+@pytest.mark.parametrize(
+    ("table", "said"),
+    [
+        ({"user_id": ["u", "v"], "item_id": ["a"]}, "same length"),
+        ({"user_id": "u", "item_id": "a"}, "scalar values"),
+        ({"user_id": {"u"}, "item_id": {"a"}}, "unordered"),
+    ],
+)
+def test_columns_that_are_no_lists_of_one_length_are_refused(table, said):
+    message = rf"with the columns \['user_id', 'item_id'\] is no table \(.*{said}.*\); give a list for each column"
+    with pytest.raises(DataError, match=message):
+        to_pandas(table)
+
+
+HALF = "half \ud83d"
+MARKED = "half \ufffd"
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda rows: [{"id": value, HALF: GREAT} for value in rows],
+        lambda rows: {"id": rows, HALF: [GREAT, None, None]},
+        lambda rows: {"id": np.array(rows), HALF: GREAT},
+        lambda rows: pd.DataFrame({"id": pd.Series(rows, dtype=object), MARKED: GREAT}),
+        lambda rows: pd.DataFrame({"id": pd.Categorical(pd.Series(rows, dtype=object)), MARKED: GREAT}),
+        lambda rows: pd.DataFrame({"id": pd.Series(rows, dtype="string[python]"), MARKED: GREAT}),
+    ],
+)
+def test_half_an_emoji_is_marked_whatever_the_table(make):
+    frame = to_pandas(make(["a", HALF, "whole \ud83d\ude00"]))
+    assert frame["id"].tolist() == ["a", MARKED, "whole 😀"] and frame[MARKED][0] == GREAT
+
+
+def test_half_an_emoji_in_a_file_is_marked(tmp_path):
+    (tmp_path / "items.jsonl").write_text('{"title": "half \\ud83d", "n": 1}\n{"title": null, "n": 2}\n')
+    frame = to_pandas(tmp_path / "items.jsonl")
+    assert frame["title"][0] == MARKED and frame["n"].tolist() == [1, 2]
+
+
+def test_an_id_with_half_an_emoji_is_found_as_it_was_read():
+    known = as_objects(to_pandas([{"user_id": HALF}])["user_id"])
+    assert code_of(HALF, codes_by_id(known)) == 0 and known_id(HALF, codes_by_id(known)) == MARKED
+
+
 def test_repeated_columns_are_refused():
     with pytest.raises(DataError, match=r"columns \['a'\] more than once; rename"):
         to_pandas(pd.DataFrame([[1, 2]], columns=["a", "a"]))
@@ -222,6 +267,39 @@ def test_great_whole_numbers_stay_whole_beside_a_missing_one(form, kept):
     assert users.tolist()[:2] == [GREAT - 1, GREAT] and users.isna().tolist() == [False, False, True]
     assert frame["order"][1] == -GREAT
     assert frame["n"].dtype == np.float64  # small ones are floats, as ever
+
+
+HUGE = 2**63 + 5
+
+
+@pytest.mark.parametrize("form", ["polars", "arrow", "mapping", "rows", "parquet", "lines", "list"])
+def test_ids_from_2_to_the_63rd_on_stay_whole(form, kept):
+    for column in ([HUGE, None, 2**64 - 1], [HUGE, 7, 2**64 - 1]):
+        rows = {"user_id": column if form in ("polars", "mapping") else pa.array(column, pa.uint64())}
+        frame = to_pandas(MAKES[form](rows) if form in MAKES else kept(form, rows))
+        users = clean_ids(frame["user_id"], "user_id", DataReport())
+        assert [None if pd.isna(user) else user for user in users] == column
+
+
+@pytest.mark.parametrize("values", [[HUGE, -1], [2**64, None], [10**400, 7], [1.0, 10**400], [np.uint64(HUGE), -1]])
+def test_ids_that_no_column_of_whole_numbers_holds_are_refused(values):
+    with pytest.raises(DataError, match=r"item_id of items holds whole numbers from .* to .*2\^64; bring them as text"):
+        ids_of(pd.Series(values, dtype=object))
+
+
+@pytest.mark.parametrize("make", [pl.DataFrame, pa.table])
+def test_whole_numbers_beside_candidates_come_out_in_a_type_that_the_table_has(make):
+    held = pd.DataFrame({"order": [HUGE, None], "huge": [HUGE, -1], "row": [GREAT, None]}, dtype=object)
+    back = to_pandas(like_input(held, make(ROWS)))
+    assert (back["order"][0], back["row"][0], *back["huge"]) == (HUGE, GREAT, str(HUGE), "-1")
+    assert back[["order", "row"]].loc[1].isna().all()
+
+
+@pytest.mark.parametrize(("kind", "bits"), [(np.float16, 11), (np.float32, 24), ("Float32", 24), (np.longdouble, 53)])
+def test_ids_that_narrow_floats_have_rounded_are_refused(kind, bits):
+    assert ids_of(pd.Series([2**bits - 1, 3], dtype=kind))[0] == [2**bits - 1, 3]
+    with pytest.raises(DataError, match=rf"holds {2**bits} as a float: ids beyond 2\^{bits} came as floats"):
+        ids_of(pd.Series([2**bits, 3], dtype=kind))
 
 
 @pytest.mark.parametrize("values", [[float(GREAT), None], [1.0, -(2.0**60)], pd.Series([2.0**53, 1], dtype=object)])

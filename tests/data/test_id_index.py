@@ -71,6 +71,10 @@ def test_an_array_without_one_id_is_numbered_anew():
         assert codes_by_id(ids) == {value: code for code, value in enumerate(ids)}
 
 
+def test_the_greatest_number_of_a_table_is_found_by_its_digits():
+    assert code_of(str(2**64 - 1), codes_by_id(ids_of([7, 2**64 - 1]))) == 1
+
+
 def test_what_is_gone_is_not_kept():
     for number in range(30):
         codes_by_id(ids_of([f"{number}"]))

@@ -227,6 +227,7 @@ def test_hash_users_is_the_same_everywhere():
     by_hand = int.from_bytes(hashlib.blake2b(b"u1", digest_size=8, key=key).digest(), "little") % 1000
     assert hash_users(["u1", "u2", 17, ("a", 1)], 1000).tolist() == [351, 451, 805, 266]
     assert by_hand == 351
+    assert hash_users(["half \ud83d"], 1000).tolist() == [420]
 
 
 def test_hash_users_fills_buckets_evenly_and_by_salt():

@@ -28,10 +28,10 @@ def test_what_is_written_is_read_back(tmp_path, suffix):
 def test_numbers_and_times_are_written_exactly(tmp_path, suffix):
     moments = pd.to_datetime(["2024-05-31 18:00:00.123456", None])
     values = {"probability": [1.23456789012e-11, 0.1234567890123456], "n": [2**60 + 1, -1], "at": moments}
-    frame = pd.DataFrame(values)
+    frame = pd.DataFrame({**values, "p": [1e-05, 0.5]})
     write_table(frame, tmp_path / f"out{suffix}")
     read = read_table(tmp_path / f"out{suffix}")
-    assert read["probability"].tolist() == values["probability"]
+    assert read["probability"].tolist() == values["probability"] and read["p"].tolist() == [1e-05, 0.5]
     # 19 digits of a CSV may be an id, and stay text
     assert read["n"].astype(object).map(int).tolist() == values["n"] and pd.to_datetime(read["at"]).equals(frame["at"])
 
@@ -46,6 +46,18 @@ def test_json_lines_hold_what_json_has(tmp_path):
         {"n": 1, "day": "2024-05-31T00:00:00+00:00", "price": "1.50", "parts": None},
         {"n": None, "day": None, "price": None, "parts": {"x": [1, 0.5]}},
     ]
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
+def test_what_files_refuse_is_written_in_a_form_that_they_keep(tmp_path, suffix):
+    held = {"title": ["half \ud83d", "b"], "order": [2**64 - 1, None], "huge": [2**64, -1]}
+    write_table(pd.DataFrame(held, dtype=object), tmp_path / f"out{suffix}")
+    read = read_table(tmp_path / f"out{suffix}").astype(object)
+    assert read["title"].tolist() == ["half \ufffd", "b"] and pd.isna(read["order"][1])
+    assert int(read["order"][0]) == 2**64 - 1 and read["huge"].map(int).tolist() == [2**64, -1]
+    nested = pd.DataFrame({"tags": [["half \ud83d"]]})
+    write_table(nested, tmp_path / "nested.jsonl")
+    assert json.loads((tmp_path / "nested.jsonl").read_text(encoding="utf-8")) == {"tags": ["half \ufffd"]}
 
 
 def test_packed_files_are_packed(tmp_path):
