@@ -13,7 +13,8 @@ import numpy as np
 import pandas as pd
 from pandas.api import types as dtypes
 
-from llm_rerank.data.values import without_categories
+from llm_rerank.data.values import without_categories, without_halves
+from llm_rerank.data.whole_numbers import numbers_or_nan
 from llm_rerank.types import BoolArray, DataError, DataReport, IntArray, TimeKind
 
 TimeUnit = Literal["auto", "s", "ms", "us", "ns", "datetime", "position"]
@@ -35,6 +36,10 @@ EARLIEST, LATEST = -2208988800, 7258118400  # 1900-01-01, 2200-01-01: dates outs
 STRAY_SHARE = 0.01  # up to this share of values in another band is dirt; above it, the column mixes units
 FIRST_YEAR = 365 * 86400  # seconds of 1970: smaller numbers are positions, or dates such as 20240531
 DATE_NUMBERS = {8: ("%Y%m%d", "YYYYMMDD"), 12: ("%Y%m%d%H%M", "YYYYMMDDHHMM"), 14: ("%Y%m%d%H%M%S", "YYYYMMDDHHMMSS")}
+_CLOCK_TIME = r"(?<!\d)\d{1,2}:\d{2}\S*"
+_DATE_OF_NUMBERS = (  # % the digits of its year
+    r"(?<!\d)(?P<first>\d{1,2})\s*(?P<mark>[\s./-])\s*(?P<second>\d{1,2})\s*[\s./-]\s*(?P<year>\d{%d})(?!\d)"
+)
 SLOW_PARSER_LIMIT = 20_000  # distinct texts that pandas' free-form parser (about 50 microseconds each) may read
 
 
@@ -97,7 +102,7 @@ def read_moment(value: Any, kind: TimeKind, *, name: str = "at") -> int:
         return int(value)
     if kind == "position" or not isinstance(value, str | date | np.datetime64):
         raise DataError(f"{name} is {value!r}; {remedy}")
-    times, known = _seconds_of_dates(_as_dates(pd.Series([value]), name), known=None)
+    times, known = _seconds_of_dates(_as_dates(pd.Series([without_halves(value)]), name), known=None)
     if not known[0]:
         raise DataError(f"{name} is {value!r}, which is no date between 1900 and 2200; {remedy}")
     return int(times[0])
@@ -134,7 +139,7 @@ def _as_numbers(values: pd.Series) -> pd.Series | None:
         return values
     if kind in ("datetime", "datetime64", "date"):
         return None
-    numbers = pd.to_numeric(values, errors="coerce")
+    numbers = numbers_or_nan(values)
     n_texts = values.notna().sum()
     return numbers if n_texts and numbers.notna().sum() * 2 > n_texts else None
 
@@ -230,11 +235,12 @@ def _read_date_texts(texts: pd.Series, name: str) -> pd.Series:
     if not missing.any():
         return dates
     # A clock time or a lone month would be read as one of today's: a date has two numbers beside its clock time.
-    whole = texts.str.replace(r"\d{1,2}:\d{2}\S*", "", regex=True).str.contains(r"\d+\D+\d+")
+    without_clock = texts.str.replace(_CLOCK_TIME, "", regex=True)
+    whole = without_clock.str.contains(r"\d+\D+\d+")
     texts = texts.where(whole, None)
     missing &= whole
     rest = texts[missing]
-    day_first = _day_comes_first(rest, name)
+    day_first = _day_comes_first(rest, without_clock[missing], name)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # "could not infer format": unreadable texts are counted
         dates[missing] = pd.to_datetime(rest, dayfirst=day_first, utc=True, errors="coerce").dt.as_unit("us")
@@ -246,27 +252,36 @@ def _read_date_texts(texts: pd.Series, name: str) -> pd.Series:
     return dates
 
 
-def _day_comes_first(texts: pd.Series, name: str) -> bool:
-    """Tell 31/12/2024 from 12/31/2024 by the numbers above 12."""
-    parts = texts.str.extract(r"^(\d{1,2})([./-])(\d{1,2})[./-]\d{2,4}").dropna()
+def _day_comes_first(texts: pd.Series, without_clock: pd.Series, name: str) -> bool:
+    """Tell 31/12/2024 from 12/31/2024, wherever in a text it stands, by the numbers above 12."""
+    parts = without_clock.str.extract(_DATE_OF_NUMBERS % 4)
+    without_year = without_clock.mask(without_clock.str.contains(r"\d{4}"))
+    parts = parts.fillna(without_year.str.extract(_DATE_OF_NUMBERS % 2)).dropna()
     if parts.empty:
         return False
-    short = texts.str.contains(r"^\d{1,2}[/-]\d{1,2}[/-]\d{2}(?!\d)")
+    given = texts[parts.index]
+    dotted = parts["mark"] == "."
+    short = (parts["year"].str.len() == 2) & ~dotted
     if short.any():
         raise DataError(
-            f"timestamp {texts[short].iloc[0]!r} in {name} has a year of two digits, which may be a day as well; "
+            f"timestamp {given[short].iloc[0]!r} in {name} has a year of two digits, which may be a day as well; "
             "write dates as 2024-12-31"
         )
-    if (parts[1] == ".").all():
-        return True  # 31.12.2024: no country writes the month first with dots
-    n_day_first = (parts[0].astype(int) > 12).sum()
-    n_month_first = (parts[2].astype(int) > 12).sum()
-    if n_day_first == n_month_first:
+    first, second = (parts[side].astype(int) for side in ("first", "second"))
+    day_first, month_first = (
+        given[day.between(13, 31) & month.between(1, 12)] for day, month in ((first, second), (second, first))
+    )
+    if len(day_first) and len(month_first):
         raise DataError(
-            f"timestamp {texts.iloc[0]!r} in {name} may be day/month or month/day and no value decides; "
+            f"timestamp in {name} mixes day/month ({day_first.iloc[0]!r}) and month/day ({month_first.iloc[0]!r}); "
             "write dates as 2024-12-31"
         )
-    return bool(n_day_first > n_month_first)
+    if not (len(day_first) or len(month_first) or dotted.all()):  # with dots the day comes first, in every country
+        raise DataError(
+            f"timestamp {given.iloc[0]!r} in {name} may be day/month or month/day and no value decides; "
+            "write dates as 2024-12-31"
+        )
+    return not len(month_first)
 
 
 def _seconds_of_dates(dates: pd.Series, known: BoolArray | None) -> tuple[IntArray, BoolArray]:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llm_rerank.data.times import parse_times
+from llm_rerank.data.times import parse_times, read_moment
 from llm_rerank.types import DataError, DataReport
 
 # 2024-05-31 18:00:00 UTC, by hand: 19,874 days (54 years of 365, 13 leap days, 151 days) x 86,400 + 64,800
@@ -103,6 +103,7 @@ def test_unreadable_values_are_unknown_not_zero():
     _, known, kind, _ = read(["2024-05-31", "soon", None, "", "2024-06-01"])
     assert known == [True, False, False, False, True] and kind == "time"
     assert read([MOMENT, np.nan, np.inf])[1] == [True, False, False]
+    assert read([MOMENT, 10**400, -(10**400)])[1] == [True, False, False]
     assert read([str(MOMENT), "n/a", str(MOMENT + 5)])[1] == [True, False, True]
     assert read(["2024-05-31", "0024-05-31", "3024-05-31"])[1] == [True, False, False]
 
@@ -125,6 +126,35 @@ def test_day_and_month_are_told_apart_by_any_value_that_can_tell():
 
 
 @pytest.mark.parametrize(
+    ("third_of_june", "last_of_may"),
+    [
+        ("Mon 03/06/2024", "Fri 31/05/2024"),
+        ("00:00 03/06/2024", "00:00:00.5 31/05/2024"),
+        ("3 / 6 / 2024", "31 / 5 / 2024"),
+        ("03 06 2024", "31 05 2024"),
+        ("Mon 06/03/2024", "Fri 05/31/2024"),
+        ("06.03.2024", "05.31.2024"),
+    ],
+)
+def test_day_and_month_keep_their_order_in_a_column_wherever_the_date_stands(third_of_june, last_of_may):
+    midnight = MOMENT - 18 * 3_600
+    assert read([third_of_june, last_of_may])[0] == [midnight + 3 * 86_400, midnight]
+    with pytest.raises(DataError, match="may be day/month or month/day and no value decides"):
+        read([third_of_june.replace(".", "/")])
+
+
+@pytest.mark.parametrize("stray", ["99/99/2024", "Fri 2024/05/31", "2024-05-31 18-30-00", "31 May 2024 18 30 00"])
+def test_numbers_that_are_no_day_and_month_do_not_speak_for_an_order(stray):
+    assert read(["31/05/2024 18:00", stray])[0][0] == MOMENT
+
+
+def test_dates_of_both_orders_in_one_column_are_refused():
+    message = "in interactions mixes day/month .'13/05/2024'. and month/day .'Fri 05/31/2024'.; write dates as 2024-12"
+    with pytest.raises(DataError, match=message):
+        read(["13/05/2024", "14/05/2024", "Fri 05/31/2024", "06/03/2024"])
+
+
+@pytest.mark.parametrize(
     ("values", "settings", "message"),
     [
         (["soon", "later"], {}, "no timestamp in interactions can be read .first: 'soon'.*give seconds"),
@@ -135,7 +165,8 @@ def test_day_and_month_are_told_apart_by_any_value_that_can_tell():
         ([1j, 2j], {}, "kind complex"),
         (pd.to_timedelta([1, 2], unit="D"), {}, "kind timedelta"),
         (["24-05-31"], {}, "'24-05-31' in interactions has a year of two digits.*write dates as 2024-12-31"),
-        (["5/31/24 10:00"], {}, "has a year of two digits"),
+        (["5/31/24 10:00"], {}, "'5/31/24 10:00' in interactions has a year of two digits"),
+        (["Fri 5/31/24"], {}, "has a year of two digits"),
         (["10:00", "11:30 PM"], {}, "no timestamp in interactions can be read"),
         (["May", "Monday", "May 2024"], {}, "no timestamp in interactions can be read"),
         ([1, 2], {"time_unit": "hours"}, "time_unit is 'hours'; it must be one of auto, s, ms"),
@@ -146,6 +177,11 @@ def test_day_and_month_are_told_apart_by_any_value_that_can_tell():
 def test_errors_name_value_rule_and_remedy(values, settings, message):
     with pytest.raises(DataError, match=message):
         read(values, **settings)
+
+
+def test_a_moment_with_half_an_emoji_is_no_date():
+    with pytest.raises(DataError, match="at is .* which is no date between 1900 and 2200"):
+        read_moment("half \ud83d", "time")
 
 
 def test_the_input_is_not_changed():
