@@ -169,7 +169,7 @@ def score_batch(
     upstream stage decides. exclude: items not to retrieve. failures: as in ``retrieve_and_score``.
     """
     n_items = len(fitted.items)
-    stage = stage_for(fitted, upstream is not None).cut_as(config.threshold)
+    stage = stage_for(fitted, upstream is not None).cut_as(config.threshold, fitted.threshold)
     readers = [c for c in fitted.components if c.name == CROSS_ENCODER]
     depth = config.cross_encoder_depth if readers and stage.residual_verdict is not None else None
     scored = retrieve_and_score(

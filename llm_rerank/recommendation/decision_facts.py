@@ -138,10 +138,8 @@ def _why_no_guarantee(
     if cut is None:
         if config.threshold is None:
             return "nothing is cut: no threshold was set"
-        return (
-            f"nothing is cut: the fit found no cut by rule {config.threshold.rule!r} and says why, or it was "
-            "asked for none: fit again"
-        )
+        lacking = "probabilities" if decided.stage.calibrator is None else f"cut by rule {config.threshold.rule!r}"
+        return f"nothing is cut: the fit found no {lacking}, and its report says why"
     if cut.guarantee is None:
         return cut.no_guarantee
     if drift.shifted:

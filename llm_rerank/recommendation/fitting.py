@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from llm_rerank.config import ThresholdConfig
 from llm_rerank.recommendation.components import Component, reference_items
 from llm_rerank.recommendation.cross_reading import judged_reading, read_with_cross_encoder
 from llm_rerank.recommendation.held_out import HeldOutCases
@@ -35,13 +36,17 @@ REFITTED = "components and blend were fitted again after the cut was chosen; ref
 
 @dataclass(frozen=True)
 class Fitted:
-    """A fitted reranker's parts. items carry the texts that the components read."""
+    """A fitted reranker's parts.
+
+    items carry the texts that the components read. threshold: what the fit was asked for, whether or not it found it.
+    """
 
     items: Items
     components: tuple[Component, ...]
     reference: IntArray
     stage: Stage
     upstream_stage: Stage | None
+    threshold: ThresholdConfig | None
     report: Mapping[str, Any]
 
 
@@ -110,7 +115,7 @@ def fit_reranker(data: FitData, tools: FitTools, log: FitLog, start: Start | Non
     summary["parts"] = [verdict.to_dict() for verdict in standing.verdicts]
     if reading is not None and reading.tuning is not None:
         summary["fine_tuning"] = {"log": list(reading.tuning.log), "best_step": reading.tuning.best_step}
-    return Fitted(items, tuple(components), reference, stage, upstream_stage, summary), in_fit
+    return Fitted(items, tuple(components), reference, stage, upstream_stage, config.threshold, summary), in_fit
 
 
 def _settle_guarantee(stage: Stage, broken: str, log: FitLog) -> Stage:

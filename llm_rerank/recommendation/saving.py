@@ -167,20 +167,21 @@ def read_reranker(folder: Path) -> Saved:
         shown, counted = read_arrays(folder / "impressions.safetensors")
         ids = _read_ids(folder / "impression_user_ids.parquet")
         impressions = Impressions(ids, **shown, unknown_items=counted.get(UNKNOWN_ITEMS))
-    upstream = values["upstream_stage"]
+    upstream, config = values["upstream_stage"], RerankerConfig.from_dict(values["config"])
     fitted = Fitted(
         items=items,
         components=tuple(components),
         reference=read_arrays(folder / "reference.safetensors")[0]["items"],
         stage=Stage.from_dict(values["stage"]),
         upstream_stage=None if upstream is None else Stage.from_dict(upstream),
+        threshold=config.threshold,
         report=values["report"],
     )
     statistics = None
     if not values["has_histories"]:
         statistics = ItemStatistics.from_arrays(read_arrays(folder / "statistics.safetensors")[0], items)
     return Saved(
-        config=RerankerConfig.from_dict(values["config"]),
+        config=config,
         fitted=fitted,
         events=events,
         users=users,

@@ -77,9 +77,11 @@ class Stage:
             return self
         return replace(self, cut=replace(self.cut, guarantee=None, no_guarantee=reason))
 
-    def cut_as(self, threshold: ThresholdConfig | None) -> Stage:
-        """Cut as these settings ask for (``cut_as_set``); without probabilities nothing can be cut."""
-        cut = None if self.calibrator is None else cut_as_set(self.cut, threshold)
+    def cut_as(self, threshold: ThresholdConfig | None, asked: ThresholdConfig | None) -> Stage:
+        """Cut as these settings ask for, or refuse (``cut_as_set``); without probabilities nothing can be cut."""
+        cut = cut_as_set(self.cut, threshold, asked)
+        if self.calibrator is None:
+            cut = None
         return self if cut is self.cut else replace(self, cut=cut)
 
     @property

@@ -91,13 +91,13 @@ class Cut:
         return cls(**{**values, "guarantee": None if guarantee is None else Guarantee.from_dict(guarantee)})
 
 
-def cut_as_set(cut: Cut | None, threshold: ThresholdConfig | None) -> Cut | None:
+def cut_as_set(cut: Cut | None, threshold: ThresholdConfig | None, asked: ThresholdConfig | None) -> Cut | None:
     """Give the cut that settings changed since the fit ask for; ``cut``, the fit's, where it is what they ask for.
 
-    The rules "probability" and "expected_value" need no held-out users, and None cuts nothing. Where the fit has no cut
-    there is none for the other rules either: it may have tried in vain.
+    The rules "probability" and "expected_value" need no held-out users, and None cuts nothing. asked: what the fit was
+    asked for; where it has no cut by one of the other rules, it tried in vain, and nothing is cut.
 
-    Raises DataError where the fit's cut is by another rule or number than one of the other rules asks for.
+    Raises DataError where one of the other rules, or its number, is another than the fit's.
     """
     if threshold is None:
         return None
@@ -107,12 +107,13 @@ def cut_as_set(cut: Cut | None, threshold: ThresholdConfig | None) -> Cut | None
         value, least = _known_beforehand(threshold)
         nan = float("nan")
         return Cut(threshold.rule, value, least, nan, nan, nan, 0, 0, no_guarantee=SET_AFTERWARDS)
-    if cut is None:
+    if cut is None and threshold == asked:
         return None
+    chosen = "the fit chose no cut" if cut is None else f"the fit's cut is by the rule {cut.rule!r} ({cut.value:g})"
     raise DataError(
-        f"threshold was changed after the fit to the rule {threshold.rule!r}, which chooses on held-out users, and the "
-        f"fit's cut is by the rule {cut.rule!r} ({cut.value:g}): fit again with this threshold, or take the rule "
-        "'probability' or 'expected_value', which need no users"
+        f"threshold was changed after the fit to the rule {threshold.rule!r}, which chooses on held-out users, and "
+        f"{chosen}: fit again with this threshold, or take the rule 'probability' or 'expected_value', which need no "
+        "users"
     )
 
 

@@ -136,8 +136,8 @@ def test_a_threshold_set_after_the_fit_cuts_and_promises_nothing(reranker, users
 def test_a_threshold_for_a_model_that_was_fitted_without_one(reranker, users, tmp_path):
     bare = Reranker(replace(reranker.config, threshold=None), verbose=False)
     data = reranker._data()
-    fitted = replace(data.fitted, stage=replace(data.fitted.stage, cut=None))
-    bare._adopt(replace(data, fitted=fitted))
+    fitted = replace(data.fitted, stage=replace(data.fitted.stage, cut=None), threshold=None)
+    bare._adopt(replace(data, config=bare.config, fitted=fitted))
     bare.save(tmp_path / "bare")
     words = ["recommend", str(tmp_path / "bare"), *users[:20], "--all", "--out", str(tmp_path / "lists.csv")]
     result = CliRunner().invoke(app, [*words, "--threshold", "probability=0.03"])
@@ -145,8 +145,27 @@ def test_a_threshold_for_a_model_that_was_fitted_without_one(reranker, users, tm
     lists = pd.read_csv(tmp_path / "lists.csv")
     assert 0 < lists["kept"].sum() < len(lists)
     np.testing.assert_array_equal(lists["kept"], lists["probability"] >= 0.03)
-    facts = facts_of(bare, users[:20], threshold=ThresholdConfig("recall", 0.9))
-    assert facts["least_probability"] is None and "or it was asked for none" in facts["no_guarantee"]
+    refused = CliRunner().invoke(app, [*words, "--threshold", "recall=0.9"])
+    assert (refused.exit_code, refused.stdout) == (2, "")
+    assert "the rule 'recall', which chooses on held-out users, and the fit chose no cut: fit again" in refused.stderr
+    for rule in (RISK, ThresholdConfig("recall", 0.9)):
+        with pytest.raises(DataError, match="changed after the fit.*the fit chose no cut: fit again"):
+            facts_of(bare, users[:1], threshold=rule)
+
+
+def test_where_the_fit_sought_a_cut_in_vain_nothing_is_cut(reranker, users, tmp_path):
+    data = reranker._data()
+    fitted = replace(data.fitted, stage=replace(data.fitted.stage, cut=None))
+    vain = Reranker.from_saved(replace(data, fitted=fitted))
+    vain.save(tmp_path / "vain")
+    for one in (vain, Reranker.load(tmp_path / "vain", verbose=False)):
+        result = one.recommend(users[:20], k=None)
+        assert result["kept"].all()
+        facts = result.attrs["decision"]
+        said = "nothing is cut: the fit found no cut by rule 'risk', and its report says why"
+        assert (facts["least_probability"], facts["no_guarantee"]) == (None, said)
+        with pytest.raises(DataError, match="changed after the fit.*the fit chose no cut: fit again"):
+            facts_of(one, users[:1], threshold=replace(RISK, alpha=0.3))
 
 
 def test_histories_that_grew_since_the_hold_out_are_no_drift(shop):
@@ -325,7 +344,14 @@ def test_answers_without_frames_are_cut_as_set_too(reranker, users):
 
 def test_without_probabilities_nothing_can_be_cut(reranker):
     stage = replace(reranker._data().fitted.stage, calibrator=None, cut=None)
-    assert stage.cut_as(ThresholdConfig("probability", 0.03)) is stage
+    assert stage.cut_as(ThresholdConfig("probability", 0.03), None) is stage
+    assert stage.cut_as(RISK, RISK) is stage
+    with pytest.raises(DataError, match="fit again"):
+        stage.cut_as(RISK, None)
+    other = Reranker(replace(reranker.config, threshold=ThresholdConfig("probability", 0.03)), verbose=False)
+    other._adopt(replace(reranker._data(), fitted=replace(reranker._data().fitted, stage=stage)))
+    facts = other.recommend(["a newcomer"], k=5).attrs["decision"]
+    assert facts["no_guarantee"] == "nothing is cut: the fit found no probabilities, and its report says why"
 
 
 def test_upstream_scores_that_count_for_nothing_are_told(reranker, users):
