@@ -18,6 +18,7 @@ from tempfile import TemporaryDirectory
 from llm_rerank.storage import (
     UNFINISHED,
     atomic_path,
+    closed_file,
     exclusive,
     file_digest,
     flush_to_disk,
@@ -106,7 +107,8 @@ def check_writable(folder: Path) -> None:
 def open_folder(target: Path) -> Path:
     """Return the folder of ``target``'s current content, every file checked against the manifest's SHA-256.
 
-    Raises StorageError, naming the file, where something is missing, foreign, damaged or of another format version.
+    Raises StorageError, naming the file, where something is missing, closed to this user, foreign, damaged or of
+    another format version.
     """
     content = target / current_name(target)
     _verify(content)
@@ -116,7 +118,7 @@ def open_folder(target: Path) -> Path:
 def current_name(target: Path) -> str:
     """Return the name of ``target``'s current content, which changes with every bit of it.
 
-    Raises StorageError where no content was saved there.
+    Raises StorageError where no content was saved there, or where it is closed to this user.
     """
     if not target.is_dir():
         raise StorageError(f"{target} is not a folder; give the folder that a model was saved to")
@@ -124,6 +126,8 @@ def current_name(target: Path) -> str:
         name = (target / CURRENT).read_text(encoding="utf-8", errors="replace").strip()
     except FileNotFoundError:
         raise StorageError(f"{target} has no file {CURRENT}: no model was saved there, or no save ended") from None
+    except PermissionError:
+        raise closed_file(target / CURRENT) from None
     if not _CONTENT_NAME.fullmatch(name):
         raise StorageError(f"{target / CURRENT} reads {name[:40]!r}; llm_rerank did not write it: give another folder")
     return name

@@ -54,7 +54,7 @@ def write_json(path: Path, obj: Any) -> None:
 def read_json(path: Path) -> Any:
     """Read what ``write_json`` wrote.
 
-    Raises StorageError where the file is missing or is no JSON.
+    Raises StorageError where the file is missing, closed to this user, or no JSON.
     """
     with _reading(path, ValueError):
         return json.loads(path.read_bytes())
@@ -76,13 +76,16 @@ def write_arrays(path: Path, arrays: Mapping[str, np.ndarray], metadata: Mapping
     # one key only: safetensors writes several in random order, and equal content would get another hash
     header = {_METADATA_KEY: _to_json(dict(metadata or {}), path)}
     with atomic_path(path) as unfinished:
+        unfinished.touch()
+        mode = unfinished.stat().st_mode & 0o777  # of any new file here
         save_file(plain, unfinished, metadata=header)
+        unfinished.chmod(mode)  # safetensors lets their owner alone read its files
 
 
 def read_arrays(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """Read the arrays and the metadata that ``write_arrays`` wrote.
 
-    Raises StorageError where the file is missing, damaged or of another kind.
+    Raises StorageError where the file is missing, closed to this user, damaged or of another kind.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -108,7 +111,7 @@ def write_strings(path: Path, values: Sequence[str] | ObjectArray) -> None:
 def read_strings(path: Path) -> ObjectArray:
     """Read what ``write_strings`` wrote: object array of str, shape (n_values,).
 
-    Raises StorageError where the file is missing, damaged or of another kind.
+    Raises StorageError where the file is missing, closed to this user, damaged or of another kind.
     """
     column = _read_parquet(path)
     if column.column_names != ["text"]:
@@ -140,7 +143,7 @@ def write_frame(path: Path, frame: pd.DataFrame) -> None:
 def read_frame(path: Path) -> pd.DataFrame:
     """Read what ``write_frame`` wrote.
 
-    Raises StorageError where the file is missing, damaged or of another kind.
+    Raises StorageError where the file is missing, closed to this user, damaged or of another kind.
     """
     return _read_parquet(path).to_pandas()
 
@@ -187,8 +190,11 @@ def flush_to_disk(path: Path) -> None:
 
 
 def file_digest(path: Path) -> str:
-    """SHA-256 of a file, in hex."""
-    with open(path, "rb") as file:
+    """SHA-256 of a file, in hex.
+
+    Raises StorageError where it is missing or closed to this user.
+    """
+    with _reading(path), open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
@@ -202,11 +208,14 @@ def _read_parquet(path: Path) -> Any:
 
 @contextmanager
 def _reading(path: Path, *damage: type[Exception]) -> Iterator[None]:
-    """Turn a missing file, and the errors that a reader raises on damage, into StorageError."""
+    """Turn a missing file, a closed one, and the errors that a reader raises on damage, into StorageError."""
     try:
-        yield
+        with open(path, "rb"):  # safetensors calls a closed file missing, Arrow's error would pass for damage
+            yield
     except FileNotFoundError:
         raise missing_file(path) from None
+    except PermissionError:
+        raise closed_file(path) from None
     except damage as error:
         raise StorageError(f"{path} is damaged or llm_rerank did not write it ({error}); save it again") from None
 
@@ -214,6 +223,11 @@ def _reading(path: Path, *damage: type[Exception]) -> Iterator[None]:
 def missing_file(path: Path) -> StorageError:
     """Give the error for a file that should be there."""
     return StorageError(f"{path} is missing; save the model again or restore the file")
+
+
+def closed_file(path: Path) -> StorageError:
+    """Give the error for a file that this user may not read."""
+    return StorageError(f"{path} may not be read by you; let its owner give you the right to read it")
 
 
 def _to_json(obj: Any, path: Path, indent: int | None = None) -> str:

@@ -164,6 +164,24 @@ def test_damaged_or_missing_file_is_named(tmp_path, name):
         folders.open_folder(tmp_path / "shop")
 
 
+def test_a_file_that_is_closed_to_the_reader_is_named(tmp_path, monkeypatch):
+    target = saved(tmp_path)
+
+    def closed(*_, **__):
+        raise PermissionError(13, "Permission denied")
+
+    content = folders.open_folder(target)
+    monkeypatch.setattr(storage, "open", closed, raising=False)
+    for path in (content / "part" / "value.safetensors", content / "manifest.json"):
+        with pytest.raises(StorageError, match=f"{path.name} may not be read by you; let its owner"):
+            storage.file_digest(path)
+    with pytest.raises(StorageError, match=r"manifest\.json may not be read by you"):
+        folders.open_folder(target)
+    monkeypatch.setattr(Path, "read_text", closed)
+    with pytest.raises(StorageError, match="CURRENT may not be read by you"):
+        folders.open_folder(target)
+
+
 def test_foreign_file_is_named(tmp_path):
     content = folders.open_folder(saved(tmp_path))
     (content / "part" / "weights.pkl").write_bytes(b"\x80\x04")

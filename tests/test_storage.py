@@ -1,6 +1,7 @@
 """Storage: what is written comes back, damage is named, and a failed write leaves the earlier file."""
 
 import json
+import os
 
 import numpy as np
 import pandas as pd
@@ -138,6 +139,25 @@ class TestSingleFiles:
         (tmp_path / name).write_bytes(b"\x80\x04\x95 not ours")
         with pytest.raises(StorageError, match=f"{name} is damaged"):
             read(tmp_path / name)
+
+    def test_closed_file_is_named(self, tmp_path, name, write, read, monkeypatch):
+        write(tmp_path / name)
+
+        def closed(*_):
+            raise PermissionError(13, "Permission denied")
+
+        monkeypatch.setattr(storage, "open", closed, raising=False)  # by its mode nothing is closed to an administrator
+        with pytest.raises(StorageError, match=f"{name} may not be read by you; let its owner give you the right"):
+            read(tmp_path / name)
+
+    def test_who_may_read_a_new_file_may_read_it(self, tmp_path, name, write, read):
+        before = os.umask(0o027)
+        try:
+            write(tmp_path / name)
+            (tmp_path / "new").touch()
+        finally:
+            os.umask(before)
+        assert (tmp_path / name).stat().st_mode == (tmp_path / "new").stat().st_mode
 
     def test_writing_leaves_only_the_file(self, tmp_path, name, write, read):
         write(tmp_path / name)

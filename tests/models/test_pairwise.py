@@ -439,6 +439,7 @@ def test_saved_and_loaded_elsewhere(learned, tmp_path):
     first.mkdir()
     model.save(first)
     assert not [path for path in first.rglob("*") if path.suffix in (".bin", ".pt", ".pkl", ".pickle")]
+    assert len({path.stat().st_mode for path in first.rglob("*") if path.is_file()}) == 1  # whoever reads one reads all
     second = shutil.move(first, tmp_path / "second")
     loaded = PairwiseCrossEncoder.load(second)
     np.testing.assert_allclose(loaded.score(cases), model.score(cases), atol=1e-6)

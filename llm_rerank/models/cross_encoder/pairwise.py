@@ -260,6 +260,8 @@ class PairwiseCrossEncoder:
             write_strings(folder / "texts.parquet", self._texts)
         with quiet():
             self._network.save_pretrained(str(folder / "network"), create_model_card=False, safe_serialization=True)
+        for weights in (folder / "network").glob("*.safetensors"):  # written for their owner alone
+            weights.chmod((folder / "pairwise.json").stat().st_mode & 0o777)
 
     @classmethod
     def load(cls, folder: str | Path, *, device: str = "auto") -> Self:

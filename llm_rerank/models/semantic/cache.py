@@ -27,7 +27,8 @@ class CachedEncoder:
     """An encoder that remembers vectors by the hash of their text; whatever else it offers is the encoder's own.
 
     encoder: any encoder of texts. folder: where the vectors are kept too, None: in memory only. One file an encoder,
-    named by its fingerprint; a file that is damaged or of another encoder is reported, not used, and written anew.
+    named by its fingerprint; a file that is damaged, closed to this user or of another encoder is reported, not
+    used, and written anew.
     A file is replaced in one step, so a killed process leaves the old one or the new one. Small additions are written
     when they amount to 5 % of the file, or on ``flush``; where writing fails, that is reported once and the vectors
     stay in memory only. Threads take turns: a text that one encodes another waits for. Known limits: it only grows
@@ -145,7 +146,10 @@ class CachedEncoder:
         except (StorageError, KeyError):
             sound = False
         if not sound:
-            warnings.warn(f"{path} is damaged or of another encoder; it is not used and will be rebuilt", stacklevel=3)
+            warnings.warn(
+                f"{path} is damaged, closed to you, or of another encoder; it is not used and will be rebuilt",
+                stacklevel=3,
+            )
             return
         self._add([key.tobytes() for key in keys], vectors)
         self._n_written = len(self)
