@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import errno
 import inspect
+import io
 import re
 import shlex
+import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -269,6 +271,9 @@ def explain(
 
 def main() -> None:
     """Run the command line."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # a table in a file or a pipe is UTF-8, as one of --out is, and loses no letter; a terminal shows what it can
+        sys.stdout.reconfigure(encoding=None if sys.stdout.isatty() else "utf-8", errors="backslashreplace")
     app(prog_name="llm-rerank")
 
 

@@ -18,6 +18,7 @@ from llm_rerank.options import (
     ModelFolder,
     Quiet,
     TimeUnitOption,
+    check_output,
     column_mapping,
     note,
 )
@@ -123,6 +124,8 @@ def export(
     from llm_rerank.recommendation.reranker import Reranker
     from llm_rerank.storage import atomic_path
 
+    if out is not None:
+        check_output(out)
     if _has_log(model):
         from llm_rerank.recommendation.live import LiveShop
 

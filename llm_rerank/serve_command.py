@@ -189,9 +189,9 @@ def bound_socket(host: str, port: int) -> socket.socket:
         except OSError:
             listener.close()
             raise
-    except OSError as error:
-        said = f"{host}, port {port}, cannot be bound ({error.strerror}); give another --host or --port"
-        raise DataError(said) from None
+    except (OSError, UnicodeError) as error:  # the latter for what cannot be a name
+        why = error.strerror if isinstance(error, OSError) else "no host can be named so"
+        raise DataError(f"{host}, port {port}, cannot be bound ({why}); give another --host or --port") from None
     return listener
 
 

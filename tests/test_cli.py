@@ -1,5 +1,6 @@
 """The command line: files in, files out, the same answers as the library, and failures in one line."""
 
+import io
 import json
 import os
 import shutil
@@ -13,7 +14,7 @@ import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
-from llm_rerank.cli import app
+from llm_rerank.cli import app, main
 from llm_rerank.config import DiversityConfig
 from llm_rerank.folders import save_folder
 from llm_rerank.recommendation.reranker import Reranker
@@ -88,6 +89,24 @@ def test_without_out_the_table_goes_to_stdout(shop, reranker):
     lines = result.stdout.splitlines()
     assert lines[0].startswith("user_id,item_id,rank,score,probability,kept,")
     assert len(lines) == 1 + 12
+
+
+class Terminal(io.TextIOWrapper):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize(("kind", "mark"), [(io.TextIOWrapper, "山 ü".encode()), (Terminal, b"\\u5c71 \xfc")])
+def test_stdout_of_another_encoding_ends_no_command(shop, tmp_path, monkeypatch, kind, mark):
+    pd.read_csv(shop / "candidates.csv").assign(mark="山 ü").to_csv(tmp_path / "marked.csv", index=False)
+    stdout = kind(io.BytesIO(), encoding="cp1252")
+    monkeypatch.setattr(sys, "stdout", stdout)
+    words = ("rerank", shop / "model", tmp_path / "marked.csv", *COLUMNS)
+    monkeypatch.setattr(sys, "argv", ["llm-rerank", *map(str, words)])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    stdout.flush()
+    assert (ended.value.code, stdout.buffer.getvalue().count(mark)) == (0, 12)
 
 
 def test_user_ids_typed_on_the_command_line_are_the_numbers_of_the_file(shop, reranker):
@@ -172,6 +191,11 @@ def failing(shop: Path, tmp_path: Path) -> dict[str, tuple[tuple, str]]:
         "fine-tuning into a file": ((*finetune, tmp_path / "file"), "file is a file; a model is saved as a folder"),
         "another encoding": (("check", tmp_path / "german.csv", items, "--encoding", "ascii"), "--encoding cp1252"),
         "mapping of no table": ((*rerank, "--column", "client=title"), "columns maps 'client', which no table has"),
+        "device": (("recommend", shop / "model", "1000", "--device", "foo"), "device is 'foo'"),
+        "threshold of no fit": (
+            ("recommend", shop / "model", "1000", "--threshold", "risk=missed_target,alpha=0.1,delta=0.1"),
+            "and the fit chose no cut: fit again with this threshold",
+        ),
         "another model": (("recommend", foreign, "1000"), "is missing: this is another model than a reranker"),
     }
 
@@ -201,6 +225,8 @@ FAILURES = (
     "fine-tuning into a file",
     "another encoding",
     "mapping of no table",
+    "device",
+    "threshold of no fit",
     "another model",
 )
 

@@ -159,6 +159,10 @@ def test_export_writes_what_is_held(model, tmp_path):
     assert held == json.loads(run("export", model, "700001007").stdout)
     assert held == Reranker.load(model, verbose=False).export(700_001_007)
     assert {one["review"] for one in held["events"]} == {"", "quite a plucky contraption"}
+    for out, said in ((tmp_path, "is a folder; give the name of a file"), (tmp_path / "no" / "held.json", "make")):
+        refused = run("export", tmp_path / "nothing", "700001007", "--out", out)  # before anything is loaded
+        assert (refused.exit_code, refused.stdout) == (2, "")
+        assert f"output {out} " in refused.stderr and said in refused.stderr
     result = run("export", model, "12")
     assert result.exit_code == 2
     assert "nothing is held of user '12'" in result.stderr

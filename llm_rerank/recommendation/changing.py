@@ -16,6 +16,7 @@ from llm_rerank.config import RerankerConfig
 from llm_rerank.data.features import PAIR_FEATURES
 from llm_rerank.data.item_statistics import DAY_S
 from llm_rerank.data.times import TimeUnit, read_moment
+from llm_rerank.models.semantic.weights import check_device
 from llm_rerank.recommendation.asking import asked_ids
 from llm_rerank.recommendation.exporting import exported
 from llm_rerank.recommendation.learning import Learner, refit_shop
@@ -30,7 +31,10 @@ Frame = Any  # a path, or a pandas, polars or Arrow frame
 
 
 class ChangingReranker:
-    """What ``Reranker`` is made with, and everything that changes its state once it is fitted or loaded."""
+    """What ``Reranker`` is made with, and everything that changes its state once it is fitted or loaded.
+
+    Raises DataError for a pair feature that is unknown, or a device that is not here.
+    """
 
     def __init__(
         self,
@@ -44,6 +48,7 @@ class ChangingReranker:
         if unknown:
             raise DataError(f"features names {unknown}; known pair features: {', '.join(PAIR_FEATURES)}")
         self.config = config or RerankerConfig()
+        check_device(self.config.device)  # also where nothing that is fitted will ask for it
         self.verbose = verbose
         self._specs = components
         self._features = tuple(features)

@@ -286,7 +286,7 @@ class Reranker(ChangingReranker):
 
     @classmethod
     def load(cls, folder: str | Path, *, device: str = "auto", verbose: bool = True) -> Self:
-        """Load what ``save`` wrote. Raises StorageError, naming the file, where something is missing or damaged."""
+        """Load what ``save`` wrote. Raises StorageError, naming the file, DataError where there is no such device."""
         saved = read_reranker(open_folder(Path(folder)))
         reranker = cls(replace(saved.config, device=device), verbose=verbose)
         reranker._adopt(replace(saved, config=reranker.config))

@@ -357,6 +357,8 @@ def test_the_command_says_what_is_wrong_in_a_line(saved_model, tmp_path, monkeyp
         ((), "", "is empty"),
         (("--time-limit", 0), None, "time_limit_s"),
         (("--host", "nowhere.invalid"), KEY, "cannot be bound"),
+        (("--host", "nowhere..invalid"), KEY, "cannot be bound (no host can be named so)"),
+        (("--host", "n" * 64), KEY, "cannot be bound (no host can be named so)"),
         (("--port", taken.getsockname()[1]), None, "cannot be bound"),
     ):
         monkeypatch.delenv("LLM_RERANK_API_KEY", raising=False)

@@ -126,10 +126,9 @@ def settled(device: str, dtype: Dtype, *, on_gpu: DTypeName | None = None) -> tu
     """
     if dtype not in get_args(Dtype):
         raise DataError(f"dtype is {dtype!r}; it must be 'auto', 'float32', 'bfloat16' or 'float16'")
+    check_device(device)
     if device == "auto":
         device = best_device()
-    else:
-        check_device(device)
     if dtype != "auto":
         return device, dtype
     return device, on_gpu if on_gpu and device.startswith("cuda") else best_dtype(device)
@@ -167,6 +166,8 @@ def best_device() -> str:
 
 def check_device(device: str) -> None:
     """Raise DataError where torch knows no such device, or where this machine has none."""
+    if device in ("auto", "cpu"):  # always there: torch, which takes a second, is not loaded to say so
+        return
     import torch
 
     try:
