@@ -90,6 +90,12 @@ def test_candidates_are_ids_or_objects():
         (CohereBody, {"query": "a", "documents": []}, "documents"),
         (CohereBody, {"query": "a", "documents": ["a"], "top_n": 0}, "top_n"),
         (CohereBody, {"query": "a", "documents": ["a", 3]}, "documents[1]"),
+        (CohereBody, {"query": "a", "documents": [{"text": "a", "n": 10**400}]}, "documents[0]"),
+        (ItemsBody, {"items": [{"item_id": "a", "title": "t", "grams": 10**400}]}, "items[0].grams"),
+        (ItemsBody, {"items": [{"item_id": "a", "title": "t", "specs": {"grams": -(10**400)}}]},
+         "items[0].specs.grams"),
+        (ItemsBody, {"items": [{"item_id": "a", "title": "t", "specs": {"grams": float("nan")}}]},
+         "items[0].specs.grams"),
         (ItemsBody, {"items": [{"item_id": "a", "title": "t", "categories": ["b", 1]}]}, "items[0].categories"),
     ],
 )  # fmt: skip
