@@ -142,7 +142,8 @@ def keep_largest(matrix: csr_matrix, n_kept: int, *, worth: npt.NDArray[Any] | N
 class ItemKNN:
     """Score of item j = Σ_i h_i C_ij / ((n_i + 3)^a (n_j + 3)^b) over the history, h_i faded by ``decay`` a visit.
 
-    C_ij = Σ over users who took both of exp(−pair_decay × visits apart); n = support.
+    C_ij = Σ over users who took both of w_i w_j exp(−pair_decay × visits apart), w the weights of their events; n =
+    support, Σ over users of their weight.
 
     decay: fading of the history a visit. pair_decay: fading of a pair a visit between its two items.
     history_exponent, candidate_exponent: a and b; larger says less of popular items.
