@@ -45,8 +45,8 @@ def test_whoever_is_asked_for_is_not_in_the_fit():
     assert buyers_by_attributes(past, one_hot(PEOPLE), np.array([5]))[0, 4] > 0.3
 
 
-def test_on_the_bundled_shop(tmp_path):
-    report = attribute_users.main(["--dataset", "sample", "--folds", "2", "--out", str(tmp_path / "report.json")])
+def test_on_most_of_the_bundled_shop(smaller_sample, tmp_path):
+    report = attribute_users.main([*smaller_sample, "--folds", "2", "--out", str(tmp_path / "report.json")])
     assert report["base"] == "recent_popularity" and report["n"] > 100
     ways = report["ways"]
     assert set(ways) >= {"popularity", "regression", "sgd_mf", "encoder", "recent_popularity + encoder"}

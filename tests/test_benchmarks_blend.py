@@ -122,15 +122,13 @@ def test_forms_on_the_bundled_shop(keep, tmp_path):
     assert again["sets"]["sample"]["halves"] == found["halves"] and again["overall"] == report["overall"]
 
 
-def test_more_held_out_users_teach_the_blend_more(keep):
-    shares = ["--shares", "0.05", "0.5", "1"]
-    report = blend_cases.main(
-        ["--dataset", "sample", "--without-sequence", "--draws", "1", *shares, "--keep", str(keep)]
-    )
+def test_more_held_out_users_teach_the_blend_more(smaller_sample, tmp_path):
+    shares = ["--shares", "0.1", "0.5", "1"]
+    report = blend_cases.main([*smaller_sample, "--without-sequence", "--draws", "1", *shares, "--keep", str(tmp_path)])
     by_share = {row["share"]: row for row in report["shares"]}
-    halves = load_halves("sample", None, keep=keep)
+    halves = load_halves("sample", None, keep=tmp_path)
     assert by_share[1.0]["n_users"] == len(halves.fold_f.targets) + len(halves.fold_g.targets)
-    assert by_share[1.0]["ndcg"] > by_share[0.05]["ndcg"]
+    assert by_share[1.0]["ndcg"] > by_share[0.1]["ndcg"]
     assert by_share[0.5]["over_half"] == [0.0, 0.0, 0.0]
     gain = by_share[1.0]["ndcg"] - by_share[0.5]["ndcg"]
     assert by_share[1.0]["over_half"][0] == pytest.approx(gain, abs=1e-6)

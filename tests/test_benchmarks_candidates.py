@@ -19,12 +19,12 @@ from llm_rerank.types import Ragged
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Fit the bundled shop once, without an encoder."""
+def arguments(smaller_sample: list[str], tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Fit most of the bundled shop once, without encoder and nets; what a run on that fit is told."""
     folder = tmp_path_factory.mktemp("fits") / "sample"
-    trial = hold_out(load_dataset("sample"))
-    fitted_on(trial, RerankerConfig(encoder=None, cross_encoder="off"), folder)
-    return folder
+    trial = hold_out(load_dataset("sample", smaller_sample[-1]))
+    fitted_on(trial, RerankerConfig(encoder=None, sequence="off", cross_encoder="off"), folder)
+    return [*smaller_sample, "--model", str(folder)]
 
 
 # ------------------------------------------------------------------ missed targets
@@ -71,9 +71,11 @@ def test_a_share_is_drawn_by_user() -> None:
     assert (low, high) == pytest.approx((0.402, 0.598), abs=0.02)
 
 
-def test_every_miss_has_one_place_and_one_evidence_and_no_title_is_written(model: Path, tmp_path: Path, capsys) -> None:  # noqa: ANN001
+def test_every_miss_has_one_place_and_one_evidence_and_no_title_is_written(
+    arguments: list[str], tmp_path: Path, capsys
+) -> None:  # noqa: ANN001
     out = tmp_path / "missed.json"
-    report = missed_targets.main(["--dataset", "sample", "--model", str(model), "--out", str(out), "--show", "3"])
+    report = missed_targets.main([*arguments, "--out", str(out), "--show", "3"])
     n = report["n_missed"]
     assert sum(row["n"] for row in report["places"].values()) == n
     assert sum(row["n"] for row in report["evidence"].values()) == n
@@ -144,9 +146,8 @@ def test_the_nearest_items_leave_out_the_item_and_what_has_no_score() -> None:
     assert [nearest(scorer, 4)[row].tolist() for row in range(4)] == [[3, 2], [3, 0, 2], [3, 0], [0, 2]]
 
 
-def test_unions_of_the_bundled_shop_have_equal_length(model: Path) -> None:
-    arguments = ["--dataset", "sample", "--model", str(model), "--lengths", "40", "120", "--per-source", "100", "20"]
-    report = candidates.main(arguments)
+def test_unions_of_most_of_the_bundled_shop_have_equal_length(arguments: list[str]) -> None:
+    report = candidates.main([*arguments, "--lengths", "40", "120", "--per-source", "100", "20"])
     for n, unions in report["lengths"].items():
         assert {
             "equal",

@@ -9,7 +9,7 @@ from benchmarks import missing_values
 from llm_rerank.data.missing import TREATMENTS
 
 
-def test_each_way_is_taken_and_measured_against_the_choice(tmp_path, monkeypatch):
+def test_each_way_is_taken_and_measured_against_the_choice(smaller_sample, tmp_path, monkeypatch):
     found = {}
     halves_of, stages_of = missing_values.load_options, missing_values.stages_of
 
@@ -26,7 +26,7 @@ def test_each_way_is_taken_and_measured_against_the_choice(tmp_path, monkeypatch
     monkeypatch.setattr(missing_values, "load_options", fewer)
     monkeypatch.setattr(missing_values, "stages_of", remembered)
     out = tmp_path / "report.json"
-    report = missing_values.main(["--dataset", "sample", "--without-sequence", "--out", str(out)])
+    report = missing_values.main([*smaller_sample, "--without-sequence", "--out", str(out)])
     assert out.exists()
     rows, halves, stages = report["ways"], found["halves"], found["stages"]
     assert set(rows) == {missing_values.CHOSEN, missing_values.WITHOUT_INDICATORS, *TREATMENTS}

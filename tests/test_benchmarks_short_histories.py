@@ -11,13 +11,13 @@ from llm_rerank.data.features import PAIR_FEATURES
 from llm_rerank.types import Ragged
 
 
-def test_short_histories_on_the_bundled_shop(tmp_path):
+def test_short_histories_on_most_of_the_bundled_shop(smaller_sample, tmp_path):
     out = tmp_path / "report.json"
-    report = short_histories.main(["--dataset", "sample", "--without-sequence", "--out", str(out)])
+    report = short_histories.main([*smaller_sample, "--without-sequence", "--out", str(out)])
     assert json.loads(out.read_text())["lengths"].keys() == {"0", "1", "2", "5", "10", "whole"}
     rows = report["lengths"]
-    assert report["n_held_out"] == 675 and 0 < report["n_short"] <= 675
-    assert {row["n"] for row in rows.values()} == {312}
+    assert report["n_held_out"] == 502 and 0 < report["n_short"] <= 502
+    assert {row["n"] for row in rows.values()} == {200}
     for row in rows.values():
         ndcg = row["ndcg@10"]
         gain = ndcg["short ones too"] - ndcg["whole histories alone"]

@@ -11,9 +11,9 @@ from llm_rerank.types import Ragged
 
 
 @pytest.fixture(scope="module")
-def report(tmp_path_factory: pytest.TempPathFactory) -> dict:
+def report(smaller_sample: list[str], tmp_path_factory: pytest.TempPathFactory) -> dict:
     out = tmp_path_factory.mktemp("out") / "curve.json"
-    diversity_curve.main(["--dataset", "sample", "--split", "test", "--encoder", "none", "--out", str(out)])
+    diversity_curve.main([*smaller_sample, "--split", "test", "--encoder", "none", "--out", str(out)])
     return json.loads(out.read_text())
 
 
