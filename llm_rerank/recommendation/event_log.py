@@ -160,7 +160,7 @@ class EventLog:
         self._connection.executemany("INSERT INTO event_ids VALUES (?, ?)", rows)
 
     def prune(self, position: int, now: float, expires: float = -math.inf) -> None:
-        """Drop what the model folder holds (up to ``position``) and nobody needs any more, and old ids and answers.
+        """Drop what the model folder has held for long (up to ``position`` since now), and old ids and answers.
 
         expires: time (s) before which no event and no answer may be kept, however young its entry is; erasures, which
         name nobody, stay as long as ever, for a model that was fitted before may come back with the user.
@@ -168,7 +168,11 @@ class EventLog:
         """
         with self.writing():
             before = now - DAYS_KEPT * _DAY_S
-            self._connection.execute("DELETE FROM entries WHERE position <= ? AND recorded < ?", (position, before))
+            self._connection.execute("INSERT OR IGNORE INTO folds VALUES (?, ?)", (position, now))
+            query = "SELECT max(position) FROM folds WHERE recorded < ? AND position <= ?"
+            held = self._connection.execute(query, (before, position)).fetchone()[0] or 0
+            self._connection.execute("DELETE FROM entries WHERE position <= ?", (held,))
+            self._connection.execute("DELETE FROM folds WHERE position < ?", (held,))
             self._connection.execute(
                 "DELETE FROM entries WHERE position <= ? AND kind = 'event' "
                 "AND (recorded < ? OR json_extract(body, '$.timestamp') < ?)",

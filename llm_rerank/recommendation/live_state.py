@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import ChainMap
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
@@ -94,7 +94,8 @@ def caught_up(state: LiveState, log: EventLog) -> LiveState:
     entries = [_within_reason(entry) for entry in log.after(state.position, last)]
     if state.saved.log_name != log.name:
         # a model fitted from files may have been given what the log has as well: nothing counts twice
-        entries = _without_older_items(_without_known(entries, state.saved), state)
+        back = _since_erasures(entries, log, last)
+        entries = _without_older_items(_without_known(entries, state.saved, back), state)
         state = replace(state, saved=replace(state.saved, log_name=log.name))
     for kind, group in groupby(entries, key=lambda entry: entry.kind):
         run = list(group)
@@ -171,9 +172,16 @@ def _within_reason(entry: Entry) -> Entry:
     return replace(entry, body={**entry.body, "weight": math.copysign(GREATEST_WEIGHT, weight)})
 
 
-def _without_known(entries: Sequence[Entry], saved: Saved) -> list[Entry]:
-    """Leave out events that the state has."""
-    events = [entry for entry in entries if entry.kind == "event"]
+def _since_erasures(entries: Sequence[Entry], log: EventLog, last: int) -> set[int]:
+    """Positions of events of users who came back after they were erased."""
+    erased = log.erasures(0, last)
+    events = [entry for entry in entries if entry.kind == "event"] if erased else []
+    return {one.position for one in events if one.position > erased.get(log.user_digest(one.body["user_id"]), last)}
+
+
+def _without_known(entries: Sequence[Entry], saved: Saved, kept: Set[int]) -> list[Entry]:
+    """Leave out events that the state has, but for those at the positions ``kept``: an erasure takes these from it."""
+    events = [entry for entry in entries if entry.kind == "event" and entry.position not in kept]
     flags = is_known([entry.body for entry in events], saved)
     known = {entry.position for entry, is_held in zip(events, flags.tolist(), strict=True) if is_held}
     return [entry for entry in entries if entry.position not in known]

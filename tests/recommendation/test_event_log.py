@@ -133,16 +133,18 @@ def test_an_answer_does_not_wait_for_another_process_and_goes_with_its_user(log)
     other.close()
 
 
-def test_pruning_keeps_what_the_folder_lacks_what_is_young_and_never_reuses_a_position(log):
+def test_pruning_keeps_what_the_folder_has_not_held_for_long_and_never_reuses_a_position(log):
     late = (DAYS_KEPT + 1) * DAY_S
-    write(log, {"n": 1}, {"n": 2}, now=0.0)
-    write(log, {"n": 3}, now=late)
-    log.prune(position=1, now=late)
-    assert [entry.body["n"] for entry in log.after(0)] == [2, 3]
-    log.prune(position=3, now=late)
-    assert [entry.body["n"] for entry in log.after(0)] == [3]
-    log.prune(position=3, now=2 * late + 1)
-    assert log.after(0) == [] and log.last_position() == 3
+
+    def left_after(position, now):
+        log.prune(position, now)
+        return [entry.body["n"] for entry in log.after(0)]
+
+    write(log, {"n": 1}, {"n": 2}, {"n": 3}, now=0.0)
+    assert left_after(1, late) == [1, 2, 3]  # old as they are: the folder has had the first from now on
+    assert left_after(3, 2 * late) == [2, 3]
+    assert left_after(0, 3 * late) == [2, 3]  # a model that has nothing of the log
+    assert left_after(3, 3 * late) == [] and log.last_position() == 3
     assert write(log, {"n": 4}) == 4
 
 

@@ -249,6 +249,18 @@ def test_a_model_fitted_from_files_is_not_told_twice_what_the_files_held(live, f
     assert len(live.reranker().saved.events) == len(without_log.saved.events) + 1
 
 
+def test_a_program_that_began_before_an_old_entry_was_folded_loses_nothing(folder, now):
+    clock = [now]
+    with LiveShop(folder, clock=lambda: clock[0]) as live:
+        user, item = live.reranker().saved.events.user_ids[0], live.reranker().saved.fitted.items.ids[3]
+        seen_event(live, user, item)
+        clock[0] += 8 * 86_400
+        other = Reranker.load(folder, verbose=False)
+        live.compact()
+        other.save(folder)
+        assert live.reload_if_replaced() and history_of(live.reranker(), user)[-1] == item
+
+
 def test_compaction_does_not_undo_a_new_model(live, folder, fitted, now):
     user, item = live.reranker().saved.events.user_ids[0], live.reranker().saved.fitted.items.ids[3]
     seen_event(live, user, item, timestamp=now)

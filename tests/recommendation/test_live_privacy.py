@@ -281,6 +281,19 @@ def test_ids_that_the_files_spell_otherwise_are_the_same_users(folder, clock):
         assert weights_of(live, 4711) == pytest.approx([1.0])
 
 
+def test_a_user_who_came_back_after_an_erasure_keeps_what_the_log_and_the_files_have(folder, clock):
+    with LiveShop(folder, clock=clock) as live:
+        items = live.reranker().saved.fitted.items.ids
+        bought = [with_kind(ZELDA, item, "purchase", clock.now - 50) for item in items[:4]]
+        live.forget([ZELDA])
+        live.record(bought[:2])
+        files_with(folder, bought[1:])
+    with LiveShop(folder, clock=clock) as live:  # its own fold outlives the log
+        live.compact()
+        held = [event["item_id"] for event in live.export(ZELDA)["events"]]
+    assert held == items[:2].tolist()  # what only the files have may be of before the erasure
+
+
 # ------------------------------------------------------------------ what an erasure cannot reach
 
 
