@@ -13,10 +13,12 @@ from llm_rerank.recommendation.inputs import Fold
 from llm_rerank.recommendation.log import FitLog
 from llm_rerank.recommendation.specs import ComponentSpec
 from llm_rerank.recommendation.stage import Stage
-from llm_rerank.types import IntArray, Interactions, Items
+from llm_rerank.types import BoolArray, IntArray, Interactions, Items
 
 LEAST_SPEARMAN = 0.80
 MOST_CHANGE_OF_KEPT_RATE = 0.10
+STANDARD_ERRORS = 2.0
+"""Within so many of McNemar's, the square root of the pairs that crossed the cut, no change of the rate is told."""
 
 
 def refit_components(
@@ -33,7 +35,8 @@ def refit_components(
     """Refit with settings fixed, then compare both sets on the fold's pairs that are not targets.
 
     The new components are kept where Spearman's correlation of the fused scores is at least .80 and the kept rate
-    moves by at most 10 %; otherwise the old ones stay and a warning says so.
+    moves by at most 10 %, or by no more than chance moves it where few are kept; otherwise the old ones stay and a
+    warning says so.
     """
     refitted = fit_again(components, specs, events, items, seed, log)
     cases = fold.scored.cases
@@ -48,9 +51,9 @@ def refit_components(
     kept_alike = True
     if stage.cut is not None:
         least = stage.cut.least_probability
-        rates = [float((stage.probability(s, fold.pair_values)[other] >= least).mean()) for s in (before, after)]
-        kept_alike = abs(rates[1] - rates[0]) <= MOST_CHANGE_OF_KEPT_RATE * max(rates[0], 1e-12)
-        sentence += f", kept rate {rates[0]:.4f} → {rates[1]:.4f}"
+        was_kept, is_kept = (stage.probability(s, fold.pair_values)[other] >= least for s in (before, after))
+        kept_alike = _kept_alike(was_kept, is_kept)
+        sentence += f", kept rate {was_kept.mean():.4f} → {is_kept.mean():.4f}"
     if correlation >= LEAST_SPEARMAN and kept_alike:
         log.say(f"{sentence}: the refitted components are used")
         return refitted
@@ -78,6 +81,13 @@ def fit_again(
             fitted.append(replace(component, scorer=scorer))
             bar.update(1)
     return fitted
+
+
+def _kept_alike(before: BoolArray, after: BoolArray) -> bool:
+    """Tell whether the kept rate stays, as far as a few pairs that cross the cut can tell (McNemar's test)."""
+    change = abs(int(after.sum()) - int(before.sum()))
+    n_crossed = int((before != after).sum())
+    return bool(change <= max(MOST_CHANGE_OF_KEPT_RATE * before.sum(), STANDARD_ERRORS * np.sqrt(n_crossed)))
 
 
 def _spearman(before: np.ndarray, after: np.ndarray) -> float:

@@ -42,7 +42,7 @@ class ShownLists:
     A user of whom there is no event took nothing, and counts: leaving such users out would keep of the newcomers those
     alone who took something. seen: items that the users had before, one row a case. scores: upstream, float32, shape
     (n_candidates,). users: int64, shape (n_cases,), codes of the events, -1 where there is no event. user_ids: object,
-    shape (n_cases,).
+    shape (n_cases,). n_repeated: rows left out because the list had the item already.
     """
 
     cases: Cases
@@ -50,6 +50,7 @@ class ShownLists:
     scores: FloatArray
     users: IntArray
     user_ids: ObjectArray
+    n_repeated: int = 0
 
 
 def fit_upstream_stage(
@@ -76,6 +77,8 @@ def fit_upstream_stage(
         return _lent_stage(start), None
     log.step("upstream stage")
     shown = shown_lists(data.impressions, data.events, holdout)
+    if shown.n_repeated:
+        log.say(f"upstream lists: {shown.n_repeated:,} rows repeat an item of their list (the first row is kept)")
     if not (shown.users >= 0).any():
         log.say(f"warning: no impressions of known users at or after the cut ({holdout.as_of}); they are not used")
         return _lent_stage(start), None
@@ -119,12 +122,14 @@ def _lent_stage(start: Start | None) -> Stage | None:
 
 
 def shown_lists(impressions: pd.DataFrame, events: Interactions, holdout: Holdout) -> ShownLists:
-    """Find each user's first list at or after the cut, users without an event last.
+    """Find each user's first list at or after the cut, users without an event last; an item is once on a list.
 
     Histories come from the past alone, so that they are as old as the components.
     """
     people, items, times, scores, ids = _first_lists(impressions, events, holdout)
-    order = np.lexsort((np.arange(len(people)), people))
+    once = np.sort(np.unique(people * np.int64(events.n_items) + items, return_index=True)[1])
+    n_repeated = len(people) - len(once)
+    order = once[np.argsort(people[once], kind="stable")]
     people, items, times, scores = people[order], items[order], times[order], scores[order]
     list_people, first, lengths = np.unique(people, return_index=True, return_counts=True)
     candidates = Ragged.from_lengths(items, lengths.astype(np.int64))
@@ -142,7 +147,7 @@ def shown_lists(impressions: pd.DataFrame, events: Interactions, holdout: Holdou
     counts = np.bincount(taken.row_of_value[target], minlength=len(list_people)).astype(np.int64)
     targets = Ragged.from_lengths(taken.values[target], counts)
     cases = build_cases(holdout.past, users, as_of, candidates=candidates, targets=targets)
-    return ShownLists(cases, seen, scores, users, ids[list_people])
+    return ShownLists(cases, seen, scores, users, ids[list_people], n_repeated)
 
 
 def _first_lists(

@@ -124,6 +124,21 @@ def test_the_same_order_with_another_kept_rate_is_refused(judged, factor, refuse
     assert abs(before - after) < 0.9 * before  # it is no matter of all or nothing
 
 
+@pytest.mark.parametrize(("n_crossing", "refused"), [(1, False), (6, True)])
+def test_one_candidate_more_where_few_are_kept_is_no_other_kept_rate(judged, n_crossing, refused):
+    fold, stage = judged[3], judged[4]
+    probabilities = stage.probability(stage.score(fold), fold.pair_values)
+    others = np.flatnonzero(~is_member(fold.candidates, fold.targets, len(judged[2])))
+    best = others[np.argsort(-probabilities[others], kind="stable")[:10]]
+    cut = replace(stage.cut, least_probability=float(probabilities[best[8:]].mean()))  # nine are kept
+    crossing = np.isin(np.arange(len(probabilities)), best[:n_crossing])[:, None]
+    fold = with_scores(fold, lambda scores: np.where(crossing, np.nanmin(scores, axis=0), scores))
+    said, line = is_refused(judged, stage=replace(stage, cut=cut), fold=fold)
+    assert said == refused
+    n = len(others)
+    assert f"kept rate {(9 - n_crossing) / n:.4f} → {9 / n:.4f}" in line
+
+
 def test_pairs_that_are_targets_are_not_asked(judged):
     # the judged components turn the targets over and nothing else
     fold, stage = judged[3], replace(judged[4], cut=None)

@@ -179,6 +179,11 @@ def test_lists_by_hand():
     assert cases.times.tolist() == [100] * 4  # as old as the components
     assert found.users.tolist() == [0, 1, -1, -1]
     assert found.user_ids.tolist() == ["u0", "u1", "someone", "nobody"]
+    again = shown_lists(pd.concat([impressions, impressions.assign(upstream_score=9.0)]), events, holdout)
+    assert (found.n_repeated, again.n_repeated) == (0, 10)
+    np.testing.assert_array_equal(again.cases.candidates.values, cases.candidates.values)
+    np.testing.assert_array_equal(again.scores, scores)
+    assert again.cases.targets.lengths.tolist() == [2, 1, 0, 0]
 
 
 @pytest.fixture(scope="module")
@@ -210,6 +215,9 @@ def test_half_of_the_users_fit_the_stage_and_the_others_judge_it(parts):
     assert 0.4 * len(cases) < n_judging < 0.6 * len(cases)
     _, lines = fit_stage_of(parts)
     assert any(line.startswith(f"fold G ({n_judging:,} cases") for line in lines)
+    _, said = fit_stage_of(parts, replace(data, impressions=pd.concat([data.impressions, data.impressions])))
+    n_rows = len(cases.candidates.values)
+    assert said == [f"upstream lists: {n_rows:,} rows repeat an item of their list (the first row is kept)", *lines]
 
 
 def lists_of_newcomers(items, time, prefix, n=600, n_taking=60):
