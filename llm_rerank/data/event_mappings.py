@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from llm_rerank.data.events import EVENT_ALIASES, implied_kinds, judge_events
+from llm_rerank.data.events import event_kind, implied_kinds, judge_events
 from llm_rerank.data.id_index import code_of, codes_by_id
 from llm_rerank.data.times import LATEST, SIZE_BANDS
 from llm_rerank.data.values import GREATEST_ID, GREATEST_WHOLE, clean_text, object_array, without_halves
@@ -78,11 +78,9 @@ def read_mappings(
     kept = kept[np.argsort(np.array(times, dtype=np.int64)[kept], kind="stable")]
     has_item = has_item[kept]
     ratings, quantities, weights = (numbers[name][kept] for name in ("rating", "quantity", "weight"))
-    names = []
-    for row, implied in zip(kept.tolist(), implied_kinds(has_item, ratings).tolist(), strict=True):
-        name = kinds[row].strip().lower()
-        names.append(EVENT_ALIASES.get(name, name) or implied)
-    targets = [EVENT_ALIASES.get(name.lower(), name.lower()) for name in target_events]
+    implied = implied_kinds(has_item, ratings).tolist()
+    names = [event_kind(kinds[row]) or kind for row, kind in zip(kept.tolist(), implied, strict=True)]
+    targets = [event_kind(name) for name in target_events]
     values = judge_events(
         names,
         np.arange(len(kept)),

@@ -41,11 +41,19 @@ EVENT_ALIASES = {
     "rate": "rating",
     "review": "rating",
 }
+"""Other names of some kinds; ``event_kind`` gives the one."""
+
 GREATEST_WEIGHT = 1_000.0
 """Of a single event, where a purchase counts 1: far beyond it a factorisation's equations cannot be solved."""
 
 WEAK_EVENTS = ("view", "search")
 """Never targets unless ``target_events`` names them."""
+
+
+def event_kind(name: object) -> str:
+    """Give a kind of event as kinds are compared: without blanks around it and capitals, by one of its names."""
+    lowered = str(name).strip().lower()
+    return EVENT_ALIASES.get(lowered, lowered)
 
 
 @dataclass(frozen=True)
@@ -187,8 +195,7 @@ def _kinds(
         kinds, names = pd.factorize(implied)
         return kinds, [str(name) for name in names]
     codes, spellings = factorized(frame["event"])
-    own = [str(spelling).strip().lower() for spelling in spellings]
-    own = [EVENT_ALIASES.get(name, name) for name in own]
+    own = [event_kind(spelling) for spelling in spellings]
     unsaid = np.append(np.isin(own, [""]), True)[codes]  # code -1, a missing kind, finds the last
     if unsaid.any():
         report.notes.append(f"{unsaid.sum():,} events have no kind; taken as rating, search or plain interaction")
@@ -210,7 +217,7 @@ def _kinds(
 def _target_names(names: list[str], target_events: Sequence[str] | None, require_targets: bool) -> list[str]:
     if target_events is None:
         return ["purchase"] if "purchase" in names else [name for name in names if name not in WEAK_EVENTS]
-    wanted = [EVENT_ALIASES.get(name.lower(), name.lower()) for name in target_events]
+    wanted = [event_kind(name) for name in target_events]
     absent = [name for name in wanted if name not in names]
     if require_targets and (absent or not wanted):
         raise DataError(

@@ -99,7 +99,7 @@ def cut_list(
     if scored.batch is None:
         return _uncut(scored, config, k)
     batch, stage = scored.batch, scored.batch.stage
-    if least_probability is not None:
+    if least_probability is not None and stage.calibrator is not None:  # without probabilities nothing can be cut
         nan = float("nan")
         cut = Cut("probability", least_probability, least_probability, nan, nan, nan, 0, 0, no_guarantee=OWN_CUT)
         batch = replace(batch, stage=replace(stage, cut=cut))

@@ -47,12 +47,28 @@ class ChangingReranker:
         unknown = [name for name in features if name not in PAIR_FEATURES]
         if unknown:
             raise DataError(f"features names {unknown}; known pair features: {', '.join(PAIR_FEATURES)}")
-        self.config = config or RerankerConfig()
-        check_device(self.config.device)  # also where nothing that is fitted will ask for it
         self.verbose = verbose
         self._specs = components
         self._features = tuple(features)
         self._saved: Saved | None = None
+        self.config = config or RerankerConfig()
+
+    @property
+    def config(self) -> RerankerConfig:
+        """Settings of the next answer, save or fit.
+
+        They may be set after a fit: how lists are cut, bounded and varied, ``retention_days``. What the fit learned by
+        (``encoder``, ``min_rating``, ``target_events``) changes with the next fit. Raises DataError where they are set
+        to a device that is not here.
+        """
+        return self._config
+
+    @config.setter
+    def config(self, config: RerankerConfig) -> None:
+        check_device(config.device)  # also where nothing that is fitted will ask for it
+        self._config = config
+        if self._saved is not None:
+            self._change(self._saved.as_set(config))
 
     @classmethod
     def from_saved(cls, saved: Saved, *, verbose: bool = False) -> Self:

@@ -136,10 +136,11 @@ def _why_no_guarantee(
     """Say why the cut's guarantee does not hold for a batch; "" where it does."""
     cut = decided.stage.cut
     if cut is None:
+        if decided.stage.calibrator is None:  # whatever was asked for
+            return "nothing is cut: the fit found no probabilities, and its report says why"
         if config.threshold is None:
             return "nothing is cut: no threshold was set"
-        lacking = "probabilities" if decided.stage.calibrator is None else f"cut by rule {config.threshold.rule!r}"
-        return f"nothing is cut: the fit found no {lacking}, and its report says why"
+        return f"nothing is cut: the fit found no cut by rule {config.threshold.rule!r}, and its report says why"
     if cut.guarantee is None:
         return cut.no_guarantee
     if drift.shifted:

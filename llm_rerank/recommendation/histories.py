@@ -12,7 +12,7 @@ import pandas as pd
 
 from llm_rerank.data.cases import build_cases, next_cases, seen_items
 from llm_rerank.data.columns import require_event_columns
-from llm_rerank.data.events import EVENT_ALIASES
+from llm_rerank.data.events import event_kind
 from llm_rerank.data.frames import applicable, id_codes, to_pandas
 from llm_rerank.data.item_statistics import ItemStatistics
 from llm_rerank.data.layouts import as_interactions
@@ -62,9 +62,8 @@ def read_later_events(
 
 
 def event_names(kinds: Iterable[Any]) -> set[str]:
-    """Give kinds of event as they are compared: without blanks and capitals, by one of their names."""
-    lowered = {str(kind).strip().lower() for kind in kinds if kind is not None}
-    return {EVENT_ALIASES.get(name, name) for name in lowered}
+    """Give the kinds that are said, as they are compared (``event_kind``)."""
+    return {event_kind(kind) for kind in kinds if kind is not None}
 
 
 def last_time(*known: Interactions | None, statistics: ItemStatistics | None = None) -> int:

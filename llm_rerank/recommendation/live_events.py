@@ -6,7 +6,7 @@ import uuid
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from llm_rerank.data.events import EVENT_ALIASES, EVENT_WEIGHTS, GREATEST_WEIGHT
+from llm_rerank.data.events import EVENT_WEIGHTS, GREATEST_WEIGHT, event_kind
 from llm_rerank.data.id_index import known_id
 from llm_rerank.data.times import seconds_of_date
 from llm_rerank.data.values import GREATEST_ID
@@ -93,8 +93,7 @@ def _strength(given: Mapping[str, Any], place: str) -> dict[str, Any]:
     """Check what says how strong the evidence is: kind, rating, quantity, weight."""
     checked: dict[str, Any] = {}
     if "event" in given:
-        kind = _text(given["event"], f"{place}.event", LONGEST_ID).strip().lower()
-        kind = EVENT_ALIASES.get(kind, kind)
+        kind = event_kind(_text(given["event"], f"{place}.event", LONGEST_ID))
         if kind not in EVENT_WEIGHTS:
             raise EventError(f"{place}.event", f"is {given['event']!r}; it must be one of {', '.join(EVENT_WEIGHTS)}")
         checked["event"] = kind

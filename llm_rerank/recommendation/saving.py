@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from llm_rerank.config import RerankerConfig
+from llm_rerank.config import RerankerConfig, ThresholdConfig
 from llm_rerank.data.features import PAIR_FEATURES, ItemStatistics
 from llm_rerank.data.rendering import Renderer
 from llm_rerank.data.schema import UNKNOWN_ITEMS
@@ -58,7 +58,7 @@ CONFIG = (
     "log_position",
     "origin",
 )
-"""What a reranker's description must have; ``has_impressions``, ``has_vectors``, ``features`` came later."""
+"""What a reranker's description must have; ``has_impressions`` and others came later."""
 
 SCORERS = {
     "als": ("llm_rerank.models.collaborative.als", "ALS"),
@@ -114,6 +114,7 @@ def write_reranker(folder: Path, saved: Saved) -> None:
             "components": described,
             "stage": fitted.stage.to_dict(),
             "upstream_stage": None if fitted.upstream_stage is None else fitted.upstream_stage.to_dict(),
+            "fit_threshold": None if fitted.threshold is None else asdict(fitted.threshold),
             "report": fitted.report,
             "has_histories": saved.has_histories,
             "has_users": saved.users is not None,
@@ -168,13 +169,15 @@ def read_reranker(folder: Path) -> Saved:
         ids = _read_ids(folder / "impression_user_ids.parquet")
         impressions = Impressions(ids, **shown, unknown_items=counted.get(UNKNOWN_ITEMS))
     upstream, config = values["upstream_stage"], RerankerConfig.from_dict(values["config"])
+    # in earlier folders the settings are the fit's
+    asked = values.get("fit_threshold", values["config"].get("threshold"))
     fitted = Fitted(
         items=items,
         components=tuple(components),
         reference=read_arrays(folder / "reference.safetensors")[0]["items"],
         stage=Stage.from_dict(values["stage"]),
         upstream_stage=None if upstream is None else Stage.from_dict(upstream),
-        threshold=config.threshold,
+        threshold=None if asked is None else ThresholdConfig(**asked),
         report=values["report"],
     )
     statistics = None

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from llm_rerank.config import RerankerConfig
-from llm_rerank.data.events import EVENT_WEIGHTS, WEAK_EVENTS
+from llm_rerank.data.events import EVENT_WEIGHTS, WEAK_EVENTS, event_kind
 from llm_rerank.data.features import PAIR_FEATURES
 from llm_rerank.data.item_statistics import DAY_S, ItemStatistics
 from llm_rerank.data.rendering import Renderer
@@ -95,8 +95,20 @@ class Saved:
             return replace(self, _known=None)
         return replace(self, _known=CountedStatistics(self.events, self.fitted.items, self.sentiment, statistics))
 
+    def as_set(self, config: RerankerConfig) -> Saved:
+        """Return the state with settings that were changed since the fit.
+
+        Those that say how texts are read and events are judged stay, for vectors and events are there already.
+        """
+        was = self.config
+        config = replace(config, encoder=was.encoder, min_rating=was.min_rating, target_events=was.target_events)
+        return replace(self, config=config)
+
     def without_histories(self) -> Saved:
-        """Return the state without events, users and their attributes; statistics, which hold no user, stay."""
+        """Return the state without events, users and their attributes; statistics and texts, which name nobody, stay.
+
+        Texts quote reviews: read again without them, every scorer of texts would score otherwise than was judged.
+        """
         nobody = np.empty(0, dtype=np.int64)
         events = self.events.take(nobody)
         return replace(
@@ -126,7 +138,9 @@ def settled_targets(configured: tuple[str, ...] | None, targets: tuple[str, ...]
 
 def target_kinds(rule: tuple[str, ...], kinds: set[str]) -> tuple[str, ...]:
     """Kinds that are targets by the rule of ``settled_targets``; kinds: those that may come besides the known ones."""
-    return rule or tuple(sorted({*EVENT_WEIGHTS, *kinds} - {*WEAK_EVENTS, ""}))
+    if rule:  # as the settings write them
+        return tuple(dict.fromkeys(map(event_kind, rule)))
+    return tuple(sorted({*EVENT_WEIGHTS, *kinds} - {*WEAK_EVENTS, ""}))
 
 
 def expiry(config: RerankerConfig, time_kind: TimeKind, now: float) -> int:

@@ -101,32 +101,28 @@ def cut_as_set(cut: Cut | None, threshold: ThresholdConfig | None, asked: Thresh
     """
     if threshold is None:
         return None
-    if cut is not None and _is_by(cut, threshold):
+    if cut is not None and threshold == asked:
         return cut
     if threshold.rule in ("probability", "expected_value"):
         value, least = _known_beforehand(threshold)
         nan = float("nan")
         return Cut(threshold.rule, value, least, nan, nan, nan, 0, 0, no_guarantee=SET_AFTERWARDS)
-    if cut is None and threshold == asked:
+    if threshold == asked:
         return None
-    chosen = "the fit chose no cut" if cut is None else f"the fit's cut is by the rule {cut.rule!r} ({cut.value:g})"
+    chosen = "the fit chose no cut" if cut is None or asked is None else f"the fit's cut is by the rule {_said(asked)}"
     raise DataError(
-        f"threshold was changed after the fit to the rule {threshold.rule!r}, which chooses on held-out users, and "
+        f"threshold was changed after the fit to the rule {_said(threshold)}, which chooses on held-out users, and "
         f"{chosen}: fit again with this threshold, or take the rule 'probability' or 'expected_value', which need no "
         "users"
     )
 
 
-def _is_by(cut: Cut, threshold: ThresholdConfig) -> bool:
-    """Tell whether a cut is by this rule and its numbers."""
-    if cut.rule != threshold.rule:
-        return False
+def _said(threshold: ThresholdConfig) -> str:
+    """Say a rule and its numbers."""
     if threshold.rule == "risk":
-        promised = cut.guarantee
-        others = promised is None or (promised.risk, promised.delta) == (threshold.risk, threshold.delta)
-        return cut.value == threshold.alpha and others
-    wanted = threshold.value if threshold.value is not None else _known_beforehand(threshold)[0]
-    return cut.value == wanted
+        return f"'risk' ({threshold.risk}, alpha {threshold.alpha:g}, delta {threshold.delta:g})"
+    value = _known_beforehand(threshold)[0] if threshold.value is None else threshold.value
+    return f"{threshold.rule!r} ({value:g})"
 
 
 def _known_beforehand(threshold: ThresholdConfig) -> tuple[float, float]:

@@ -104,8 +104,9 @@ def test_what_bounds_do_to_a_guarantee_depends_on_its_risk(reranker, users):
         ("false_discovery", False, False),
     ):
         cut = replace(stage.cut, guarantee=replace(stage.cut.guarantee, risk=risk))
-        other = Reranker(replace(reranker.config, threshold=replace(RISK, risk=risk)), verbose=False)
-        other._adopt(replace(data, fitted=replace(data.fitted, stage=replace(stage, cut=cut))))
+        rule = replace(RISK, risk=risk)
+        other = Reranker(replace(reranker.config, threshold=rule), verbose=False)
+        other._adopt(replace(data, fitted=replace(data.fitted, stage=replace(stage, cut=cut), threshold=rule)))
         holds = [
             facts_of(other, users, **bound)["guarantee"] is not None for bound in ({"max_items": 1}, {"min_items": 1})
         ]
@@ -128,7 +129,7 @@ def test_a_threshold_set_after_the_fit_cuts_and_promises_nothing(reranker, users
     result, facts = kept(None)
     assert result["kept"].all() and facts["least_probability"] is facts["guarantee"] is None
     for rule in (replace(RISK, alpha=0.1), replace(RISK, delta=0.2), ThresholdConfig("recall", 0.9)):
-        with pytest.raises(DataError, match="changed after the fit.*'risk' \\(0.4\\): fit again"):
+        with pytest.raises(DataError, match=r"changed after the fit.*\(missed_target, alpha 0.4, delta 0.1\): fit"):
             kept(rule)
     assert kept(RISK)[1]["guarantee"] is not None
 
@@ -147,7 +148,7 @@ def test_a_threshold_for_a_model_that_was_fitted_without_one(reranker, users, tm
     np.testing.assert_array_equal(lists["kept"], lists["probability"] >= 0.03)
     refused = CliRunner().invoke(app, [*words, "--threshold", "recall=0.9"])
     assert (refused.exit_code, refused.stdout) == (2, "")
-    assert "the rule 'recall', which chooses on held-out users, and the fit chose no cut: fit again" in refused.stderr
+    assert "'recall' (0.9), which chooses on held-out users, and the fit chose no cut: fit again" in refused.stderr
     for rule in (RISK, ThresholdConfig("recall", 0.9)):
         with pytest.raises(DataError, match="changed after the fit.*the fit chose no cut: fit again"):
             facts_of(bare, users[:1], threshold=rule)
@@ -348,10 +349,15 @@ def test_without_probabilities_nothing_can_be_cut(reranker):
     assert stage.cut_as(RISK, RISK) is stage
     with pytest.raises(DataError, match="fit again"):
         stage.cut_as(RISK, None)
-    other = Reranker(replace(reranker.config, threshold=ThresholdConfig("probability", 0.03)), verbose=False)
-    other._adopt(replace(reranker._data(), fitted=replace(reranker._data().fitted, stage=stage)))
-    facts = other.recommend(["a newcomer"], k=5).attrs["decision"]
+    saved = reranker._data()
+    young = Reranker.from_saved(replace(saved, fitted=replace(saved.fitted, stage=stage)))
+    young.config = replace(young.config, threshold=ThresholdConfig("probability", 0.03))
+    facts = young.recommend(["a newcomer"], k=5).attrs["decision"]
     assert facts["no_guarantee"] == "nothing is cut: the fit found no probabilities, and its report says why"
+    young.config = replace(young.config, threshold=None)
+    (answer,) = answer_questions(young, [Question("a newcomer", least_probability=0.5)])
+    assert answer.kept.all() and answer.facts["least_probability"] is None
+    assert answer.facts["no_guarantee"] == facts["no_guarantee"]
 
 
 def test_upstream_scores_that_count_for_nothing_are_told(reranker, users):

@@ -141,3 +141,12 @@ def test_a_lone_event_is_a_target_by_the_rule_of_the_fit_however_it_comes(fitted
     assert (item in set(given["item_id"])) == (kind != "purchase")
     assert answer.item_ids == given["item_id"].tolist()
     assert (item in set(told.recommend(["new"], k=None, at=at)["item_id"])) == (kind != "purchase")
+
+
+@pytest.mark.parametrize("written", ["Purchase", " order "])
+def test_targets_are_the_same_kinds_however_the_settings_write_them(fitted, written):
+    told = Reranker.from_saved(replace(fitted.saved, target_events=(written,)))
+    at = int(fitted.saved.events.times.max()) + 100
+    event = {"item_id": fitted.recommend(["new"], at=at)["item_id"][0], "timestamp": at - 60, "event": "purchase"}
+    (answer,) = answer_questions(told, [Question("new", events=[event], at=at)])
+    assert event["item_id"] not in answer.item_ids

@@ -418,7 +418,8 @@ def test_retention_is_kept_by_save_and_within_a_day_by_update(exact, tables, tmp
     import time
 
     days = (time.time() - CLOCK_START) / DAY - 250.5  # half a day after the 250th of the shop's 300 days
-    model = Reranker.from_saved(replace(exact.saved, config=replace(exact.saved.config, retention_days=days)))
+    model = Reranker.from_saved(exact.saved)
+    model.config = replace(model.config, retention_days=days)
     snapshot = copy.copy(model)
     item = tables[1]["item_id"][0]
     model.update([event("u0", item, int(time.time()))])

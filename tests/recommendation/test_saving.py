@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from llm_rerank.config import ThresholdConfig
 from llm_rerank.data.cases import build_cases
 from llm_rerank.data.features import PAIR_FEATURES, pair_features
 from llm_rerank.recommendation.components import Component
@@ -83,9 +84,11 @@ def test_allowed_features_come_back_and_a_folder_of_before_allows_all(saved, aga
         write_reranker(tmp_path / name, replace(saved, features=features))
         assert read_reranker(tmp_path / name).features == features
     values = read_json(tmp_path / "none" / "config.json")
-    del values["features"]
+    del values["features"], values["fit_threshold"]
     write_json(tmp_path / "none" / "config.json", values)
-    assert read_reranker(tmp_path / "none").features == PAIR_FEATURES
+    before = read_reranker(tmp_path / "none")
+    assert before.features == PAIR_FEATURES
+    assert before.fitted.threshold == before.config.threshold == ThresholdConfig("recall", 0.9)
 
 
 def test_events_come_back_whole(saved, again):

@@ -1,6 +1,7 @@
 """Cut-off rules: by hand, and against trying every cut."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,7 +10,14 @@ from hypothesis import strategies as st
 
 from llm_rerank.config import ThresholdConfig
 from llm_rerank.recommendation.risk_control import control_risk, mean_losses, risk_levels
-from llm_rerank.recommendation.thresholds import Cut, bounded_kept, choose_cut, cut_curve, least_profitable
+from llm_rerank.recommendation.thresholds import (
+    Cut,
+    bounded_kept,
+    choose_cut,
+    cut_as_set,
+    cut_curve,
+    least_profitable,
+)
 from llm_rerank.types import DataError, Ragged
 
 PROBABILITIES = np.array([0.9, 0.8, 0.8, 0.4, 0.1, np.nan], dtype=np.float32)
@@ -436,6 +444,17 @@ def test_a_cut_saved_before_there_were_guarantees_has_none():
     assert Cut.from_dict(old) == cut
     assert cut.guarantee is None
     assert "an estimate" in cut.no_guarantee
+
+
+@pytest.mark.parametrize("n_cases", [20, 400])
+def test_another_risk_or_delta_than_the_fits_is_another_rule_with_a_guarantee_or_without(n_cases):
+    rule = ThresholdConfig("risk", risk="false_positives", alpha=0.2, delta=0.1)
+    cut = choose_cut(rule, *shop(n_cases))
+    assert (cut.guarantee is not None) == (n_cases == 400)
+    assert cut_as_set(cut, rule, rule) is cut
+    for other in (replace(rule, risk="false_discovery"), replace(rule, delta=0.01)):
+        with pytest.raises(DataError, match=r"the fit's cut .*'risk' \(false_positives, alpha 0.2, delta 0.1\): fit"):
+            cut_as_set(cut, other, rule)
 
 
 def test_a_guarantee_that_holds_because_nothing_is_kept_says_so():
