@@ -145,6 +145,7 @@ def _scored_answers(
         cases,
         seen,
         saved.item_statistics,
+        user_ids=[one.question.user_id for one in group],
         upstream=upstream,
         candidates_per_source=per_source or None,
         exclude=Ragged.from_lengths(seen.values[excluded], lengths),
@@ -175,7 +176,8 @@ def _with_popular(
     codes = popular_items(saved.item_statistics, one.at, per_source, exclude)
     again = Failures(1)
     cases = cases.with_candidates(Ragged.from_lists([codes]))
-    batch = score_batch(saved.fitted, config, cases, seen, saved.item_statistics, failures=again)
+    users = [one.question.user_id]
+    batch = score_batch(saved.fitted, config, cases, seen, saved.item_statistics, user_ids=users, failures=again)
     for name in again.of_case(0):
         failures.mark(name, np.array([row], dtype=np.int64))
     return batch

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from llm_rerank.types import DataError, DataReport, DroppedRowsWarning
+from llm_rerank.data.id_index import code_of
+from llm_rerank.data.values import plain_id
+from llm_rerank.types import UNKNOWN, DataError, DataReport, DroppedRowsWarning
 
 DATA = "data"
 """Key of ``frame.attrs`` under which a result says how its tables were read."""
@@ -41,6 +43,21 @@ def listed_ids(given: Any) -> list[Any] | None:
         return list(given)
     is_column = isinstance(given, pd.Series | pd.Index) or isinstance(given, np.ndarray) and given.ndim == 1
     return given.tolist() if is_column else None
+
+
+def asked_moments(at: Mapping[Any, Any], user_ids: Sequence[Any]) -> list[Any]:
+    """Give each user's moment of the decision, None where the mapping lacks them; ids are found as by ``code_of``.
+
+    Raises DataError where it names none of the users.
+    """
+    moments, codes = list(at.values()), {plain_id(value): place for place, value in enumerate(at)}
+    places = [code_of(value, codes) for value in user_ids]
+    if moments and places and max(places) == UNKNOWN:
+        raise DataError(
+            f"at names {next(iter(at))!r} and none of the users asked for (first: {user_ids[0]!r}); give moments of "
+            "these, or one moment for all"
+        )
+    return [None if place == UNKNOWN else moments[place] for place in places]
 
 
 def data_facts(report: DataReport) -> dict[str, Any]:

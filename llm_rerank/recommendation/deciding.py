@@ -15,6 +15,7 @@ from llm_rerank.recommendation.blend_columns import column_label
 from llm_rerank.recommendation.candidates import positions_in_row, ranks_in_row
 from llm_rerank.recommendation.components import Group, ScoredCases, retrieve_and_score
 from llm_rerank.recommendation.diversity import diversify_cases
+from llm_rerank.recommendation.exploration import user_keys
 from llm_rerank.recommendation.failures import Failures, attempt
 from llm_rerank.recommendation.fitting import Fitted
 from llm_rerank.recommendation.inputs import Fold
@@ -41,7 +42,8 @@ class ScoredBatch:
     """A batch that is scored and not yet cut or diversified; arrays have shape (n_candidates,), laid out as candidates.
 
     scored: the cases with their candidates and what each component said. contributions, scores: as in ``Decided``.
-    ranks: from 1 in each row, by score alone.
+    ranks: from 1 in each row, by score alone. users: int64, shape (n_cases,), by which the random slots of one user
+    differ from another's (``user_keys``).
     """
 
     scored: ScoredCases
@@ -50,6 +52,7 @@ class ScoredBatch:
     scores: npt.NDArray[np.float64]
     probabilities: FloatArray
     ranks: IntArray
+    users: IntArray
 
     @property
     def candidates(self) -> Ragged:
@@ -66,6 +69,7 @@ class ScoredBatch:
             self.scores[at],
             self.probabilities[at],
             self.ranks[at],
+            self.users[rows],
         )
 
 
@@ -96,6 +100,7 @@ def decide(
     seen: Ragged,
     statistics: ItemStatistics,
     *,
+    user_ids: Sequence[Any] | None = None,
     upstream: FloatArray | None = None,
     candidates_per_source: int | None = None,
     exclude: Ragged | None = None,
@@ -110,6 +115,7 @@ def decide(
         cases,
         seen,
         statistics,
+        user_ids=user_ids,
         upstream=upstream,
         candidates_per_source=candidates_per_source,
         exclude=exclude,
@@ -158,6 +164,7 @@ def score_batch(
     seen: Ragged,
     statistics: ItemStatistics,
     *,
+    user_ids: Sequence[Any] | None = None,
     upstream: FloatArray | None = None,
     candidates_per_source: int | None = None,
     exclude: Ragged | None = None,
@@ -165,8 +172,9 @@ def score_batch(
 ) -> ScoredBatch:
     """Score the cases' candidates, or retrieve them first where ``candidates_per_source`` is given.
 
-    upstream: raw upstream scores, shape (n_candidates,), NaN unknown; with them, and impressions at the fit, the
-    upstream stage decides. exclude: items not to retrieve. failures: as in ``retrieve_and_score``.
+    user_ids: of the cases; each user draws random slots of their own. upstream: raw upstream scores, shape
+    (n_candidates,), NaN unknown; with them, and impressions at the fit, the upstream stage decides. exclude: items not
+    to retrieve. failures: as in ``retrieve_and_score``.
     """
     n_items = len(fitted.items)
     stage = stage_for(fitted, upstream is not None).cut_as(config.threshold, fitted.threshold)
@@ -182,19 +190,23 @@ def score_batch(
         failures=failures,
     )
     pair_values = pair_features(scored.cases, statistics, fitted.items)
+    codes = scored.cases.candidates.values
+    known = (codes >= 0) & (codes < n_items)
     read = np.ones(len(pair_values), dtype=np.bool_)
     blended = [component.name for component in fitted.components if component.blends]
     if depth is not None:
         others = [name for name in blended if name != CROSS_ENCODER]
-        scored, read = _read_to_depth(scored, readers[0].scorer, stage, others, pair_values, upstream, depth, failures)
+        reader = readers[0].scorer
+        scored, read = _read_to_depth(scored, reader, stage, others, pair_values, upstream, known, depth, failures)
     scored = replace(scored, scores=scores_for(stage, blended, scored.scores))
     fold = Fold(scored, seen, pair_values, upstream)
-    candidates = fold.candidates
     contributions = stage.blend.contributions(stage.design(scored.scores, pair_values, upstream))
-    contributions[(candidates.values < 0) | (candidates.values >= n_items)] = np.nan
+    contributions[~known] = np.nan
     scores = contributions.sum(axis=1)
-    ranks = _ranks(scores, read, candidates)
-    return ScoredBatch(scored, stage, contributions, scores, stage.probability(scores, pair_values), ranks)
+    ranks = _ranks(scores, read, fold.candidates)
+    probabilities = stage.probability(scores, pair_values)
+    users = user_keys([None] * len(cases) if user_ids is None else user_ids)
+    return ScoredBatch(scored, stage, contributions, scores, probabilities, ranks, users)
 
 
 def stage_for(fitted: Fitted, has_upstream_scores: bool) -> Stage:
@@ -211,7 +223,14 @@ def settle(batch: ScoredBatch, fitted: Fitted, config: RerankerConfig) -> Decide
         kept &= np.nan_to_num(batch.probabilities, nan=-1.0) >= stage.cut.least_probability
     settings = config.diversity_settings
     placed = diversify_cases(
-        fitted.components, fitted.items, batch.scored.cases, batch.scores, batch.ranks, settings, config.seed
+        fitted.components,
+        fitted.items,
+        batch.scored.cases,
+        batch.users,
+        batch.scores,
+        batch.ranks,
+        settings,
+        config.seed,
     )
     kept_by_cut = kept
     # by the ranks that are shown, so that what is taken out is what a page shows last
@@ -250,18 +269,21 @@ def _read_to_depth(
     names: Sequence[str],
     pair_values: FloatArray,
     upstream: FloatArray | None,
+    known: BoolArray,
     depth: int,
     failures: Failures | None,
 ) -> tuple[ScoredCases, BoolArray]:
     """Let the cross-encoder read each case's best ``depth`` candidates by all else; also which those are.
 
-    names: of the components whose scores there are, without the cross-encoder.
+    names: of the components whose scores there are, without the cross-encoder. known: candidates that the catalogue
+    has; the others come after them, so that they take no place of what can be read.
     What it did not read has NaN for its score, which counts as no opinion.
     """
     rows = scored.cases.candidates
     nothing = np.full((len(pair_values), 1), np.nan, dtype=np.float32)
     unread = scores_for(stage, [*names, CROSS_ENCODER], np.column_stack([scored.scores, nothing]))
     first = stage.blend.score(stage.design(unread, pair_values, upstream))
+    first[~known] = np.nan
     read = ranks_in_row(first, rows) <= depth
     lengths = np.bincount(rows.row_of_value[read], minlength=len(rows)).astype(np.int64)
     values = nothing[:, 0]

@@ -79,6 +79,7 @@ def diversify_cases(
     components: Sequence[Component],
     items: Items,
     cases: Cases,
+    users: IntArray,
     scores: Float64Array,
     ranks: IntArray,
     config: DiversityConfig,
@@ -86,8 +87,8 @@ def diversify_cases(
 ) -> Diversified:
     """Diversify the candidates of cases with what the fitted components and the catalogue know of the items.
 
-    seed: of the clusters. Where the settings change nothing, or no case has two known candidates, nothing is looked up
-    and ``ranks`` come back as they are.
+    users: ``user_keys`` of the cases. seed: of the clusters. Where the settings change nothing, or no case has two
+    known candidates, nothing is looked up and ``ranks`` come back as they are.
 
     Raises DataError where vectors or the column of groups are needed and missing.
     """
@@ -105,7 +106,7 @@ def diversify_cases(
         item_vectors(components, codes) if config.strength > 0 else None,
         item_groups(components, items, config, codes, seed) if config.max_per_group is not None else None,
         config,
-        list_seeds(cases, config.exploration_seed) if config.exploration_slots else None,
+        list_seeds(cases, users, config.exploration_seed) if config.exploration_slots else None,
     )
 
 

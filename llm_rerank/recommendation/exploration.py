@@ -15,9 +15,14 @@ taken depends on the item and its position, not on the neighbours.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 
+from llm_rerank.data.splits import hash_users
+from llm_rerank.data.values import plain_id
 from llm_rerank.types import BoolArray, Cases, IntArray, Ragged
 
 Float64Array = npt.NDArray[np.float64]
@@ -82,24 +87,26 @@ def placement_probability(
     return pushed + np.where(inside, drawn / (n * heads), 0.0)
 
 
-def list_seeds(cases: Cases, seed: int) -> SeedArray:
+def user_keys(user_ids: Sequence[Any]) -> IntArray:
+    """Give numbers that tell users' draws apart: int64, shape (n_users,); the same one for all who have no id."""
+    return hash_users([plain_id(value) for value in user_ids], 2**63, salt="exploration")
+
+
+def list_seeds(cases: Cases, users: IntArray, seed: int) -> SeedArray:
     """Seed of each case's draw: uint64, shape (n_cases,); from what is asked, never from the batch it comes in.
 
-    It follows from ``seed``, the moment, the history and the set of candidates, so a page that is loaded again shows
-    the same list and another moment another. Cases that agree in all of it, as newcomers do, are told apart by their
-    order. Known limit: a shop that never passes ``at`` asks at one moment until new events come; it changes ``seed``.
+    users: ``user_keys``, shape (n_cases,). The seed follows from ``seed``, the user, the moment, the history and the
+    set of candidates, so a page that is loaded again shows the same list, and another moment or newcomer another.
+    Known limits: a shop that never passes ``at`` asks at one moment until new events come; it changes ``seed``. Users
+    without an id who agree in all else see the same list.
     """
     history, candidates = cases.history, cases.candidates
     place = np.arange(len(history.values), dtype=np.int64) - np.repeat(history.offsets[:-1], history.lengths)
-    keys = _mixed(_mixed(np.full(len(cases), seed % 2**64, dtype=np.uint64)) + _unsigned(cases.times))
+    keys = _mixed(_mixed(np.full(len(cases), seed % 2**64, dtype=np.uint64)) + _unsigned(users))
+    keys = _mixed(keys + _unsigned(cases.times))
     events = _mixed(_mixed(_unsigned(place)) + _unsigned(history.values))
     keys = _mixed(keys + _sum_of_rows(events, history))
-    keys = _mixed(keys + _sum_of_rows(_mixed(_unsigned(candidates.values)), candidates))
-    order = np.argsort(keys, kind="stable")
-    starts = np.flatnonzero(np.append(True, np.diff(keys[order]) != 0))
-    repeats = np.empty(len(keys), dtype=np.int64)
-    repeats[order] = np.arange(len(keys)) - np.repeat(starts, np.diff(np.append(starts, len(keys))))
-    return _mixed(keys + _unsigned(repeats))
+    return _mixed(keys + _sum_of_rows(_mixed(_unsigned(candidates.values)), candidates))
 
 
 def _first_by_chance(

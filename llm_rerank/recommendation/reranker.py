@@ -19,7 +19,7 @@ from llm_rerank.data.id_index import code_of, codes_by_id
 from llm_rerank.data.times import TimeUnit, read_moment
 from llm_rerank.data.values import object_array
 from llm_rerank.folders import check_target, open_folder, save_folder
-from llm_rerank.recommendation.asking import DATA, asked_ids, data_facts, listed_ids
+from llm_rerank.recommendation.asking import DATA, asked_ids, asked_moments, data_facts, listed_ids
 from llm_rerank.recommendation.changing import ChangingReranker, Frame
 from llm_rerank.recommendation.comparing import Comparison, compare_results
 from llm_rerank.recommendation.components import Component
@@ -41,7 +41,7 @@ from llm_rerank.recommendation.privacy import expired
 from llm_rerank.recommendation.questions import check_settings
 from llm_rerank.recommendation.saving import read_reranker, write_reranker
 from llm_rerank.recommendation.upstream import upstream_of_both
-from llm_rerank.types import UNKNOWN, Cases, DataError, DataReport, FloatArray, IntArray, Interactions, Ragged
+from llm_rerank.types import UNKNOWN, Cases, DataError, DataReport, IntArray, Interactions, Ragged
 
 
 class Reranker(ChangingReranker):
@@ -113,10 +113,10 @@ class Reranker(ChangingReranker):
         columns pass through. histories: interactions
         that stand for the history of the users in them. at: the moment of the decision, a date, seconds or a position
         (default: after the last known event that is not dated ahead of the clock), or a mapping of user ids to such
-        moments, where lists were decided at different times; users that it lacks get the default. k: rows a user to
-        return (default: all). on_unknown: what to do with candidates absent from the catalogue: keep them last with
-        score NaN, drop them, or raise. columns: the shop's column names to ours, of both tables. encoding: of the
-        files, None to find it.
+        moments, where lists were decided at different times; users that it lacks get the default, and it must have one
+        of them. k: rows a user to return (default: all). on_unknown: what to do with candidates absent from the
+        catalogue: keep them last with score NaN, drop them, or raise. columns: the shop's column names to ours, of both
+        tables. encoding: of the files, None to find it.
 
         Returns the kind of frame given: user_id, item_id, rank (from 1), score, probability, kept, score_<group>
         (which add up to score), upstream_score, then the columns passed through; users in order of appearance, best
@@ -143,7 +143,7 @@ class Reranker(ChangingReranker):
         cases = cases.with_candidates(Ragged.from_lengths(table.item_codes[order], lengths))
         upstream = table.upstream_scores[order]
         known = None if np.isnan(upstream).all() else upstream
-        decided = self._decide(cases, seen, upstream=known)
+        decided = self._decide(cases, seen, user_ids=list(user_ids), upstream=known)
         passed = table.frame.iloc[order].reset_index(drop=True)
         result = result_frame(passed, decided, fitted, k)
         # the cut of the fit's own lists says nothing of another recommender's
@@ -185,7 +185,9 @@ class Reranker(ChangingReranker):
         for rows in batches(len(cases), len(fitted.items)):  # of all users only what is returned is held together
             had = seen.take(rows)
             excluded = had if exclude_seen else None
-            part = self._decide(cases.take(rows), had, candidates_per_source=per_source, exclude=excluded)
+            part = self._decide(
+                cases.take(rows), had, user_ids=users[rows], candidates_per_source=per_source, exclude=excluded
+            )
             passed = pd.DataFrame(
                 {
                     "user_id": pd.Series(users[rows][part.candidates.row_of_value], dtype=object),
@@ -235,7 +237,7 @@ class Reranker(ChangingReranker):
         report = DataReport()
         ids = listed_ids(history)
         if ids is not None:
-            moment = at.get(user_id) if isinstance(at, Mapping) else at
+            moment = asked_moments(at, [user_id])[0] if isinstance(at, Mapping) else at
             listed = history_frame(user_id, ids, self._moment(None, moment))
             given = self._given(listed, time_unit="s", report=report)
             if given is not None and not len(given):
@@ -274,8 +276,10 @@ class Reranker(ChangingReranker):
         """Save to a folder, crash-safe: a save that is killed leaves the folder as it was.
 
         histories: False leaves every user's events out; what is kept of them is each item's sales, ratings and
-        sentiment by date. The loaded reranker then needs ``histories`` with each question, or treats the user as new.
-        Events beyond ``retention_days`` are dropped first. Raises StorageError where the folder cannot be one of ours.
+        sentiment by date, and the newest reviews that its text quotes, word for word, without a name. The loaded
+        reranker then needs ``histories`` with each question, or treats the user as new.
+        Events beyond ``retention_days`` are dropped first. Raises StorageError where the folder cannot be one of ours,
+        DataError where there are ``retention_days`` and times are positions.
         """
         self._saved = saved = expired(self._data())[0]
         if not histories and saved.has_histories:
@@ -313,8 +317,8 @@ class Reranker(ChangingReranker):
         times: int | IntArray
         if isinstance(at, Mapping):
             usual = self._moment(given, None)
-            moments = [self._moment(given, at[user]) if user in at else usual for user in user_ids]
-            times = np.array(moments, dtype=np.int64)
+            moments = asked_moments(at, user_ids)
+            times = np.array([usual if m is None else self._moment(given, m) for m in moments], dtype=np.int64)
         else:
             times = self._moment(given, at)
         return cases_of_users(object_array(user_ids), self._data().events, times, given=given)
@@ -326,22 +330,5 @@ class Reranker(ChangingReranker):
             return read_moment(at, saved.events.time_kind)
         return last_time(saved.events, given, statistics=saved.statistics) + 1
 
-    def _decide(
-        self,
-        cases: Cases,
-        seen: Ragged,
-        *,
-        upstream: FloatArray | None = None,
-        candidates_per_source: int | None = None,
-        exclude: Ragged | None = None,
-    ) -> Decided:
-        return decide(
-            self._fit_result(),
-            self.config,
-            cases,
-            seen,
-            self._data().item_statistics,
-            upstream=upstream,
-            candidates_per_source=candidates_per_source,
-            exclude=exclude,
-        )
+    def _decide(self, cases: Cases, seen: Ragged, **asked: Any) -> Decided:
+        return decide(self._fit_result(), self.config, cases, seen, self._data().item_statistics, **asked)

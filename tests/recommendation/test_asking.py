@@ -3,6 +3,7 @@
 import datetime
 import warnings
 from dataclasses import replace
+from uuid import UUID
 
 import numpy as np
 import pandas as pd
@@ -13,6 +14,7 @@ from llm_rerank.config import RerankerConfig
 from llm_rerank.data.times import read_moment
 from llm_rerank.options import moment
 from llm_rerank.recommendation.answering import Question, answer_questions
+from llm_rerank.recommendation.asking import asked_moments
 from llm_rerank.recommendation.reranker import Reranker
 from llm_rerank.types import DataError, DroppedRowsWarning
 from tests.planted import CLOCK_START
@@ -62,6 +64,14 @@ def test_what_is_dropped_of_histories_is_counted_too(fitted, shop):
         assert fitted.recommend(["new"], histories=histories).attrs["data"]["dropped"] == expected
     with pytest.warns(DroppedRowsWarning, match="1 rows: histories: item is absent from items"):
         fitted.explain("new", ids[0], history=[ids[3], "zzz"])
+
+
+def test_moments_are_found_by_either_spelling_and_some_must_be_of_those_asked(fitted, shop):
+    assert asked_moments({"7": 5, 8.0: 6, UUID(int=3): 7}, [7, "8", 9, str(UUID(int=3))]) == [5, 6, None, 7]
+    assert asked_moments({}, [7]) == [None]
+    for ask in (fitted.recommend, lambda users, at: fitted.explain(users[0], shop[1]["item_id"][0], at=at)):
+        with pytest.raises(DataError, match=r"at names 'u1' and none of the users asked for \(first: 'u0'\)"):
+            ask(["u0"], at={"u1": AT})
 
 
 def test_histories_of_searches_need_no_column_of_items(fitted, shop):

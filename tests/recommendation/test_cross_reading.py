@@ -15,7 +15,7 @@ import torch
 from typer.testing import CliRunner
 
 from llm_rerank.cli import app
-from llm_rerank.config import RerankerConfig
+from llm_rerank.config import DiversityConfig, RerankerConfig
 from llm_rerank.data.features import PAIR_FEATURES
 from llm_rerank.data.rendering import Renderer
 from llm_rerank.data.splits import last_targets
@@ -115,6 +115,21 @@ def test_below_the_depth_the_first_stage_keeps_its_order(with_reader, asked):
     deep = Reranker(replace(with_reader.config, cross_encoder_depth=60), verbose=False)
     deep._adopt(replace(with_reader._data(), config=deep.config))
     pd.testing.assert_frame_equal(deep.rerank(asked), with_reader.rerank(asked))
+
+
+def test_unknown_items_take_no_place_within_the_depth(with_reader, asked):
+    shallow = Reranker.from_saved(with_reader.saved)
+    shallow.config = replace(
+        with_reader.config, cross_encoder_depth=50, diversity=DiversityConfig(exploration_slots=2, depth=20)
+    )
+    few = asked[asked["user_id"] == asked["user_id"][0]]
+    unknown = pd.DataFrame({"user_id": few["user_id"].iloc[0], "item_id": [f"nowhere {n}" for n in range(20)]})
+    alone, among = shallow.rerank(few), shallow.rerank(pd.concat([unknown, few]))
+    assert among["item_id"][60:].tolist() == unknown["item_id"].tolist()
+    same = ["score", "probability", "score_cross_encoder"]
+    by_item = [result.set_index("item_id").loc[few["item_id"], same] for result in (alone, among)]
+    pd.testing.assert_frame_equal(*by_item, atol=1e-6)
+    assert (among["propensity"] > 0).all() and (among["propensity"][60:] == 1).all()
 
 
 def test_the_cross_encoder_takes_the_fits_settings(tiny, tmp_path):

@@ -15,8 +15,11 @@ from llm_rerank.cli import app
 from llm_rerank.config import DiversityConfig, RerankerConfig
 from llm_rerank.data.frames import id_codes
 from llm_rerank.metrics import intra_list_distance
+from llm_rerank.models import scoring
 from llm_rerank.models.semantic.similarity import SemanticScorer
+from llm_rerank.recommendation import deciding
 from llm_rerank.recommendation import item_groups as item_groups_module
+from llm_rerank.recommendation.answering import Question, answer_questions
 from llm_rerank.recommendation.candidates import ranks_in_row
 from llm_rerank.recommendation.components import Component
 from llm_rerank.recommendation.diversity import cap_groups, diversify, greedy_mmr
@@ -419,6 +422,18 @@ def test_propensities_are_logged_with_random_slots_only(diverse, asked):
     pd.testing.assert_frame_equal(by_place(again)[columns], expected[columns], check_exact=True)
     other = diverse(replace(config, exploration_seed=1)).rerank(asked)
     assert (by_place(other)["rank"] != by_place(result)["rank"]).any()
+
+
+def test_each_newcomer_draws_a_list_of_their_own_in_one_call_in_batches_and_alone(diverse, monkeypatch):
+    reranker = diverse(DiversityConfig(exploration_slots=5, depth=20))
+    users = [f"new {number}" for number in range(300)]
+    lists = reranker.recommend(users, k=20).groupby("user_id", sort=False)["item_id"].agg(list)
+    assert len(set(map(tuple, lists))) == 300
+    monkeypatch.setattr(scoring, "BLOCK_CELLS", 50 * len(reranker.saved.fitted.items))
+    monkeypatch.setattr(deciding, "MOST_TOGETHER", 100)
+    assert reranker.recommend(users, k=20).groupby("user_id", sort=False)["item_id"].agg(list).equals(lists)
+    answers = answer_questions(reranker, [Question(user, k=20) for user in users[:20]])
+    assert [answer.item_ids for answer in answers] == lists[:20].tolist()
 
 
 def test_a_saved_reranker_orders_alike(fitted, diverse, shop, asked, tmp_path):

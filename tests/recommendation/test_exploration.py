@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from llm_rerank.recommendation.exploration import explore, list_seeds, placement_probability
+from llm_rerank.recommendation.exploration import explore, list_seeds, placement_probability, user_keys
 from llm_rerank.types import Cases, Ragged
 
 
@@ -113,10 +113,17 @@ def cases(histories, candidates, times):
 
 def test_a_draw_follows_from_the_question_not_from_its_batch():
     asked = cases([[1, 2], [2, 1], [1, 2], [], [], [1, 2]], [[3, -1, 5]] * 5 + [[3, 5, 6]], [9, 9, 8, 9, 9, 9])
-    seeds = list_seeds(asked, 4)
+    users = user_keys(["a", "a", "a", "a", "b", "a"])
+    seeds = list_seeds(asked, users, 4)
     assert len(set(seeds.tolist())) == 6  # order of the history, moment, two newcomers, candidates
-    np.testing.assert_array_equal(list_seeds(asked.take(np.array([5, 2, 0])), 4), seeds[[5, 2, 0]])
-    assert not np.isin(list_seeds(asked, 5), seeds).any()
+    some = np.array([5, 2, 0])
+    np.testing.assert_array_equal(list_seeds(asked.take(some), users[some], 4), seeds[some])
+    assert not np.isin(list_seeds(asked, users, 5), seeds).any()
     same = cases([[1, 2]], [[5, 3, -1]], [9])  # the order in which candidates come does not matter
-    assert list_seeds(same, 4)[0] == seeds[0]
-    assert len(list_seeds(asked.take(np.empty(0, dtype=np.int64)), 4)) == 0
+    assert list_seeds(same, users[:1], 4)[0] == seeds[0]
+    assert len(list_seeds(asked.take(some[:0]), users[:0], 4)) == 0
+
+
+def test_a_user_is_one_however_the_id_is_spelled():
+    keys = user_keys([7, "7", 7.0, np.int64(7), 8, "seven"])
+    assert len(set(keys[:4].tolist())) == 1 and len(set(keys.tolist())) == 3

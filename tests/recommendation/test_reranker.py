@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -9,7 +10,7 @@ import polars as pl
 import pyarrow as pa
 import pytest
 
-from llm_rerank.config import RerankerConfig
+from llm_rerank.config import RerankerConfig, ThresholdConfig
 from llm_rerank.recommendation.blend_columns import LINEAR
 from llm_rerank.recommendation.newcomers import POPULARITY
 from llm_rerank.recommendation.reranker import Reranker
@@ -162,6 +163,9 @@ def test_at_an_earlier_moment_later_events_are_not_known(fitted, shop):
     before = fitted.recommend(["u0"], at=int(first), k=5)
     stranger = fitted.recommend(["nobody"], at=int(first), k=5)
     assert list(before["item_id"]) == list(stranger["item_id"])
+    known = shop[0][shop[0]["user_id"] == "u0"].assign(user_id=7)
+    by_text = fitted.recommend([7], histories=known, at={"7": int(first)}, k=5)
+    assert list(by_text["item_id"]) == list(before["item_id"])
     at_a_date = fitted.recommend(["u0"], at=pd.Timestamp(int(first), unit="s"), k=5)
     assert list(at_a_date["item_id"]) == list(before["item_id"])
 
@@ -245,6 +249,23 @@ def test_without_histories_no_event_is_on_disk(fitted, shop, tmp_path):
     pair = pd.DataFrame({"user_id": ["u0"], "item_id": [shop[1]["item_id"][4]]})
     given = loaded.rerank(pair, histories=known, at=moment)
     np.testing.assert_allclose(given["score"], fitted.rerank(pair)["score"], atol=1e-6)
+
+
+def test_settings_of_after_the_fit_are_saved_but_for_what_it_learned_by(fitted, tmp_path):
+    reranker = Reranker.from_saved(fitted.saved)
+    cut = ThresholdConfig("probability", 0.02)
+    reranker.config = replace(reranker.config, threshold=cut, max_items=3, encoder="another", min_rating=4.0)
+    asked = reranker.recommend(["u1", "u2"], k=None)
+    reranker.save(tmp_path / "shop")
+    loaded = Reranker.load(tmp_path / "shop", verbose=False)
+    assert (loaded.config.threshold, loaded.config.max_items) == (cut, 3)
+    assert (loaded.config.encoder, loaded.config.min_rating) == (None, None)
+    assert loaded.saved.origin != fitted.saved.origin
+    pd.testing.assert_frame_equal(loaded.recommend(["u1", "u2"], k=None), asked)
+    assert 0 < asked["kept"].sum() <= 6
+    assert fitted.saved.config.max_items is None
+    loaded.config = fitted.config  # whose cut is there still
+    pd.testing.assert_frame_equal(loaded.recommend(["u1", "u2"]), fitted.recommend(["u1", "u2"]))
 
 
 def test_a_damaged_model_is_refused_by_name(fitted, tmp_path):
