@@ -17,6 +17,7 @@ from llm_rerank.options import (
     Encoder,
     Encoding,
     HistoryLength,
+    ImpressionsFile,
     InteractionsFile,
     ItemsFile,
     MinRating,
@@ -69,6 +70,7 @@ def evaluate(
         Path | None, typer.Option("--report", metavar="OUT.HTML", help="One page with figures; it needs nothing else.")
     ] = None,
     users: UsersFile = None,
+    impressions: ImpressionsFile = None,
     column: Columns = None,
     time_unit: TimeUnitOption = "auto",
     encoding: Encoding = None,
@@ -101,8 +103,8 @@ def evaluate(
 
     Fits on the rest, and ranks with the whole, with its parts and by popularity. Every item of the catalogue is ranked
     for every user, items seen before removed. Default cut: the 90 % quantile of times where there are real times, else
-    each user's last event. --report draws all: protocol, intervals, guard, parts, reliability, cut-off, variety,
-    examples.
+    each user's last event. --impressions, the lists that your recommender showed, are reranked too and compared with
+    its own order. --report draws all: protocol, intervals, guard, parts, reliability, cut-off, variety, examples.
     """
     from llm_rerank.evaluation.systems import evaluate_shop
     from llm_rerank.storage import write_json
@@ -132,6 +134,7 @@ def evaluate(
         interactions,
         items,
         users=users,
+        impressions=impressions,
         columns=column_mapping(column),
         time_unit=time_unit,  # type: ignore[arg-type]  # the library checks it and names the choices
         encoding=encoding,

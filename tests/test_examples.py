@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from examples import advertising, content, friends, neural, stock_selection
+from examples import advertising, content, friends, neural, own_lists, stock_selection
 from llm_rerank.data.datasets import Dataset
 from llm_rerank.evaluation.protocols import TimeCut, hold_out
 from llm_rerank.types import Ragged
@@ -46,6 +46,24 @@ def test_agreement_by_hand():
     table = pd.DataFrame({"bought": [3.0, 2.0, 1.0, 0.0], "right": [9, 5, 4, 1], "wrong": [0, 1, 2, 3]})
     assert stock_selection.agreement(table, "right") == pytest.approx((1.0, 1.0))
     assert stock_selection.agreement(table, "wrong")[0] == pytest.approx(-1.0)
+
+
+# ------------------------------------------------------------- own lists
+
+
+def test_a_list_shows_what_sold_best_in_the_four_weeks_before_its_day(shop):
+    events = shop.interactions
+    lists = own_lists.lists_shown(events, last_days=10)
+    bought = events[events["event"] == "purchase"]
+    days = pd.to_datetime(bought["timestamp"], unit="s").dt.normalize()
+    (user, day), shown = next(iter(lists.groupby(["user_id", "timestamp"])))
+    assert (days[bought["user_id"] == user] == day).any()
+    before = bought["item_id"][(days < day) & (days >= day - pd.Timedelta(days=28))]
+    sold = before.value_counts()
+    assert shown["upstream_score"].tolist() == sorted(sold, reverse=True)[: own_lists.N_SHOWN]
+    assert (sold[shown["item_id"]].to_numpy() == shown["upstream_score"]).all()
+    dated = own_lists.lists_shown(events.assign(timestamp=pd.to_datetime(events["timestamp"], unit="s")), last_days=10)
+    pd.testing.assert_frame_equal(dated, lists, check_dtype=False)
 
 
 # --------------------------------------------------------------- friends

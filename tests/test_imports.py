@@ -191,6 +191,7 @@ LAYERS = {
         "protocols",
         "comparison",
         "tested_lists",
+        "shown_lists",
         "systems",
         "demonstration",
         "diversity_curve",

@@ -28,6 +28,7 @@ from llm_rerank.evaluation.report_sections import (
     guard_section,
     parts_section,
     protocol_section,
+    shown_section,
     strata_section,
     systems_section,
     tuning_section,
@@ -91,6 +92,7 @@ def report_page(
         fitted_section(report, data, changed_settings(config)),
         protocol_section(report, table.trial, line),
         systems_section(table),
+        *([shown_section(table.shown)] if table.shown else []),
         guard_section(report.get("guard")),
         parts_section(report.get("parts") or ()),
         probability_section(

@@ -12,6 +12,7 @@ from llm_rerank.evaluation.charts import Axis, Row, Series, bar_chart, dot_plot,
 from llm_rerank.evaluation.page import Figure, Section, Table
 from llm_rerank.evaluation.report_probability import stratum_words
 from llm_rerank.evaluation.scales import number_words
+from llm_rerank.evaluation.shown_lists import shown_in_words
 from llm_rerank.evaluation.systems import DEPTH, SHOWN, SystemTable, shown_figures
 from llm_rerank.evaluation.timeline import TimeLine
 from llm_rerank.models.cross_encoder.training_plot import PANELS
@@ -116,6 +117,38 @@ def systems_section(table: SystemTable) -> Section:
     )
     figures = [_forest(table, order), *_differences(table, order)]
     return Section("systems", "Systems compared", paragraphs, figures, [Table("All figures, best first", heads, rows)])
+
+
+def shown_section(judged: Mapping[str, Any]) -> Section:
+    """Compare the order of the lists that were shown with that of the reranker. judged: of ``judge_shown``."""
+    said = shown_in_words(judged)
+    paragraphs = [f"{said[:1].upper()}{said[1:]}."]
+    if not judged["n_cases"]:
+        return Section("shown", "Lists of your recommender, tested", paragraphs)
+    paragraphs.append(
+        "Each user's first list from the cut on, as it was shown, with what the user took from it afterwards; the "
+        "reranker knows what came before the cut. Items that the user had before are removed from both orders. Lists "
+        "from which nothing was taken have no best order, and are not counted."
+    )
+    systems = judged["systems"]
+    metrics = list(systems[FUSED])
+    rows = [
+        [name, *(interval_words(found[metric]["mean"], *found[metric]["ci95"]) for metric in metrics)]
+        for name, found in systems.items()
+    ]
+    heads = ["order", *(f"{metric.upper()} [95 %]" for metric in metrics)]
+    dots = [
+        Row(name, of[METRIC]["mean"], of[METRIC]["ci95"][0], of[METRIC]["ci95"][1], strong=name == FUSED)
+        for name, of in systems.items()
+    ]
+    svg = dot_plot("NDCG@10 of both orders", "One row an order with its 95 % interval.", Axis("NDCG@10"), dots)
+    return Section(
+        "shown",
+        "Lists of your recommender, tested",
+        paragraphs,
+        [Figure(svg, "NDCG@10 with 95 % intervals; the square is the reranker's order.")],
+        [Table("Both orders of the same lists", heads, rows)],
+    )
 
 
 def _forest(table: SystemTable, order: Sequence[str]) -> Figure:

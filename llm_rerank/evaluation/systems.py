@@ -22,6 +22,7 @@ from llm_rerank.data.schema import validate_interactions, validate_items
 from llm_rerank.data.times import TimeUnit, parse_times
 from llm_rerank.evaluation.comparison import RankingResult, ceiling, compare, evaluate_ranking
 from llm_rerank.evaluation.protocols import LastOut, TimeCut, Trial, hold_out, rank_catalogue, ranking_from_frame
+from llm_rerank.evaluation.shown_lists import UpstreamLists, judge_shown, shown_in_words
 from llm_rerank.evaluation.tested_lists import cut_in_words, tested_cut, tested_probabilities
 from llm_rerank.models.collaborative.popularity import Popularity
 from llm_rerank.recommendation.reranker import Reranker
@@ -44,7 +45,8 @@ class SystemTable:
 
     fused: the reranker's lists, item codes of the trial, best first, ``DEPTH`` a case. probabilities: of these lists,
     held against what was taken (``tested_probabilities``). cut: of these lists, what was kept against what was taken
-    (``tested_cut``); empty where nothing is cut.
+    (``tested_cut``); empty where nothing is cut. shown: of an upstream recommender's lists (``judge_shown``); empty
+    where none were given.
     """
 
     trial: str
@@ -54,6 +56,7 @@ class SystemTable:
     fused: Ragged
     probabilities: Mapping[str, Any] = field(default_factory=dict)
     cut: Mapping[str, Any] = field(default_factory=dict)
+    shown: Mapping[str, Any] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything as JSON-ready values."""
@@ -64,6 +67,7 @@ class SystemTable:
             "ceiling": dict(self.ceiling),
             "probabilities": dict(self.probabilities),
             "cut": dict(self.cut),
+            "shown": dict(self.shown),
         }
 
     def __str__(self) -> str:
@@ -83,8 +87,9 @@ class SystemTable:
             f"ceiling: {self.ceiling['candidate_recall']:.3f} of the targets are among the first {DEPTH} of fused; the "
             f"best order of those would have NDCG@10 {self.ceiling['oracle_ndcg@10']:.3f}"
         )
-        kept = [cut_in_words(self.cut)] if self.cut else []
-        return "\n".join([self.trial, "", *lines, "", *tests, most, *kept])
+        more = [cut_in_words(self.cut)] if self.cut else []
+        more += [shown_in_words(self.shown)] if self.shown else []
+        return "\n".join([self.trial, "", *lines, "", *tests, most, *more])
 
 
 def shown_figures(result: RankingResult) -> list[str]:
@@ -136,6 +141,7 @@ def evaluate_shop(
     items: Any,
     *,
     users: Any | None = None,
+    impressions: Any | None = None,
     columns: Mapping[str, str] | None = None,
     time_unit: TimeUnit = "auto",
     encoding: str | None = None,
@@ -146,10 +152,12 @@ def evaluate_shop(
 ) -> ShopEvaluation:
     """Hold out part of a shop's events, fit on the rest, and compare systems on what was held out.
 
-    interactions, items, users, columns, time_unit, encoding: as for ``Reranker.fit``. cut: a date, "last" for each
-    user's last event, None for the 90 % quantile of times where there are real times, else "last". most_users: test no
-    more than these, drawn at random (a user takes about .1 MiB and a millisecond).
-    Raises DataError where the data or the cut leave nothing to test on.
+    interactions, items, users, impressions, columns, time_unit, encoding: as for ``Reranker.fit``. Of impressions the
+    fit reads those before the cut; each user's first list from then on is reranked and compared with the order that it
+    was shown in. cut: a date, "last" for each user's last event, None for the 90 % quantile of times where there are
+    real times, else "last". most_users: test no more than these, drawn at random (a user takes about .1 MiB and a
+    millisecond).
+    Raises DataError where the data or the cut leave nothing to test on, or no list to compare.
     """
     config = config or RerankerConfig()
     report = DataReport()
@@ -162,9 +170,10 @@ def evaluate_shop(
         attributes = to_pandas(users, columns=columns, encoding=encoding, report=report)
         attributes = map_columns(attributes, "users", applicable(columns, attributes), report)
     # validated here for the kind of time, and so that an error names the shop's own columns
+    known_items = validate_items(catalogue, report=report)
     known = validate_interactions(
         events,
-        validate_items(catalogue, report=report),
+        known_items,
         time_unit=time_unit,
         target_events=config.target_events,
         min_rating=config.min_rating,
@@ -176,8 +185,17 @@ def evaluate_shop(
     dataset = Dataset("your data", events, catalogue, attributes, report.lines())
     held_out = hold_out(dataset, protocol, "test", target_events=config.target_events, min_rating=config.min_rating)
     trial = drawn(held_out, most_users, config.seed)
-    reranker = Reranker(config, verbose=verbose).fit(trial.interactions, trial.item_frame, users=trial.user_frame)
+    lists = None
+    if impressions is not None:
+        given = to_pandas(impressions, columns=columns, encoding=encoding, report=report)
+        given = map_columns(given, "impressions", applicable(columns, given), report)
+        lists = UpstreamLists.read(given, known, known_items, trial.at, time_unit, most_users, config.seed)
+    reranker = Reranker(config, verbose=verbose).fit(
+        trial.interactions, trial.item_frame, users=trial.user_frame, impressions=None if lists is None else lists.past
+    )
     table = compare_systems(reranker, trial, seed=config.seed)
+    if lists is not None:
+        table = replace(table, shown=judge_shown(reranker, lists.shown, lists.cut, known_items.ids, seed=config.seed))
     return ShopEvaluation(reranker, trial, table, int(known.times.max()))
 
 

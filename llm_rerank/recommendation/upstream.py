@@ -76,7 +76,7 @@ def fit_upstream_stage(
         log.say("warning: impressions need the time protocol (enough users, real timestamps); they are not used")
         return _lent_stage(start), None
     log.step("upstream stage")
-    shown = shown_lists(data.impressions, data.events, holdout)
+    shown = shown_lists(data.impressions, data.events, holdout.past, holdout.as_of)
     if shown.n_repeated:
         log.say(f"upstream lists: {shown.n_repeated:,} rows repeat an item of their list (the first row is kept)")
     if not (shown.users >= 0).any():
@@ -121,12 +121,13 @@ def _lent_stage(start: Start | None) -> Stage | None:
     return replace(start.upstream_stage, cut=None, profile=None)
 
 
-def shown_lists(impressions: pd.DataFrame, events: Interactions, holdout: Holdout) -> ShownLists:
+def shown_lists(impressions: pd.DataFrame, events: Interactions, past: Interactions, cut: int) -> ShownLists:
     """Find each user's first list at or after the cut, users without an event last; an item is once on a list.
 
-    Histories come from the past alone, so that they are as old as the components.
+    impressions: of ``validate_impressions``. past: the events before the cut, from which alone histories come, so that
+    they are as old as the components.
     """
-    people, items, times, scores, ids = _first_lists(impressions, events, holdout)
+    people, items, times, scores, ids = _first_lists(impressions, events, cut)
     once = np.sort(np.unique(people * np.int64(events.n_items) + items, return_index=True)[1])
     n_repeated = len(people) - len(once)
     order = once[np.argsort(people[once], kind="stable")]
@@ -140,18 +141,18 @@ def shown_lists(impressions: pd.DataFrame, events: Interactions, holdout: Holdou
     bought[bought] = events.times[bought] >= times[first][case[bought]]
     pairs = np.unique(np.stack([case[bought], events.items[bought]], axis=1), axis=0)
     taken = Ragged.from_lengths(pairs[:, 1], np.bincount(pairs[:, 0], minlength=len(list_people)).astype(np.int64))
-    as_of = np.full(len(list_people), holdout.as_of, dtype=np.int64)
+    as_of = np.full(len(list_people), cut, dtype=np.int64)
     users = np.where(list_people < events.n_users, list_people, UNKNOWN)
-    seen = seen_items(holdout.past, users, as_of)
+    seen = seen_items(past, users, as_of)
     target = is_member(taken, candidates, events.n_items) & ~is_member(taken, seen, events.n_items)
     counts = np.bincount(taken.row_of_value[target], minlength=len(list_people)).astype(np.int64)
     targets = Ragged.from_lengths(taken.values[target], counts)
-    cases = build_cases(holdout.past, users, as_of, candidates=candidates, targets=targets)
+    cases = build_cases(past, users, as_of, candidates=candidates, targets=targets)
     return ShownLists(cases, seen, scores, users, ids[list_people], n_repeated)
 
 
 def _first_lists(
-    impressions: pd.DataFrame, events: Interactions, holdout: Holdout
+    impressions: pd.DataFrame, events: Interactions, cut: int
 ) -> tuple[IntArray, IntArray, IntArray, FloatArray, ObjectArray]:
     """Rows of the first lists: places of their users among the ids, items, times and scores; and the ids.
 
@@ -163,7 +164,7 @@ def _first_lists(
     people[unknown] = events.n_users + codes
     ids = np.concatenate([events.user_ids, others])
     times = impressions["time"].to_numpy(dtype=np.int64)
-    late = np.flatnonzero(times >= holdout.as_of)
+    late = np.flatnonzero(times >= cut)
     first = np.full(len(ids), np.iinfo(np.int64).max, dtype=np.int64)
     np.minimum.at(first, people[late], times[late])
     kept = late[times[late] == first[people[late]]]

@@ -12,7 +12,7 @@ from fastapi import FastAPI, Request
 
 from llm_rerank.data.candidates import validate_candidates
 from llm_rerank.data.columns import with_item_column
-from llm_rerank.data.events import EVENT_ALIASES, EVENT_WEIGHTS
+from llm_rerank.data.events import EVENT_WEIGHTS, event_kind
 from llm_rerank.data.frames import as_objects, clean_ids
 from llm_rerank.data.id_index import code_of, codes_by_id
 from llm_rerank.data.layouts import as_interactions
@@ -195,8 +195,7 @@ def _values(frame: pd.DataFrame, row: int) -> dict[str, Any]:
     """Give an event's kind and numbers, where the table has them and they can be read."""
     found: dict[str, Any] = {}
     if "event" in frame.columns:
-        kind = str(frame["event"].iloc[row]).strip().lower()
-        kind = EVENT_ALIASES.get(kind, kind)
+        kind = event_kind(frame["event"].iloc[row])
         if kind in EVENT_WEIGHTS:
             found["event"] = kind
     for name in ("rating", "quantity", "weight"):

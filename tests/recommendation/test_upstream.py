@@ -52,7 +52,7 @@ def test_targets_are_what_was_taken_from_the_list_after_it_was_shown(shop):
     impressions = shown(shop)
     events, items, _, lists = read_shop(CONFIG, *shop, None, impressions, None, "auto", DataReport())
     holdout = plan_holdout(events, 0, FitLog(verbose=False))
-    found = shown_lists(lists, events, holdout)
+    found = shown_lists(lists, events, holdout.past, holdout.as_of)
     cases, seen, scores = found.cases, found.seen, found.scores
     users = np.unique(lists["user_id"][lists["time"] >= holdout.as_of])
     assert len(cases) == len(users)
@@ -167,7 +167,7 @@ def test_lists_by_hand():
         ],
         columns=["user_id", "item", "time", "upstream_score"],
     )  # fmt: skip
-    found = shown_lists(impressions, events, holdout)
+    found = shown_lists(impressions, events, holdout.past, holdout.as_of)
     cases, seen, scores = found.cases, found.seen, found.scores
     # users without an event come last, in the order in which they came
     assert [cases.candidates[row].tolist() for row in range(len(cases))] == [[5, 7, 6, 0], [2, 3], [4, 2], [1, 2]]
@@ -179,7 +179,9 @@ def test_lists_by_hand():
     assert cases.times.tolist() == [100] * 4  # as old as the components
     assert found.users.tolist() == [0, 1, -1, -1]
     assert found.user_ids.tolist() == ["u0", "u1", "someone", "nobody"]
-    again = shown_lists(pd.concat([impressions, impressions.assign(upstream_score=9.0)]), events, holdout)
+    again = shown_lists(
+        pd.concat([impressions, impressions.assign(upstream_score=9.0)]), events, holdout.past, holdout.as_of
+    )
     assert (found.n_repeated, again.n_repeated) == (0, 10)
     np.testing.assert_array_equal(again.cases.candidates.values, cases.candidates.values)
     np.testing.assert_array_equal(again.scores, scores)
@@ -209,7 +211,7 @@ def fit_stage_of(parts, data=None, start=None, refit=False):
 
 def test_half_of_the_users_fit_the_stage_and_the_others_judge_it(parts):
     data, _, holdout, _ = parts
-    cases = shown_lists(data.impressions, data.events, holdout).cases
+    cases = shown_lists(data.impressions, data.events, holdout.past, holdout.as_of).cases
     late = data.impressions["user_id"][data.impressions["time"] >= holdout.as_of].unique()
     n_judging = int((hash_users(late, 2, salt="fold-0") == 1).sum())
     assert 0.4 * len(cases) < n_judging < 0.6 * len(cases)
@@ -264,7 +266,7 @@ def test_newcomers_who_took_nothing_count(shop, monkeypatch):
 
 def test_with_a_refit_all_users_teach_the_stage_that_half_of_them_have_judged(parts):
     data, _, holdout, _ = parts
-    n_cases = len(shown_lists(data.impressions, data.events, holdout).cases)
+    n_cases = len(shown_lists(data.impressions, data.events, holdout.past, holdout.as_of).cases)
     (judged, judging), (stage, lines) = fit_stage_of(parts), fit_stage_of(parts, refit=True)
     assert lines[: len(judging)] == judging
     assert lines[-1].startswith(f"refit: blend, guard and calibrator on all {n_cases:,} held-out cases")
