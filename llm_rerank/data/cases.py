@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from llm_rerank.data.frames import id_codes
-from llm_rerank.data.splits import Timeline
+from llm_rerank.data.splits import Timeline, had
 from llm_rerank.types import UNKNOWN, Cases, DataError, IntArray, Interactions, ObjectArray, Ragged
 
 QUERY_SEPARATOR = "; "
@@ -94,13 +94,15 @@ def with_newest(cases: Cases, n_events: IntArray) -> Cases:
 
 
 def seen_items(events: Interactions, users: IntArray, times: IntArray) -> Ragged:
-    """Distinct positive items of each user strictly before the time, by ascending code, one row a (user, time).
+    """Distinct items that each user had strictly before the time, by ascending code, one row a (user, time).
+
+    Had are the positive ones and those disliked (a weight below 0, as a rating below ``min_rating`` gives).
 
     users: int64 codes, -1: no events. times: int64. Both shape (n_cases,).
     """
     users, times = np.asarray(users, dtype=np.int64), np.asarray(times, dtype=np.int64)
     _check_users(users, events.n_users)
-    taken = np.flatnonzero(events.positive & (events.items >= 0))
+    taken = np.flatnonzero(had(events))
     rows = Timeline.of(events.users[taken], events.times[taken]).before(users, times)
     # One integer for each (case, item): distinct integers, ascending, are distinct items by case, then code.
     pairs = np.unique(rows.row_of_value * events.n_items + events.items[taken[rows.values]])

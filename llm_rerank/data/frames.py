@@ -200,7 +200,10 @@ def _too_great(values: pd.Series, name: str) -> DataError:
 
 def _as_plain_ids(values: pd.Series, name: str, report: DataReport) -> pd.Series:
     """Give ids as numbers and texts, which a saved model can keep; Decimals, UUIDs and dates become such."""
-    if dtypes.is_numeric_dtype(values.dtype) or pd.api.types.infer_dtype(values, skipna=True) in PLAIN_KINDS:
+    kind = pd.api.types.infer_dtype(values, skipna=True)
+    if kind == "boolean":
+        raise DataError(f"{name} holds {bool(values.dropna().iloc[0])}; an id must be one number or text")
+    if dtypes.is_numeric_dtype(values.dtype) or kind in PLAIN_KINDS:
         return values
     try:
         distinct = values.dropna().unique()

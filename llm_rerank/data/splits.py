@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
-from llm_rerank.types import DataError, IntArray, Interactions, Ragged
+from llm_rerank.types import BoolArray, DataError, IntArray, Interactions, Ragged
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -172,9 +172,13 @@ def last_targets(events: Interactions, before: int | None = None) -> HeldOut:
 
     The targets are the items that the user takes for the first time at the last such time whose visit has a past.
     """
-    rows = np.flatnonzero(events.positive & (events.items >= 0))
+    rows = np.flatnonzero(had(events))
     if before is not None:
         rows = rows[events.times[rows] < before]
+    pairs = events.users[rows] * events.n_items + events.items[rows]
+    _, first, pair = np.unique(pairs, return_index=True, return_inverse=True)
+    is_new = events.positive[rows] & (events.times[rows] == events.times[rows[first]][pair])
+    rows = rows[is_new]
     rows = rows[first_of_pair(events.users[rows], events.items[rows], events.n_items)]
     users, items, times = events.users[rows], events.items[rows], events.times[rows]
     decisions = visit_starts(events, users, items, times)
@@ -228,8 +232,13 @@ def _targets_after(events: Interactions, cut: int, *, unseen_only: bool) -> tupl
     after = target & (events.times >= cut) & (_first_time(events) < cut)[events.users]
     if unseen_only:
         keys = events.users * events.n_items + events.items
-        after &= ~np.isin(keys, keys[target & (events.times < cut)])
+        after &= ~np.isin(keys, keys[had(events) & (events.times < cut)])
     return events.users[after], events.items[after], events.times[after]
+
+
+def had(events: Interactions) -> BoolArray:
+    """Tell the events in which a user took an item, liked or disliked: it is not new to them afterwards."""
+    return (events.positive | (events.weights < 0)) & (events.items >= 0)
 
 
 def _first_time(events: Interactions) -> IntArray:

@@ -6,6 +6,7 @@ itself, is in ``benchmarks/ranking.py``.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -65,8 +66,8 @@ class SystemTable:
             "systems": {name: result.summary() for name, result in self.results.items()},
             "tests": dict(self.tests),
             "ceiling": dict(self.ceiling),
-            "probabilities": dict(self.probabilities),
-            "cut": dict(self.cut),
+            "probabilities": _without_nan(self.probabilities),
+            "cut": _without_nan(self.cut),
             "shown": dict(self.shown),
         }
 
@@ -90,6 +91,17 @@ class SystemTable:
         more = [cut_in_words(self.cut)] if self.cut else []
         more += [shown_in_words(self.shown)] if self.shown else []
         return "\n".join([self.trial, "", *lines, "", *tests, most, *more])
+
+
+def _without_nan(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Put None where a figure is none, which JSON has no number for."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, list):
+            return [plain(part) for part in value]
+        return None if isinstance(value, float) and not math.isfinite(value) else value
+
+    return {name: plain(value) for name, value in values.items()}
 
 
 def shown_figures(result: RankingResult) -> list[str]:

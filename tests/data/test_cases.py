@@ -103,7 +103,13 @@ def test_build_cases_refuses_what_does_not_fit(arguments, message):
 def test_seen_items_agree_with_a_loop(rows, asked):
     seen = seen_items(build(rows), codes([user for user, _ in asked]), codes([time for _, time in asked]))
     assert lists(seen) == [
-        sorted({r["item"] for r in rows if r["user"] == u and r["time"] < t and r["positive"] and r["item"] >= 0})
+        sorted(
+            {
+                r["item"]
+                for r in rows
+                if r["user"] == u and r["time"] < t and (r["positive"] or r["weight"] < 0) and r["item"] >= 0
+            }
+        )
         for u, t in asked
     ]
 

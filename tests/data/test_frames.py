@@ -165,6 +165,9 @@ def test_ids_that_no_file_keeps_become_text_or_whole_numbers_or_are_refused():
     assert ids_of([datetime.date(2024, 5, 31)])[0] == ["2024-05-31"]
     assert ids_of(pd.to_datetime(["2024-05-31 10:00"]))[0] == ["2024-05-31 10:00:00"]
     assert "holds ids of type UUID" in ids_of([one])[1][0]
+    for truth in ([True, False], [True, None]):
+        with pytest.raises(DataError, match="item_id of items holds True; an id must be"):
+            ids_of(truth)
     for foreign in (("a", 1), b"a", 1j):
         with pytest.raises(DataError, match="item_id of items holds .* of type .*; an id must be one number or text"):
             ids_of(pd.Series([foreign, foreign, "x"], dtype=object))

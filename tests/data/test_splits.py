@@ -37,6 +37,11 @@ def of_user(rows, user, *, targets_only=False):
     return [row for row in chosen if row["positive"]] if targets_only else chosen
 
 
+def had_before(rows, user, time):
+    """Items that a user took before a time, liked or disliked."""
+    return {r["item"] for r in of_user(rows, user) if r["time"] < time and (r["positive"] or r["weight"] < 0)}
+
+
 def distinct(values):
     return list(dict.fromkeys(values))
 
@@ -139,7 +144,7 @@ def test_first_unseen_targets_agree_with_a_loop(rows, since):
         if not any(row["time"] < since for row in of_user(rows, user)):
             continue
         targets = of_user(rows, user, targets_only=True)
-        seen = {row["item"] for row in targets if row["time"] < since}
+        seen = had_before(rows, user, since)
         unseen = [row for row in targets if row["time"] >= since and row["item"] not in seen]
         if unseen:
             expected[user] = (since, distinct(r["item"] for r in unseen if r["time"] == unseen[0]["time"]))
@@ -152,7 +157,7 @@ def last_targets_by_loop(rows, limit, unit=1, decided=None):
     for user in range(N_USERS):
         for time in range(LAST_DAY if limit is None else limit - 1, -1, -1):
             targets = of_user(rows, user, targets_only=True)
-            seen = {row["item"] for row in targets if row["time"] < time * unit}
+            seen = had_before(rows, user, time * unit)
             new = [row for row in targets if row["time"] == time * unit and row["item"] not in seen]
             decision = decided(rows, new) if new and decided else time * unit
             if new and any(row["time"] < decision for row in of_user(rows, user)):
@@ -205,7 +210,7 @@ def test_all_targets_after_agree_with_a_loop(rows, cut, unseen_only):
     expected = {}
     for user in range(N_USERS):
         targets = of_user(rows, user, targets_only=True)
-        seen = {row["item"] for row in targets if row["time"] < cut and unseen_only}
+        seen = had_before(rows, user, cut) if unseen_only else set()
         later = distinct(row["item"] for row in targets if row["time"] >= cut and row["item"] not in seen)
         if later and any(row["time"] < cut for row in of_user(rows, user)):
             expected[user] = (cut, later)

@@ -1,5 +1,6 @@
 """The report: what it says follows from the figures, what is absent is said, and a browser shows it as it should be."""
 
+import json
 import os
 import re
 from dataclasses import replace
@@ -181,6 +182,8 @@ def test_where_nothing_is_cut_or_kept_no_precision_is_made_up(evaluation):
     lists = evaluation.reranker.recommend(list(trial.user_ids), k=100, at=trial.at)
     none_kept = tested_lists.tested_cut(lists.assign(kept=False), trial)
     assert np.isnan(none_kept["precision"]) and none_kept["accuracy"] == none_kept["base_rate"]
+    as_json = replace(evaluation.table, cut=none_kept).to_dict()
+    assert as_json["cut"]["precision"] is None and json.dumps(as_json, allow_nan=False)
     assert "0.0 of" in tested_lists.cut_in_words(none_kept) and "nan" not in tested_lists.cut_in_words(none_kept)
     lists.attrs["decision"] = {**lists.attrs["decision"], "least_probability": None}
     assert tested_lists.tested_cut(lists, trial) == {}

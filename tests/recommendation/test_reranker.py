@@ -125,6 +125,16 @@ def test_recommend_leaves_out_what_the_user_has_bought_unless_asked(fitted, shop
     assert bought <= set(fitted.recommend(["u0"], k=144, exclude_seen=False)["item_id"])
 
 
+def test_what_the_user_has_had_and_disliked_is_left_out(fitted, shop):
+    user = "u5"
+    best = fitted.recommend([user], k=1)["item_id"].iloc[0]
+    rated = {"user_id": user, "item_id": best, "timestamp": int(shop[0]["timestamp"].max()) + 60, "event": "purchase"}
+    disliking = Reranker.from_saved(fitted.saved)
+    disliking.update([{**rated, "weight": -1.0}])
+    assert best not in set(disliking.recommend([user], k=None)["item_id"])
+    assert best in set(disliking.recommend([user], k=None, exclude_seen=False)["item_id"])
+
+
 def test_recommend_for_everyone_and_for_a_stranger(fitted, shop):
     everyone = fitted.recommend(k=2)
     assert everyone["user_id"].nunique() == shop[0]["user_id"].nunique()

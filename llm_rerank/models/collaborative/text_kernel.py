@@ -36,7 +36,9 @@ class TextKernel:
         texts, titles = texts_and_titles(items)
         if not any(text.strip() for text in texts):
             raise DataError(
-                "no item has text; render the items first (Renderer.render_items), or use EASE, which reads none"
+                "no item has text (title, description, brand, categories, price, specs or a review): map the column "
+                "that says what an item is, or give components that read none (EASE, docs/scorers.md); items of one's "
+                "own making are rendered first (Renderer.render_items)"
             )
         key = _fingerprint([texts, titles], "" if self.encoder is None else self.encoder.fingerprint)
         if self._matrix is None or key != self._key:
