@@ -138,6 +138,11 @@ def tiles(report: Mapping[str, Any], table: SystemTable) -> list[Tile]:
         test = table.tests[f"{FUSED} vs {best}"]
         low, high = test["ci95"]
         found.append(Tile(f"against {best}", f"{test['difference']:+.4f}", f"95 %: {low:+.4f} to {high:+.4f}"))
+    if table.shown.get("test"):
+        test = table.shown["test"]
+        low, high = test["ci95"]
+        note = f"95 %: {low:+.4f} to {high:+.4f}, on its own lists"
+        found.append(Tile("against your recommender", f"{test['difference']:+.4f}", note))
     guard = report.get("guard")
     if guard:
         figure = "blend ranks" if guard.get("kept_blend") else "default ranks"

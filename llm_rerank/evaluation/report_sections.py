@@ -136,7 +136,7 @@ def shown_section(judged: Mapping[str, Any]) -> Section:
         [name, *(interval_words(found[metric]["mean"], *found[metric]["ci95"]) for metric in metrics)]
         for name, found in systems.items()
     ]
-    heads = ["order", *(f"{metric.upper()} [95 %]" for metric in metrics)]
+    heads = ["order", *(f"{metric if 'recall' in metric else metric.upper()} [95 %]" for metric in metrics)]
     dots = [
         Row(name, of[METRIC]["mean"], of[METRIC]["ci95"][0], of[METRIC]["ci95"][1], strong=name == FUSED)
         for name, of in systems.items()

@@ -113,6 +113,11 @@ def test_the_report_shows_both_orders(evaluation, tmp_path):
     write_report(tmp_path / "report.html", evaluation)
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert "Lists of your recommender, tested" in page and "Both orders of the same lists" in page
+    assert "against your recommender" in page and f"{evaluation.table.shown['test']['difference']:+.4f}" in page
+    nothing = {**evaluation.table.shown, "n_cases": 0, "systems": {}, "test": {}}
+    write_report(tmp_path / "report.html", replace(evaluation, table=replace(evaluation.table, shown=nothing)))
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "nothing was taken from any" in page and "against your recommender" not in page
 
 
 def test_the_command_compares_them(tables, tmp_path):
