@@ -22,7 +22,7 @@ from llm_rerank.recommendation.fitting import fit_reranker
 from llm_rerank.recommendation.impressions import Impressions
 from llm_rerank.recommendation.inputs import FitData, FitTools
 from llm_rerank.recommendation.log import FitLog
-from llm_rerank.recommendation.planning import make_encoder, read_shop, say_plan, sentiment_of
+from llm_rerank.recommendation.planning import has_text, make_encoder, read_shop, say_plan, sentiment_of
 from llm_rerank.recommendation.saving import Saved, read_start
 from llm_rerank.recommendation.specs import ComponentSpec, specs_for
 from llm_rerank.recommendation.stage import Start
@@ -135,7 +135,10 @@ def _learned(
     data = within_retention(data, config, report)
     log.say_report(report)
     encoder = make_encoder(config)
-    specs = learner.specs or specs_for(config, data.events, encoder, data.items.vectors)
+    text = has_text(data.items, data.events, renderer)
+    if not text:
+        log.say("warning: no item has a title, another column or a review to read: the fit is by behaviour alone")
+    specs = learner.specs or specs_for(config, data.events, encoder, data.items.vectors, text=text)
     steps = 0 if config.cross_encoder == "off" else config.fine_tune_steps
     say_plan(log, data.events, data.items, specs, encoder, refit=config.refit, fine_tune_steps=steps, seed=config.seed)
     log.step("review sentiment")

@@ -10,6 +10,7 @@ import pandas as pd
 
 from llm_rerank.config import RerankerConfig
 from llm_rerank.data.frames import applicable, open_tables
+from llm_rerank.data.rendering import Renderer
 from llm_rerank.data.schema import validate_impressions, validate_interactions, validate_items, validate_users
 from llm_rerank.data.times import TimeUnit
 from llm_rerank.models.semantic.sentiment import review_sentiment
@@ -79,6 +80,13 @@ def make_encoder(config: RerankerConfig) -> CachedEncoder | None:
     from llm_rerank.models.semantic.encoder import SentenceEncoder
 
     return CachedEncoder(SentenceEncoder(config.encoder, device=config.device, dtype=config.dtype), config.cache_folder)
+
+
+def has_text(items: Items, events: Interactions, renderer: Renderer) -> bool:
+    """Tell whether anything is known of any item in words: a title, another column, a review."""
+    if items.frame["title"].astype(bool).any():  # nearly always; else all are rendered
+        return True
+    return any(text.strip() for text in renderer.render_items(items, events).texts)
 
 
 def sentiment_of(events: Interactions, encoder: Encoder | None) -> FloatArray:

@@ -89,14 +89,20 @@ def default_specs(n_items: int, *, encoder: Encoder | None, text: bool = True) -
 
 
 def specs_for(
-    config: RerankerConfig, events: Interactions, encoder: Encoder | None, vectors: Iterable[str] = ()
+    config: RerankerConfig,
+    events: Interactions,
+    encoder: Encoder | None,
+    vectors: Iterable[str] = (),
+    *,
+    text: bool = True,
 ) -> list[ComponentSpec]:
     """Leave out of the default components what a shop has no use for, and the parts that the settings switch off.
 
     Histories are read by their words in text-aware EASE already, where the catalogue is not too large for it; there
     "lexical" is for searches, where there are any. vectors: names of those that the shop brings (``Items.vectors``).
+    text: whether any item has a text to read.
     """
-    specs = [*default_specs(events.n_items, encoder=encoder), *map(_vector_spec, vectors)]
+    specs = [*default_specs(events.n_items, encoder=encoder, text=text), *map(_vector_spec, vectors)]
     if events.n_items <= MOST_ITEMS_FOR_EASE and not events.queries.astype(bool).any():
         specs = [spec for spec in specs if spec.name != "lexical"]
     return [spec for spec in specs if spec.part is None or getattr(config, spec.part) != "off"]

@@ -21,6 +21,7 @@ from llm_rerank.recommendation.specs import default_specs
 from llm_rerank.types import DataError, DataReport
 from tests.planted import events_of
 from tests.shops import make_shop
+from tests.tiny_encoder import save_tiny_encoder
 
 ITEMS = pd.DataFrame({"item_id": ["a", "b", "c"], "title": ["ant", "bee", "cat"]})
 EVENTS = pd.DataFrame(
@@ -237,3 +238,23 @@ def test_a_saved_model_does_not_name_the_folder(first, folder, tmp_path):
 def test_a_folder_that_is_no_name_is_refused(value):
     with pytest.raises(DataError, match="cache_folder is .* folder's name"):
         RerankerConfig(cache_folder=value)
+
+
+def test_a_shop_whose_items_say_nothing_is_fitted_by_behaviour_alone(tmp_path):
+    events, items = make_shop(n_users=200)
+    bare = items[["item_id"]].assign(title="")
+    config = RerankerConfig(encoder=save_tiny_encoder(tmp_path), refit=False, device="cpu")
+    fitted = Reranker(config, verbose=False).fit(events.drop(columns="review"), bare)
+    assert any("the fit is by behaviour alone" in line for line in fitted.report().values["lines"])
+    assert {component.name for component in fitted.components} >= {"ease", "als", "item_knn"}
+    assert not {"text_ease", "semantic", "cross_encoder"} & {component.name for component in fitted.components}
+    fitted.save(tmp_path / "shop")
+    loaded = Reranker.load(tmp_path / "shop", verbose=False)
+    found = loaded.recommend(["u0"], k=5)
+    pd.testing.assert_frame_equal(found, fitted.recommend(["u0"], k=5))
+    assert np.isfinite(found["score"]).all()
+    loaded.update(items=[{"item_id": "new-one", "title": "a lamp at last"}])
+    asked = pd.DataFrame({"user_id": ["u0", "u0"], "item_id": ["new-one", items["item_id"][0]]})
+    assert np.isfinite(loaded.rerank(asked)["score"]).all()
+    loaded.refit()  # now there is something to read
+    assert "text_ease" in {component.name for component in loaded.components}
