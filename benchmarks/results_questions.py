@@ -159,6 +159,20 @@ def short_histories(results: Results) -> str:
     return _section("Does the blend know what to do with users who have done little?", lines)
 
 
+def own_lists(results: Results) -> str:
+    """Say whether lists that a recommender showed are ordered better than it did."""
+    lines = []
+    for dataset, report in load(results.folder, "own_lists").items():
+        before, after = (report["systems"][name][METRIC]["mean"] for name in ("upstream", "fused"))
+        test = report["test"]
+        lines.append(
+            f"- {dataset} ({report['trial'].split(', ')[2].split('T')[0]}; {report['n_cases']:,} lists of best sellers "
+            f"from which something was taken): NDCG@10 {figure(before)} in that order, {figure(after)} reranked, "
+            f"{with_interval(test['difference'], *test['ci95'])}"
+        )
+    return _section("Are a recommender's own lists ordered better?", lines)
+
+
 def sequence_gain(results: Results) -> str:
     """Say what small nets over text and id add to text-aware EASE."""
     lines = []
@@ -268,6 +282,7 @@ QUESTIONS: tuple[Callable[[Results], str], ...] = (
     tuned_encoder,
     sequence_gain,
     short_histories,
+    own_lists,
     brought_vectors,
     start_from,
     calibration,

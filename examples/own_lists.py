@@ -13,6 +13,8 @@ import sys
 import pandas as pd
 
 from llm_rerank import RerankerConfig, evaluate_shop, load_dataset
+from llm_rerank.data.datasets import Dataset
+from llm_rerank.evaluation.systems import ShopEvaluation
 
 N_SHOWN = 50
 FOUR_WEEKS = pd.Timedelta(days=28)
@@ -33,14 +35,16 @@ def lists_shown(events: pd.DataFrame, last_days: int = 150) -> pd.DataFrame:
     return pd.concat(tables, ignore_index=True)
 
 
-def main() -> None:
+def judged(shop: Dataset, config: RerankerConfig) -> ShopEvaluation:
     """Fit on what came before a cut, the earlier lists among it, and rerank the lists that were shown after it."""
+    return evaluate_shop(shop.interactions, shop.items, impressions=lists_shown(shop.interactions), config=config)
+
+
+def main() -> None:
+    """Judge the sample's lists, or Online Retail's, and print every figure."""
     folder = sys.argv[1] if len(sys.argv) > 1 else None
     shop = load_dataset("online_retail" if folder else "sample", folder)
-    shown = lists_shown(shop.interactions)
-    config = RerankerConfig(cross_encoder="off")
-    evaluation = evaluate_shop(shop.interactions, shop.items, impressions=shown, config=config)
-    print(f"\n{evaluation.table}")
+    print(f"\n{judged(shop, RerankerConfig(cross_encoder='off')).table}")
 
 
 if __name__ == "__main__":

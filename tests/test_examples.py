@@ -1,9 +1,12 @@
 """The examples on made-up data whose right answers are known; what they print on real data is in docs/coverage.md."""
 
+import json
+
 import numpy as np
 import pandas as pd
 import pytest
 
+from benchmarks import own_lists as benchmarks_own_lists
 from examples import advertising, content, friends, neural, own_lists, stock_selection
 from llm_rerank.data.datasets import Dataset
 from llm_rerank.evaluation.protocols import TimeCut, hold_out
@@ -64,6 +67,14 @@ def test_a_list_shows_what_sold_best_in_the_four_weeks_before_its_day(shop):
     assert (sold[shown["item_id"]].to_numpy() == shown["upstream_score"]).all()
     dated = own_lists.lists_shown(events.assign(timestamp=pd.to_datetime(events["timestamp"], unit="s")), last_days=10)
     pd.testing.assert_frame_equal(dated, lists, check_dtype=False)
+
+
+def test_the_lists_of_most_of_the_bundled_shop_are_ordered_better(smaller_sample, tmp_path):
+    out = tmp_path / "report.json"
+    report = benchmarks_own_lists.main([*smaller_sample, "--encoder", "none", "--out", str(out)])
+    assert json.loads(out.read_text())["test"] == report["test"]
+    assert report["n_lists"] > report["n_cases"] > 100 and report["n_candidates"] == own_lists.N_SHOWN
+    assert report["test"]["ci95"][0] > 0
 
 
 # --------------------------------------------------------------- friends

@@ -177,9 +177,7 @@ def last_targets(events: Interactions, before: int | None = None) -> HeldOut:
         rows = rows[events.times[rows] < before]
     pairs = events.users[rows] * events.n_items + events.items[rows]
     _, first, pair = np.unique(pairs, return_index=True, return_inverse=True)
-    is_new = events.positive[rows] & (events.times[rows] == events.times[rows[first]][pair])
-    rows = rows[is_new]
-    rows = rows[first_of_pair(events.users[rows], events.items[rows], events.n_items)]
+    rows = rows[events.positive[rows] & (events.times[rows] == events.times[rows[first]][pair])]
     users, items, times = events.users[rows], events.items[rows], events.times[rows]
     decisions = visit_starts(events, users, items, times)
     with_past = decisions > _first_time(events)[users]

@@ -17,6 +17,7 @@ from llm_rerank.data.schema import validate_impressions
 from llm_rerank.data.times import TimeUnit, parse_times
 from llm_rerank.metrics import average_precision_at_k, hit_matrix, hit_rate_at_k, ndcg_at_k, recall_at_k
 from llm_rerank.recommendation.candidates import is_member, ranked
+from llm_rerank.recommendation.holdout import drawn
 from llm_rerank.recommendation.reranker import Reranker
 from llm_rerank.recommendation.upstream import ShownLists, shown_lists
 from llm_rerank.statistics import bootstrap_interval, paired_difference
@@ -69,9 +70,8 @@ class UpstreamLists:
                 f"no row of impressions from the cut on ({day}) has an upstream_score, which tells the order of the "
                 "lists; give one, such as minus the position, or leave impressions out"
             )
-        users = late["user_id"].drop_duplicates()
-        if len(users) > most_users:
-            late = late[late["user_id"].isin(set(users.sample(most_users, random_state=seed)))]
+        users = pd.factorize(late["user_id"])[0]
+        late = late[np.isin(users, drawn(np.arange(users.max() + 1), most_users, seed))]
         times, readable, _ = parse_times(impressions["timestamp"], time_unit=time_unit, report=report)
         # read once: in a form that can be taken for nothing else, whatever the unit was
         past = impressions.assign(timestamp=pd.to_datetime(times, unit="s"))[readable & (times < cut)]

@@ -6,7 +6,6 @@ itself, is in ``benchmarks/ranking.py``.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -21,6 +20,7 @@ from llm_rerank.data.frames import applicable, to_pandas
 from llm_rerank.data.layouts import as_interactions, as_items
 from llm_rerank.data.schema import validate_interactions, validate_items
 from llm_rerank.data.times import TimeUnit, parse_times
+from llm_rerank.data.values import plain
 from llm_rerank.evaluation.comparison import RankingResult, ceiling, compare, evaluate_ranking
 from llm_rerank.evaluation.protocols import LastOut, TimeCut, Trial, hold_out, rank_catalogue, ranking_from_frame
 from llm_rerank.evaluation.shown_lists import UpstreamLists, judge_shown, shown_in_words
@@ -66,8 +66,8 @@ class SystemTable:
             "systems": {name: result.summary() for name, result in self.results.items()},
             "tests": dict(self.tests),
             "ceiling": dict(self.ceiling),
-            "probabilities": _without_nan(self.probabilities),
-            "cut": _without_nan(self.cut),
+            "probabilities": plain(self.probabilities),
+            "cut": plain(self.cut),
             "shown": dict(self.shown),
         }
 
@@ -91,17 +91,6 @@ class SystemTable:
         more = [cut_in_words(self.cut)] if self.cut else []
         more += [shown_in_words(self.shown)] if self.shown else []
         return "\n".join([self.trial, "", *lines, "", *tests, most, *more])
-
-
-def _without_nan(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Put None where a figure is none, which JSON has no number for."""
-
-    def plain(value: Any) -> Any:
-        if isinstance(value, list):
-            return [plain(part) for part in value]
-        return None if isinstance(value, float) and not math.isfinite(value) else value
-
-    return {name: plain(value) for name, value in values.items()}
 
 
 def shown_figures(result: RankingResult) -> list[str]:
@@ -229,5 +218,5 @@ def drawn(trial: Trial, most_users: int, seed: int) -> Trial:
 def _with_plain_times(events: pd.DataFrame, time_unit: TimeUnit) -> pd.DataFrame:
     """Read the timestamps in the unit that was given, into a form that can be taken for nothing else later."""
     times, readable, kind = parse_times(events["timestamp"], time_unit=time_unit, report=DataReport())
-    plain = pd.to_datetime(times, unit="s") if kind == "time" else np.unique(times, return_inverse=True)[1]
-    return events.assign(timestamp=plain)[readable]
+    moments = pd.to_datetime(times, unit="s") if kind == "time" else np.unique(times, return_inverse=True)[1]
+    return events.assign(timestamp=moments)[readable]

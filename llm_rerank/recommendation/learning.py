@@ -135,10 +135,12 @@ def _learned(
     data = within_retention(data, config, report)
     log.say_report(report)
     encoder = make_encoder(config)
-    text = has_text(data.items, data.events, renderer)
-    if not text:
-        log.say("warning: no item has a title, another column or a review to read: the fit is by behaviour alone")
-    specs = learner.specs or specs_for(config, data.events, encoder, data.items.vectors, text=text)
+    specs = learner.specs
+    if not specs:
+        text = has_text(data.items, data.events, renderer)
+        if not text:
+            log.say("warning: no item has a title, another column or a review to read: the fit is by behaviour alone")
+        specs = specs_for(config, data.events, encoder, data.items.vectors, text=text)
     steps = 0 if config.cross_encoder == "off" else config.fine_tune_steps
     say_plan(log, data.events, data.items, specs, encoder, refit=config.refit, fine_tune_steps=steps, seed=config.seed)
     log.step("review sentiment")

@@ -9,10 +9,11 @@ import pytest
 from typer.testing import CliRunner
 
 from llm_rerank.cli import app
+from llm_rerank.data.schema import validate_interactions, validate_items
 from llm_rerank.evaluation.report import write_report
 from llm_rerank.evaluation.shown_lists import UpstreamLists, judge_shown, shown_in_words
 from llm_rerank.evaluation.systems import evaluate_shop
-from llm_rerank.types import DataError, Ragged
+from llm_rerank.types import DataError, DataReport, Ragged
 from tests.recommendation.test_upstream import CONFIG, shown
 from tests.shops import make_shop
 
@@ -32,9 +33,6 @@ def evaluation(tables):
 
 
 def upstream_lists(tables, cut, most_users=10_000, **columns):
-    from llm_rerank.data.schema import validate_interactions, validate_items
-    from llm_rerank.types import DataReport
-
     events, items, lists = tables
     catalogue = validate_items(items, report=DataReport())
     known = validate_interactions(events, catalogue, report=DataReport())
