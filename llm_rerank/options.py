@@ -220,6 +220,7 @@ def write_result(result: pd.DataFrame, out: Path | None) -> None:
     from llm_rerank.data.writers import write_table
     from llm_rerank.recommendation.asking import DATA
     from llm_rerank.recommendation.decision_facts import DECISION, decision_sentence
+    from llm_rerank.recommendation.drift import Drift
 
     if out is None:
         result.to_csv(sys.stdout, index=False)
@@ -229,7 +230,7 @@ def write_result(result: pd.DataFrame, out: Path | None) -> None:
     for line in result.attrs[DATA]["notes"]:
         note(line)
     facts = result.attrs[DECISION]
-    if facts["least_probability"] is not None or facts["drift"]["shifted"]:
+    if facts["least_probability"] is not None or Drift.from_dict(facts["drift"]).is_news:
         note(decision_sentence(facts))
 
 

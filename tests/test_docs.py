@@ -52,11 +52,14 @@ def test_scorers(tables, capsys):
     bought = tables[(tables["user_id"] == user) & (tables["event"] == "purchase")]["item_id"]
     best = np.argsort(np.where(np.isin(found.items.ids, bought), np.inf, -scores), kind="stable")[:10]
     assert f"{user} {found.items.frame['title'][best].tolist()}" in printed
-    # the component of one's own is blended, and no file can name it
+    # the component of one's own is blended, and comes back where its spec is given, for no file can name it
     own = [component for component in found.reranker.components if component.name == "same_category"]
     assert len(own) == 1 and own[0].blends and own[0].settings["decay"] in (0.2, 0.05)
-    with pytest.raises(StorageError, match="component 'same_category' cannot be saved"):
-        found.reranker.save("shop")
+    with pytest.raises(StorageError, match=r"'same_category' is none of the library's.*load\(folder, components="):
+        Reranker.load("shop")
+    fitted = Reranker(found.config, components=found.components, verbose=False).fit("orders.csv", "items.csv")
+    asked = found.users.tolist()
+    pd.testing.assert_frame_equal(found.reranker.recommend(asked, k=5), fitted.recommend(asked, k=5))
     assert "[0.63092975 0.91972079] [1. 1.]" in printed
     assert 0 < found.ndcg_at_k(found.hits, found.n_targets, 10).mean() < 1
 

@@ -71,9 +71,11 @@ class ChangingReranker:
             self._change(self._saved.as_set(config))
 
     @classmethod
-    def from_saved(cls, saved: Saved, *, verbose: bool = False) -> Self:
-        """Build a reranker from a whole state."""
-        reranker = cls(saved.config, verbose=verbose)
+    def from_saved(
+        cls, saved: Saved, *, components: Sequence[ComponentSpec] | None = None, verbose: bool = False
+    ) -> Self:
+        """Build a reranker from a whole state; components: as for ``load``."""
+        reranker = cls(saved.config, components=components, verbose=verbose)
         reranker._adopt(saved)
         return reranker
 

@@ -50,7 +50,7 @@ def decision_facts(
     shares: Shares | None = None,
     warn: bool = True,
 ) -> dict[str, Any]:
-    """Describe a decided batch, JSON-ready; warns, if ``warn``, where it drifted and there are probabilities or a cut.
+    """Describe a decided batch, JSON-ready; warns, if ``warn``, of drift that is news, given probabilities or a cut.
 
     cases: whose candidates were decided. k: rows a user that are returned. other_lists: why these are not lists as the
     cut was chosen on, in words; "" where they are. shares: of the batch, where they are measured already.
@@ -66,7 +66,7 @@ def decision_facts(
         drift = drift_from(profile, decided.scores, decided.candidates, cases.history.lengths)
     has_newcomers = bool((cases.history.lengths == 0).any())
     reason = _why_no_guarantee(decided, drift, config, k, has_newcomers) or other_lists
-    if warn and drift.shifted and (cut is not None or decided.stage.calibrator is not None):
+    if warn and drift.is_news and (cut is not None or decided.stage.calibrator is not None):
         warnings.warn(
             f"{drift.sentence()}: probabilities and cut were judged on those and may not hold for these; fit again "
             "where the shop has changed since, and with impressions where the lists are another recommender's",
@@ -125,8 +125,8 @@ def decision_sentence(facts: Mapping[str, Any]) -> str:
     changed = "".join(f", {facts[key]:,} {words}" for key, words in bounds if facts[key])
     if facts["guarantee"] is not None:
         return f"{kept}{changed}; guaranteed: {Guarantee.from_dict(facts['guarantee']).sentence()}"
-    shifted = Drift.from_dict(facts["drift"]).sentence()
-    warned = f"; warning: {shifted}" if shifted and shifted != facts["no_guarantee"] else ""
+    drift = Drift.from_dict(facts["drift"])
+    warned = f"; warning: {drift.sentence()}" if drift.is_news and drift.sentence() != facts["no_guarantee"] else ""
     return f"{kept}{changed}; no guarantee: {facts['no_guarantee']}{warned}"
 
 

@@ -82,14 +82,16 @@ def settled_on_all(
 
 
 def with_histories_by_now(stage: Stage, events: Interactions, users: IntArray) -> Stage:
-    """Let the profile know these users' histories as long as they have become, which is what batches will have.
+    """Let the profile know how long histories have become, which is what batches will have: of its users, and of all.
 
     users: of the profile's cases, whose histories ended at the hold-out: codes of ``events``, shape (n_cases,).
     """
     if stage.profile is None or not len(users):
         return stage
     never = np.full(len(users), np.iinfo(np.int64).max, dtype=np.int64)
-    return replace(stage, profile=stage.profile.with_histories(build_cases(events, users, never).history.lengths))
+    lengths = build_cases(events, users, never).history.lengths
+    all_lengths = np.bincount(events.users[events.items >= 0], minlength=events.n_users)
+    return replace(stage, profile=stage.profile.with_histories(lengths, all_lengths))
 
 
 def _decided(stage: Stage) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -25,6 +26,7 @@ from llm_rerank.recommendation.live_state import LiveState, caught_up, loaded_st
 from llm_rerank.recommendation.privacy import ForgetReport, expired, forgotten, with_not_removed
 from llm_rerank.recommendation.reranker import Reranker
 from llm_rerank.recommendation.saving import write_reranker
+from llm_rerank.recommendation.specs import ComponentSpec
 from llm_rerank.recommendation.state import expiry
 from llm_rerank.recommendation.updating import UpdateReport, updated
 from llm_rerank.storage import exclusive, read_json
@@ -52,20 +54,25 @@ class Recorded:
 class LiveShop:
     """A model folder in use. Every method may be called from several threads, and several processes may hold one.
 
-    folder: what ``Reranker.save`` wrote, with the histories. device: as for ``Reranker.load``. clock: seconds since
-    1970. Raises StorageError where the folder or the log cannot be read, DataError where it was saved without
-    histories.
+    folder: what ``Reranker.save`` wrote, with the histories. device, components: as for ``Reranker.load``. clock:
+    seconds since 1970. Raises StorageError where the folder or the log cannot be read, DataError where it was saved
+    without histories.
     """
 
-    def __init__(self, folder: str | Path, *, device: str = "auto", clock: Callable[[], float] = time.time) -> None:
-        self.folder = Path(folder)
-        self.device = device
-        self.clock = clock
+    def __init__(
+        self,
+        folder: str | Path,
+        *,
+        device: str = "auto",
+        components: Sequence[ComponentSpec] | None = None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.folder, self.device, self.components, self.clock = Path(folder), device, components, clock
         current_name(self.folder)  # so that no log is made in a folder that is none of ours
         self.log = EventLog(self.folder / LOG_FILE)
         self._swapping = threading.Lock()
         self._playing = threading.Lock()
-        self._state = loaded_state(self.folder, self.log, device)
+        self._state = loaded_state(self.folder, self.log, device, components)
         self._folded = self._state.position
         unfinished = any(entry.kind == "forget" for entry in self.log.after(self._state.position))
         self._state = caught_up(self._state, self.log)
@@ -99,7 +106,7 @@ class LiveShop:
 
         It is a snapshot: later events do not change it.
         """
-        return Reranker.from_saved(self._current().saved)
+        return Reranker.from_saved(self._current().saved, components=self.components)
 
     def remember_answer(
         self,
@@ -230,7 +237,7 @@ class LiveShop:
         Raises ReplacedError, and changes nothing, where the folder got events meanwhile that the log does not have.
         """
         state = self._current()
-        fresh = Reranker.from_saved(state.saved).refit()
+        fresh = Reranker.from_saved(state.saved, components=self.components).refit()
         refitted = LiveState(replace(fresh.saved, log_name=self.log.name), state.version, state.position)
         with exclusive(self.folder / _LOCK):
             # what came in during the fit, erasures above all: none comes now, for it takes our lock
@@ -254,10 +261,10 @@ class LiveShop:
         """
         if current_name(self.folder) == self._state.version:
             return False
-        loaded = loaded_state(self.folder, self.log, self.device)
+        loaded = loaded_state(self.folder, self.log, self.device, self.components)
         fresh = caught_up(loaded, self.log)
         if prepare is not None:
-            prepare(Reranker.from_saved(fresh.saved))
+            prepare(Reranker.from_saved(fresh.saved, components=self.components))
         with self._swapping:
             self._state, self._folded = fresh, loaded.position
         return True
@@ -326,10 +333,7 @@ class LiveShop:
                 state = LiveState(kept, state.version, state.position)
                 self._swap(state)
             saved = replace(state.saved, log_name=self.log.name, log_position=state.position)
-
-            def write(place: Path, saved: Any = saved) -> None:
-                write_reranker(place, saved)
-
+            write = partial(write_reranker, saved=saved)
             try:
                 version = save_folder(self.folder, write, expected=state.version)
             except ReplacedError:  # by a fit that does not hold our lock

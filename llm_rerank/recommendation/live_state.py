@@ -17,6 +17,7 @@ from llm_rerank.recommendation.event_log import Entry, EventLog
 from llm_rerank.recommendation.known_events import is_known
 from llm_rerank.recommendation.privacy import forgotten
 from llm_rerank.recommendation.reranker import Reranker
+from llm_rerank.recommendation.specs import ComponentSpec
 from llm_rerank.recommendation.state import Saved
 from llm_rerank.recommendation.updating import updated
 from llm_rerank.types import DataError, StorageError
@@ -58,15 +59,17 @@ class LiveState:
         return int(events.times[-1]) + 1 if len(events) else 0
 
 
-def loaded_state(folder: Path, log: EventLog, device: str) -> LiveState:
-    """Load the folder's current content, at its position of the log.
+def loaded_state(
+    folder: Path, log: EventLog, device: str, components: Sequence[ComponentSpec] | None = None
+) -> LiveState:
+    """Load the folder's current content, at its position of the log; components: as for ``Reranker.load``.
 
     Raises StorageError where it cannot be read, DataError where it was saved without histories.
     """
     for attempt in range(_TRIES):
         version = current_name(folder)
         try:
-            saved = Reranker.load(folder, device=device, verbose=False).saved
+            saved = Reranker.load(folder, components=components, device=device, verbose=False).saved
         except StorageError:
             # another process may have replaced the content while it was being read
             if attempt == _TRIES - 1 or current_name(folder) == version:

@@ -40,6 +40,7 @@ from llm_rerank.recommendation.phrases import phrase_effects
 from llm_rerank.recommendation.privacy import expired
 from llm_rerank.recommendation.questions import check_settings
 from llm_rerank.recommendation.saving import read_reranker, write_reranker
+from llm_rerank.recommendation.specs import ComponentSpec
 from llm_rerank.recommendation.upstream import upstream_of_both
 from llm_rerank.types import UNKNOWN, Cases, DataError, DataReport, IntArray, Interactions, Ragged
 
@@ -47,8 +48,8 @@ from llm_rerank.types import UNKNOWN, Cases, DataError, DataReport, IntArray, In
 class Reranker(ChangingReranker):
     """Reads what items say and what users did, and reorders candidates; see ``fit``, ``rerank``, ``recommend``.
 
-    config: settings. components: specs to use instead of ``default_specs`` (for benchmarks and ablations); no file
-    keeps them, so that ``refit`` of a loaded reranker, or of a shop in use, takes the default ones. features: the pair
+    config: settings. components: specs to use instead of ``default_specs``, such as scorers of one's own; no file keeps
+    them, so that a refit after ``load`` takes the default ones unless they are given there again. features: the pair
     features allowed, a part of ``PAIR_FEATURES``; kept with the model. verbose: print what ``fit`` plans and decides.
     """
 
@@ -289,10 +290,21 @@ class Reranker(ChangingReranker):
         save_folder(target, lambda place: write_reranker(place, saved))
 
     @classmethod
-    def load(cls, folder: str | Path, *, device: str = "auto", verbose: bool = True) -> Self:
-        """Load what ``save`` wrote. Raises StorageError, naming the file, DataError where there is no such device."""
-        saved = read_reranker(open_folder(Path(folder)))
-        reranker = cls(replace(saved.config, device=device), verbose=verbose)
+    def load(
+        cls,
+        folder: str | Path,
+        *,
+        components: Sequence[ComponentSpec] | None = None,
+        device: str = "auto",
+        verbose: bool = True,
+    ) -> Self:
+        """Load what ``save`` wrote.
+
+        components: specs of the fit; needed where scorers of one's own are among them, and for a refit with them.
+        Raises StorageError, naming the file or the component, DataError where there is no such device.
+        """
+        saved = read_reranker(open_folder(Path(folder)), components or ())
+        reranker = cls(replace(saved.config, device=device), components=components, verbose=verbose)
         reranker._adopt(replace(saved, config=reranker.config))
         return reranker
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from importlib import import_module
 from pathlib import Path
@@ -20,6 +21,7 @@ from llm_rerank.recommendation.components import Component
 from llm_rerank.recommendation.fitting import Fitted
 from llm_rerank.recommendation.impressions import ARRAYS, Impressions
 from llm_rerank.recommendation.residual import CROSS_ENCODER
+from llm_rerank.recommendation.specs import ComponentSpec
 from llm_rerank.recommendation.stage import Stage, Start
 from llm_rerank.recommendation.state import MARKS
 from llm_rerank.recommendation.state import Saved as Saved
@@ -81,19 +83,22 @@ SCORERS = {
 VECTOR_SCORER = ("llm_rerank.models.semantic.media", "VectorScorer")
 """Class of those that are named after a column of vectors."""
 
+_PLAIN_NAME = re.compile(r"[\w-]+")
+
 
 def write_reranker(folder: Path, saved: Saved) -> None:
     """Write into an existing empty folder; without histories neither events nor user ids are written.
 
-    Raises StorageError for a component that is not in ``SCORERS`` or an id that JSON cannot keep.
+    Raises StorageError for a component of one's own that cannot be saved, or an id that JSON cannot keep.
     """
     if not saved.has_histories:
         saved = saved.without_histories()
     fitted = saved.fitted
     described = []
     for component in fitted.components:
-        if component.name not in SCORERS and not is_vector_name(component.name):
-            raise StorageError(f"component {component.name!r} cannot be saved; known: {', '.join(sorted(SCORERS))}")
+        own = type(component.scorer) is not _library_class(component.name)
+        if own:
+            _check_saveable(component)
         place = folder / "components" / component.name
         place.mkdir(parents=True)
         component.scorer.save(place)
@@ -105,6 +110,7 @@ def write_reranker(folder: Path, saved: Saved) -> None:
                 "retrieves": component.retrieves,
                 "blends": component.blends,
                 "settings": settings,
+                **({"own": True} if own else {}),
             }
         )
     write_json(
@@ -146,12 +152,15 @@ def write_reranker(folder: Path, saved: Saved) -> None:
     saved.renderer.save(folder / "templates")
 
 
-def read_reranker(folder: Path) -> Saved:
-    """Read what ``write_reranker`` wrote. Raises StorageError where a part is missing or of no known kind."""
+def read_reranker(folder: Path, specs: Sequence[ComponentSpec] = ()) -> Saved:
+    """Read what ``write_reranker`` wrote; specs: of one's own components, whose code no folder can name.
+
+    Raises StorageError where a part is missing, or a component is of no known kind.
+    """
     values = _read_config(folder)
     components = []
     for entry in values["components"]:
-        scorer = _scorer_class(entry["name"]).load(folder / "components" / entry["name"])
+        scorer = _loader(entry, specs)(folder / "components" / entry["name"])
         components.append(Component(scorer, entry["group"], entry["retrieves"], entry["blends"], entry["settings"]))
     ids = _read_ids(folder / "item_ids.parquet")
     frame = read_frame(folder / "items.parquet")
@@ -225,11 +234,41 @@ def _read_config(folder: Path) -> dict[str, Any]:
     return values
 
 
-def _scorer_class(name: str) -> type[Scorer]:
+def _library_class(name: str) -> type[Scorer] | None:
+    """Class of the library's component of that name; None: there is none."""
     if name not in SCORERS and not is_vector_name(name):
-        raise StorageError(f"saved component {name!r} is unknown here; known: {', '.join(sorted(SCORERS))}")
+        return None
     module, attribute = SCORERS.get(name, VECTOR_SCORER)
     return getattr(import_module(module), attribute)
+
+
+def _check_saveable(component: Component) -> None:
+    """Raise StorageError for a component of one's own that has no ``save`` and ``load``, or whose name is no file's."""
+    if not _PLAIN_NAME.fullmatch(component.name):
+        raise StorageError(
+            f"component {component.name!r} cannot be saved under its name; use letters, digits, '_' and '-'"
+        )
+    lacking = [name for name in ("save", "load") if not callable(getattr(component.scorer, name, None))]
+    if lacking:
+        raise StorageError(
+            f"component {component.name!r} cannot be saved: {type(component.scorer).__name__} has no {lacking[0]}; "
+            "give it save(folder) and a classmethod load(folder), as docs/scorers.md shows"
+        )
+
+
+def _loader(entry: Mapping[str, Any], specs: Sequence[ComponentSpec]) -> Callable[[Path], Scorer]:
+    """Find what loads a saved component: the library's class, or one's own as its spec makes it."""
+    name = entry["name"]
+    known = _library_class(name)
+    if known is not None and not entry.get("own"):
+        return known.load
+    for spec in specs:
+        if spec.name == name:
+            return spec.make(**entry["settings"]).load
+    raise StorageError(
+        f"saved component {name!r} is none of the library's, and a folder can name no code: give the specs of the fit, "
+        "Reranker.load(folder, components=[…])"
+    )
 
 
 def _storable(frame: Any) -> Any:

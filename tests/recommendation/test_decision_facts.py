@@ -182,6 +182,23 @@ def test_histories_that_grew_since_the_hold_out_are_no_drift(shop):
     assert (lengths > 10).mean() == pytest.approx(profile.history_shares[-1], abs=0.1)
 
 
+def test_lists_for_everybody_right_after_a_fit_are_no_cause_for_alarm(shop):
+    events, items = shop
+    left = events["user_id"] < "u3"  # long ago, with less; the users held out are all of those who stayed
+    seldom = events[left].groupby("user_id").head(6)
+    fitted = Reranker(replace(CONFIG, refit=True), verbose=False).fit(
+        pd.concat([seldom.assign(timestamp=seldom["timestamp"].min()), events[~left]]), items
+    )
+    everybody = sorted(events["user_id"].unique())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", DriftWarning)
+        facts = fitted.recommend(everybody, k=10).attrs["decision"]
+    assert (facts["drift"]["shifted"], facts["drift"]["as_the_shop"]) == (["history lengths"], True)
+    assert "warning" not in decision_sentence(facts)
+    with pytest.warns(DriftWarning, match="history lengths"):
+        fitted.recommend(sorted(seldom["user_id"].unique()), k=10)
+
+
 def test_lists_that_the_cut_was_not_chosen_on_have_no_guarantee(reranker, users):
     own = reranker.recommend(users, k=None)[["user_id", "item_id"]]
     facts = reranker.rerank(own).attrs["decision"]

@@ -14,18 +14,23 @@ import pandas as pd
 import pyarrow.parquet as parquet
 import pytest
 
+from llm_rerank.config import RerankerConfig
 from llm_rerank.data.item_statistics import ItemStatistics
 from llm_rerank.folders import save_folder
+from llm_rerank.models.scoring import history_matrix, score_candidates
 from llm_rerank.recommendation.event_log import EventLog
 from llm_rerank.recommendation.live import LiveShop, UnknownRequest
 from llm_rerank.recommendation.live_events import EventError
 from llm_rerank.recommendation.live_state import _tables, caught_up
 from llm_rerank.recommendation.privacy import forgotten
 from llm_rerank.recommendation.reranker import Reranker
+from llm_rerank.recommendation.specs import ComponentSpec, default_specs
 from llm_rerank.recommendation.state import END_OF_TIME
 from llm_rerank.recommendation.updating import updated
+from llm_rerank.storage import read_arrays, write_arrays
 from llm_rerank.types import DataError, ReplacedError, StorageError, Users
 from tests.data.test_merging import assert_same_statistics
+from tests.shops import make_shop
 
 
 @pytest.fixture
@@ -43,6 +48,31 @@ def now(fitted):
 def live(folder, now):
     with LiveShop(folder, clock=lambda: now) as live:
         yield live
+
+
+class SameTheme:
+    """A scorer of one's own: how often the history has the candidate's theme."""
+
+    name, depends_on_list = "same_theme", False
+
+    def fit(self, past, items, *, seed):
+        self.has = pd.get_dummies(items.frame["theme"]).to_numpy(np.float32)
+        return self
+
+    def score_catalogue(self, cases):
+        return history_matrix(cases, len(self.has), decay=0.1) @ self.has @ self.has.T
+
+    def score(self, cases):
+        return score_candidates(self, cases)
+
+    def save(self, folder):
+        write_arrays(folder / "has.safetensors", {"has": self.has})
+
+    @classmethod
+    def load(cls, folder):
+        scorer = cls()
+        scorer.has = read_arrays(folder / "has.safetensors")[0]["has"]
+        return scorer
 
 
 def history_of(reranker, user):
@@ -65,6 +95,25 @@ def same_state(one, other):
     np.testing.assert_allclose(
         one.recommend(users, k=20)["score"].to_numpy(float), other.recommend(users, k=20)["score"].to_numpy(float)
     )
+
+
+def test_a_shop_in_use_keeps_a_scorer_of_ones_own(tmp_path):
+    config = RerankerConfig(encoder=None, sequence="off")
+    events, items = make_shop(n_users=120)
+    usual = ("text_ease", "als", "item_knn")
+    specs = [spec for spec in default_specs(len(items), encoder=None) if spec.name in usual]
+    specs.append(ComponentSpec("same_theme", "semantic", SameTheme, retrieves=False))
+    Reranker(config, components=specs, verbose=False).fit(events, items).save(tmp_path)
+    with pytest.raises(StorageError, match="'same_theme' is none of the library's"):
+        LiveShop(tmp_path)
+    names = [spec.name for spec in specs]
+    with LiveShop(tmp_path, components=specs) as live:
+        seen_event(live, "newcomer", items["item_id"][3], event="purchase")
+        assert [component.name for component in live.reranker().components] == names
+        assert [component.name for component in live.refit().components] == names
+        Reranker.load(tmp_path, components=specs, verbose=False).refit().save(tmp_path)
+        assert live.reload_if_replaced()
+        assert [component.name for component in live.reranker().components] == names
 
 
 def test_an_event_is_in_the_next_answer_and_not_in_an_earlier_snapshot(live):

@@ -15,6 +15,7 @@ from llm_rerank.data.features import PAIR_FEATURES, pair_features
 from llm_rerank.recommendation.components import Component
 from llm_rerank.recommendation.reranker import Reranker
 from llm_rerank.recommendation.saving import SCORERS, read_reranker, read_start, write_reranker
+from llm_rerank.recommendation.specs import ComponentSpec
 from llm_rerank.storage import read_json, write_json
 from llm_rerank.types import EVENT_ARRAYS, Ragged, StorageError, Users
 
@@ -167,11 +168,56 @@ def test_another_models_folder_is_refused(saved, tmp_path):
             read(tmp_path)
 
 
+class Magic:
+    """A scorer of one's own, as far as saving asks."""
+
+    depends_on_list = False
+
+    def __init__(self, *, strength=1.0, name="magic"):
+        self.strength, self.name = strength, name
+
+    def save(self, folder):
+        write_json(folder / "magic.json", [self.strength, self.name])
+
+    @classmethod
+    def load(cls, folder):
+        strength, name = read_json(folder / "magic.json")
+        return cls(strength=strength, name=name)
+
+
+def with_component(saved, scorer, settings):
+    components = (*saved.fitted.components, Component(scorer, "collaborative", True, True, settings))
+    return replace(saved, fitted=replace(saved.fitted, components=components))
+
+
+def test_a_component_of_ones_own_is_loaded_by_its_spec(saved, tmp_path):
+    write_reranker(tmp_path, with_component(saved, Magic(strength=3.0), {"strength": 3.0}))
+    with pytest.raises(StorageError, match="'magic' is none of the library's"):
+        read_reranker(tmp_path)
+    with pytest.raises(StorageError, match="'magic' is none of the library's"):
+        read_reranker(tmp_path, [ComponentSpec("magician", "collaborative", Magic)])
+    *others, again = read_reranker(tmp_path, [ComponentSpec("magic", "collaborative", Magic)]).fitted.components
+    assert [component.name for component in others] == [component.name for component in saved.fitted.components]
+    assert type(again.scorer) is Magic and again.scorer.strength == 3.0 and again.settings == {"strength": 3.0}
+
+
+def test_a_scorer_of_ones_own_under_a_librarys_name_is_not_taken_for_it(saved, tmp_path):
+    write_reranker(tmp_path, with_component(saved, Magic(name="popularity"), {}))
+    with pytest.raises(StorageError, match="'popularity' is none of the library's"):
+        read_reranker(tmp_path)
+    again = read_reranker(tmp_path, [ComponentSpec("popularity", "collaborative", Magic)])
+    assert type(again.fitted.components[-1].scorer) is Magic
+
+
 def test_a_component_that_could_not_be_loaded_is_not_saved(saved, tmp_path):
-    foreign = Component(SimpleNamespace(name="magic"), "collaborative", True, True, {})
-    components = (*saved.fitted.components, foreign)
-    with pytest.raises(StorageError, match="'magic' cannot be saved; known: als, "):
-        write_reranker(tmp_path, replace(saved, fitted=replace(saved.fitted, components=components)))
+    for lacking, scorer in (
+        ("save", SimpleNamespace(name="magic")),
+        ("load", SimpleNamespace(name="magic", save=print)),
+    ):
+        with pytest.raises(StorageError, match=rf"'magic' cannot be saved: SimpleNamespace has no {lacking}; give it"):
+            write_reranker(tmp_path / lacking, with_component(saved, scorer, {}))
+    with pytest.raises(StorageError, match=r"'../../magic' cannot be saved under its name"):
+        write_reranker(tmp_path / "path", with_component(saved, Magic(name="../../magic"), {}))
 
 
 def test_each_name_leads_to_the_scorer_of_that_name():

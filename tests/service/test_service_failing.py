@@ -212,10 +212,10 @@ def test_events_are_taken_in_time_while_many_erasures_wait_for_a_slow_disk(model
     writing = threading.Event()
     write = live.write_reranker
 
-    def slowly(*given):
+    def slowly(*given, **named):
         writing.set()
         time.sleep(0.5)
-        write(*given)
+        write(*given, **named)
 
     monkeypatch.setattr(live, "write_reranker", slowly)
     with serving(model, time_limit_s=1.0) as client, ThreadPoolExecutor(5) as threads:
