@@ -43,8 +43,8 @@ class DriftProfile:
     score_edges: inner edges of the score bins, rising. score_shares: share of each bin. history_shares: of the users
     with a history, the share of each bin of its length. no_history: share of lists of users without one.
     unknown_items: mean share of candidates absent from the catalogue; None: not known, and not compared.
-    n_cases: lists that it was taken from. shop_histories: of all the shop's users with a history, how many have one of
-    each length bin; None: not known.
+    n_cases: lists that it was taken from. by_now: history lengths of populations that a batch may well be, which were
+    not judged: users in each length bin, one row a population.
     """
 
     score_edges: Sequence[float]
@@ -53,18 +53,11 @@ class DriftProfile:
     no_history: float
     unknown_items: float | None
     n_cases: int
-    shop_histories: Sequence[int] | None = None
+    by_now: Sequence[Sequence[int]] = ()
 
-    def with_histories(self, history_lengths: IntArray, shop_lengths: IntArray) -> DriftProfile:
-        """Take the shares of history lengths from these: int64, shape (n_cases,); shop_lengths: of all users.
-
-        The share of users without one stays: whoever was new at the hold-out has one by now, and others are new.
-        """
-        return replace(
-            self,
-            history_shares=_history_shares(history_lengths).tolist(),
-            shop_histories=_history_counts(shop_lengths).tolist(),
-        )
+    def knowing(self, *populations: IntArray) -> DriftProfile:
+        """Add populations by the history lengths of their users: each int64, shape (n_users,)."""
+        return replace(self, by_now=[_history_counts(lengths).tolist() for lengths in populations])
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON-ready values."""
@@ -81,14 +74,14 @@ class Drift:
     """Stability index of each thing compared, the index that counts as drift, and n, the lists of the batch.
 
     uncovered: share of the users with a history whose length no held-out list had, nor one near it: no fit on later
-    events covers them. as_the_shop: the history lengths are those of the shop's users as a whole.
+    events covers them. as_by_now: the history lengths are those of one of the populations ``by_now``.
     """
 
     indices: Mapping[str, float]
     limits: Mapping[str, float]
     n_cases: int
     uncovered: float = 0.0
-    as_the_shop: bool = False
+    as_by_now: bool = False
 
     @property
     def shifted(self) -> list[str]:
@@ -99,10 +92,10 @@ class Drift:
     def is_news(self) -> bool:
         """Whether something differs that is no mere choice of users.
 
-        Held-out users are the active ones, whose histories are longer: a batch of all users differs from them without
-        any change in the shop.
+        Held-out users are the active ones, as they were before the hold-out: a batch of all users, or of the same ones
+        today, has other histories without any change in the shop.
         """
-        return any(name != HISTORIES or not self.as_the_shop for name in self.shifted)
+        return any(name != HISTORIES or not self.as_by_now for name in self.shifted)
 
     def sentence(self) -> str:
         """Say what has shifted, "" where nothing has."""
@@ -189,20 +182,20 @@ def drift_of(profile: DriftProfile, shares: Shares) -> Drift:
         "score quantiles": (profile.score_shares, shares.scores / max(shares.scores.sum(), 1e-12), n, n_now),
         "users without history": (*_two(profile.no_history, shares.no_history), n, n_now),
     }
-    uncovered, as_the_shop = 0.0, False
+    uncovered, as_by_now = 0.0, False
     n_long, n_long_now = round(n * (1.0 - profile.no_history)), round(n_now * (1.0 - shares.no_history))
     if n_long and n_long_now:
         observed = shares.histories / shares.histories.sum()
         pairs[HISTORIES] = (profile.history_shares, observed, n_long, n_long_now)
         uncovered = float(observed[np.asarray(profile.history_shares) == 0].sum())
-        as_the_shop = _as_in_the_shop(profile, observed, n_long_now)
+        as_by_now = any(_alike(counts, observed, n_long_now) for counts in profile.by_now)
     if profile.unknown_items is not None:
         pairs["unknown items"] = (*_two(profile.unknown_items, shares.unknown_items), n, n_now)
     indices, limits = {}, {}
     for name, (expected, observed, n_expected, n_observed) in pairs.items():
         indices[name] = stability_index(np.asarray(expected), observed, n_expected, n_observed)
         limits[name] = max(MOST_DRIFT, chance_limit(len(expected), n_expected, n_observed))
-    return Drift(indices, limits, shares.n_cases, uncovered, as_the_shop)
+    return Drift(indices, limits, shares.n_cases, uncovered, as_by_now)
 
 
 class DriftWatch:
@@ -284,13 +277,10 @@ def _history_shares(lengths: IntArray) -> Float64Array:
     return counts / max(counts.sum(), 1)
 
 
-def _as_in_the_shop(profile: DriftProfile, observed: Float64Array, n_observed: int) -> bool:
-    """Tell whether lists have history lengths as the shop's users have: shares, shape (n_history_bins,)."""
-    if profile.shop_histories is None:
-        return False
-    counts = np.asarray(profile.shop_histories)
-    n_users = int(counts.sum())
-    index = stability_index(counts / max(n_users, 1), observed, n_users, n_observed)
+def _alike(counts: Sequence[int], observed: Float64Array, n_observed: int) -> bool:
+    """Tell whether lists have history lengths as a population has. observed: shares, shape (n_history_bins,)."""
+    n_users = sum(counts)
+    index = stability_index(np.asarray(counts) / max(n_users, 1), observed, n_users, n_observed)
     return index <= max(MOST_DRIFT, chance_limit(len(counts), n_users, n_observed))
 
 

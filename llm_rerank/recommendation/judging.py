@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 
 from llm_rerank.config import RerankerConfig
-from llm_rerank.data.cases import build_cases
 from llm_rerank.models.conditional_logit import Float64Array
 from llm_rerank.recommendation.calibration_report import calibration_sentence, describe_calibration
 from llm_rerank.recommendation.candidates import is_member, ndcg_of, ranks_in_row
@@ -82,16 +81,14 @@ def settled_on_all(
 
 
 def with_histories_by_now(stage: Stage, events: Interactions, users: IntArray) -> Stage:
-    """Let the profile know how long histories have become, which is what batches will have: of its users, and of all.
+    """Let the profile know how long histories have become, those of its own users and those of all, beside the judged.
 
     users: of the profile's cases, whose histories ended at the hold-out: codes of ``events``, shape (n_cases,).
     """
     if stage.profile is None or not len(users):
         return stage
-    never = np.full(len(users), np.iinfo(np.int64).max, dtype=np.int64)
-    lengths = build_cases(events, users, never).history.lengths
-    all_lengths = np.bincount(events.users[events.items >= 0], minlength=events.n_users)
-    return replace(stage, profile=stage.profile.with_histories(lengths, all_lengths))
+    lengths = np.bincount(events.users[events.items >= 0], minlength=events.n_users)
+    return replace(stage, profile=stage.profile.knowing(lengths[users], lengths))
 
 
 def _decided(stage: Stage) -> dict[str, Any]:

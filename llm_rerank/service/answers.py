@@ -67,14 +67,14 @@ class Drift(Open):
     """How far the last lists are from those of the fit: an index for each thing compared, and when it is drift.
 
     n_cases: how many of the last lists, this among them. A single one tells nothing, nor do a few. uncovered: share of
-    the users with a history whose length no held-out list had. as_the_shop: the lengths are those of all its users.
+    the users with a history whose length no held-out list had. as_by_now: the lengths are those that users have by now.
     """
 
     indices: dict[str, Nullable]
     limits: dict[str, Nullable]
     n_cases: int
     uncovered: float
-    as_the_shop: bool = False
+    as_by_now: bool = False
     shifted: list[str] = Field(description="What drifted.")
 
 

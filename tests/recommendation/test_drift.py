@@ -65,32 +65,32 @@ def test_the_same_population_has_not_drifted():
     assert shifted == 0
 
 
-def test_histories_by_now_leave_the_share_of_newcomers_as_it_was():
+def test_populations_of_now_change_nothing_of_what_was_judged():
     rows = Ragged.from_lengths(np.zeros(4, dtype=np.int64), np.ones(4, dtype=np.int64))
     profile = profile_of(np.arange(4.0), rows, np.array([0, 0, 0, 4]))
-    # one of the three newcomers took something
-    grown = profile.with_histories(np.array([0, 0, 1, 20]), np.array([0, 3, 20]))
-    assert (profile.no_history, grown.no_history) == (0.75, 0.75)
-    assert grown.history_shares == pytest.approx([0.5, 0, 0, 0.5])
-    assert grown.shop_histories == [0, 1, 0, 1]
+    grown = profile.knowing(np.array([0, 0, 1, 20]), np.array([0, 3, 20, 30]))
+    assert grown.by_now == [[1, 0, 0, 1], [0, 1, 0, 2]]
+    assert replace(grown, by_now=()) == profile
     assert DriftProfile.from_dict(grown.to_dict()) == grown
 
 
-def test_lists_for_the_whole_shop_differ_from_the_active_users_without_being_news():
+def test_lists_for_whom_a_shop_has_by_now_differ_from_the_judged_ones_without_being_news():
     rng = np.random.default_rng(8)
     shop = np.concatenate([rng.integers(1, 4, 3_000), rng.integers(9, 30, 600)])
     scores, rows, _ = batch(rng)
-    profile = profile_of(scores, rows, rng.integers(9, 30, 500)).with_histories(rng.integers(9, 30, 500), shop)
-    everybody = drift_from(profile, scores, rows, rng.choice(shop, 500))
-    assert (everybody.shifted, everybody.as_the_shop, everybody.is_news) == (["history lengths"], True, False)
-    assert Drift.from_dict(everybody.to_dict()) == everybody
-    assert not drift_from(profile, scores, rows, rng.integers(9, 30, 500)).shifted
+    judged = rng.integers(4, 9, 500)
+    profile = profile_of(scores, rows, judged).knowing(rng.integers(9, 30, 500), shop)
+    assert not drift_from(profile, scores, rows, judged).shifted
+    for lengths in (rng.choice(shop, 500), rng.integers(9, 30, 500)):  # everybody; the judged ones, grown
+        drift = drift_from(profile, scores, rows, lengths)
+        assert (drift.shifted, drift.as_by_now, drift.is_news) == (["history lengths"], True, False)
+        assert Drift.from_dict(drift.to_dict()) == drift
+        assert drift_from(replace(profile, by_now=()), scores, rows, lengths).is_news
     newer = drift_from(profile, scores, rows, rng.integers(1, 2, 500))
-    assert (newer.shifted, newer.as_the_shop, newer.is_news) == (["history lengths"], False, True)
+    assert (newer.shifted, newer.as_by_now, newer.is_news) == (["history lengths"], False, True)
     higher = drift_from(profile, scores + 1, rows, rng.choice(shop, 500))
-    assert higher.as_the_shop
+    assert higher.as_by_now
     assert higher.is_news
-    assert drift_from(replace(profile, shop_histories=None), scores, rows, rng.choice(shop, 500)).is_news
 
 
 @pytest.mark.parametrize("share_without", [0.5, 0.97])

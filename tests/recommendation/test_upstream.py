@@ -256,10 +256,12 @@ def test_newcomers_who_took_nothing_count(shop, monkeypatch):
     # a batch like those that the fit saw, with newcomers as many: no drift, and the guarantee holds
     profile = model.saved.fitted.upstream_stage.profile
     assert 0.5 < profile.no_history < 0.8
-    known = pd.concat([shown(shop), lists[lists["user_id"].isin(taken["user_id"])]]).drop(columns="timestamp")
+    known = pd.concat([shown(shop), lists[lists["user_id"].isin(taken["user_id"])]])
+    then = known.groupby("user_id")["timestamp"].min().to_dict()  # with histories as they were judged
+    known = known.drop(columns="timestamp")
     users = np.random.default_rng(0).permutation(known["user_id"].unique())
     known = known[known["user_id"].isin(users[: int(600 / profile.no_history - 600)])]
-    facts = model.rerank(pd.concat([known, asked])).attrs["decision"]
+    facts = model.rerank(pd.concat([known, asked]), at=then).attrs["decision"]
     assert facts["drift"]["shifted"] == []
     assert facts["guarantee"] is not None
 
