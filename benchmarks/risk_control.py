@@ -37,7 +37,7 @@ from llm_rerank.recommendation.risk_control import (
     risk_levels,
 )
 from llm_rerank.recommendation.thresholds import CutLevels
-from llm_rerank.types import BoolArray, FloatArray, Ragged
+from llm_rerank.types import BoolArray, FloatArray, IntArray, Ragged
 
 SIMULATED = {
     "missed_target": ((0.1, 0.1), (0.1, 0.2), (0.2, 0.05)),
@@ -61,15 +61,28 @@ def at_positions(values: Float64Array, positions: npt.NDArray[np.intp], otherwis
 
 
 def outcome(
-    risk: str, alpha: float, delta: float, mean_loss: Float64Array, n: int, truth: Float64Array, kept: Float64Array
+    risk: str,
+    alpha: float,
+    delta: float,
+    mean_loss: Float64Array,
+    n: IntArray,
+    truth: Float64Array,
+    kept: Float64Array,
 ) -> dict[str, Any]:
     """Compare cuts chosen on many calibration sets with the truth.
 
-    mean_loss: shape (n_draws, n_levels), of n cases each. truth, kept: shape (n_levels,), true risk and mean number
-    kept at each level. Where no level passes, everything is kept with "missed_target" and nothing with the others.
+    mean_loss, n: shape (n_draws, n_levels), of so many counted cases. truth, kept: shape (n_levels,), true risk and
+    mean number kept at each level. Where no level passes, everything is kept with "missed_target" and nothing with the
+    others.
     """
     everything = risk == "missed_target"
-    figures: dict[str, Any] = {"risk": risk, "alpha": alpha, "delta": delta, "n_cases": n, "n_draws": len(mean_loss)}
+    figures: dict[str, Any] = {
+        "risk": risk,
+        "alpha": alpha,
+        "delta": delta,
+        "n_cases": int(n[:, 0].max()),
+        "n_draws": len(mean_loss),
+    }
     controlled = control_risk(risk, mean_loss, n, alpha, delta)
     plug_in = last_in_sequence(risk, mean_loss <= alpha)
     for name, positions in (("controlled", controlled), ("plug_in", plug_in)):
@@ -97,16 +110,18 @@ def simulate(world: World, n_cases: int, n_draws: int, seed: int) -> list[dict[s
     """Draw calibration sets from a world and compare every setting of ``SIMULATED`` with its truth."""
     rng, levels = np.random.default_rng(seed), risk_levels()
     means = {risk: np.empty((n_draws, len(levels))) for risk in RISKS}
+    counts = {risk: np.empty((n_draws, len(levels)), dtype=np.int64) for risk in RISKS}
     for draw in range(n_draws):
         lists = world.draw(n_cases, rng)
         for risk in RISKS:
-            means[risk][draw] = mean_losses(risk, lists.probabilities, lists.positive, lists.rows, levels)[0]
+            found_here = mean_losses(risk, lists.probabilities, lists.positive, lists.rows, levels)
+            means[risk][draw], counts[risk][draw] = found_here
     kept = world.mean_kept(levels)
     found = []
     for risk, settings in SIMULATED.items():
         truth = world.risk(risk, levels)
         for alpha, delta in settings:
-            figures = outcome(risk, alpha, delta, means[risk], n_cases, truth, kept)
+            figures = outcome(risk, alpha, delta, means[risk], counts[risk], truth, kept)
             figures["length"] = world.length
             found.append(figures)
     return found
@@ -132,17 +147,25 @@ def watch(
     return {"world": name, "guarantee_is_none": bool(drift.shifted), "drift": drift.to_dict(), "exceeded": exceeded}
 
 
-def resampled_means(losses: Float64Array, n: int, n_draws: int, rng: np.random.Generator) -> Float64Array:
-    """Mean losses of n cases drawn with replacement, many times: float64, shape (n_draws, n_levels).
+def resampled_means(
+    losses: Float64Array, n: int, n_draws: int, rng: np.random.Generator
+) -> tuple[Float64Array, IntArray]:
+    """Mean losses of n cases drawn with replacement, many times, and how many of them count: (n_draws, n_levels) each.
 
-    losses: shape (n_population, n_levels). How often each case is drawn is multinomial, so a draw is one row of counts.
+    losses: shape (n_population, n_levels), NaN where a case does not count. How often each case is drawn is
+    multinomial, so a draw is one row of counts.
     """
     means = np.empty((n_draws, losses.shape[1]))
+    numbers = np.empty(means.shape, dtype=np.int64)
+    counted = ~np.isnan(losses)
+    known, counting = np.where(counted, losses, 0.0), counted.astype(np.float64)
     chances = np.full(len(losses), 1 / len(losses))
     for start in range(0, n_draws, BLOCK_DRAWS):
-        counts = rng.multinomial(n, chances, size=min(BLOCK_DRAWS, n_draws - start))
-        means[start : start + len(counts)] = counts @ losses / n
-    return means
+        drawn = rng.multinomial(n, chances, size=min(BLOCK_DRAWS, n_draws - start)).astype(np.float64)
+        block, sums = slice(start, start + len(drawn)), drawn @ counting
+        numbers[block] = np.rint(sums)
+        means[block] = np.where(sums > 0, drawn @ known / np.maximum(sums, 1), 1.0)
+    return means, numbers
 
 
 @dataclass(frozen=True)
@@ -189,9 +212,10 @@ def judge_population(
     for risk, settings in REAL.items():
         losses = case_losses(risk, population.probabilities, population.positive, population.rows, levels)
         n = n_retrieved if risk == "missed_target" else n_cases
-        means, truth = resampled_means(losses, n, n_draws, rng), losses.mean(axis=0)
+        means, numbers = resampled_means(losses, n, n_draws, rng)
+        truth = mean_losses(risk, population.probabilities, population.positive, population.rows, levels)[0]
         for alpha, delta in settings:
-            figures = outcome(risk, alpha, delta, means, n, truth, kept)
+            figures = outcome(risk, alpha, delta, means, numbers, truth, kept)
             otherwise = 1.0 if risk == "missed_target" else 0.0
             reached = float(at_positions(recall, figures["positions"], otherwise).mean())
             figures["recall"] = reached

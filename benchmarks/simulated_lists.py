@@ -68,12 +68,12 @@ class World:
                 yield share * weight, least - self.spread * node, separation
 
     def risk(self, risk: str, levels: Float64Array) -> Float64Array:
-        """Give the expected loss of a list at each level: float64, shape (n_levels,).
+        """Give the expected loss of a list that counts at each level: float64, shape (n_levels,).
 
         Given u each of the m − 1 others is kept with chance q on its own, so that with F of them kept P(F > 0) =
         1 − (1 − q)^(m − 1) and E[F / (F + 1)] = 1 − (1 − (1 − q)^m) / (m q).
         """
-        total, m = np.zeros(len(levels)), self.length
+        total, counted, m = np.zeros(len(levels)), np.zeros(len(levels)), self.length
         for weight, least, separation in self._parts(levels):
             target = norm.sf(least - separation)
             if risk == "missed_target":
@@ -85,7 +85,8 @@ class World:
                 some = -np.expm1((m - 1) * log_cut)
                 beside_target = 1 + np.expm1(m * log_cut) / (m * norm.sf(least))
                 total += weight * (target * beside_target + (1 - target) * some)
-        return total
+                counted += weight * (target + (1 - target) * some)
+        return total / counted if risk == "false_discovery" else total
 
     def mean_kept(self, levels: Float64Array) -> Float64Array:
         """Give the expected number kept of a list at each level: float64, shape (n_levels,)."""

@@ -32,7 +32,8 @@ class ThresholdConfig:
     "expected_value": keep where probability × gain > cost; gain: of a hit; cost: of showing an item (same unit).
     "risk": with probability 1 − delta over the held-out cases, the expected ``risk`` of a list is at most alpha.
     risk: "missed_target": 1 where none of a list's retrieved targets is kept; "false_positives": share of the list's
-    candidates that are kept and no target; "false_discovery": share of the kept that are no target, 0 with none kept.
+    candidates that are kept and no target; "false_discovery": share of the kept that are no target, of lists that keep
+    any.
     """
 
     rule: Literal["probability", "f_beta", "recall", "precision", "expected_value", "risk"]

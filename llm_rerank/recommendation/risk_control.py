@@ -24,13 +24,16 @@ LEAST_CASES_FOR_GUARANTEE = 300
 """Cases with a retrieved target under which no guarantee is given, though the bound itself would hold."""
 
 N_LEVELS = 1_000
+N_STARTS = 20
+"""Levels from which "false_discovery" is tested downward: none is safe by nature, and above most nothing is kept."""
+
 LEAST_LEVEL, GREATEST_LEVEL = 1e-6, 0.999
 BLOCK_CELLS = 2**22  # 32 MiB of float64 losses at a time
 
 LOSSES_IN_WORDS = {
     "missed_target": "the share of lists of which no retrieved target is kept",
     "false_positives": "the mean share of a list's candidates that are kept and no target",
-    "false_discovery": "the mean share of a list's kept items that are no target",
+    "false_discovery": "the mean share of a list's kept items that are no target, of lists that keep any,",
 }
 
 
@@ -38,8 +41,8 @@ LOSSES_IN_WORDS = {
 class Guarantee:
     """With probability 1 − delta over the draw of the held-out cases, the expected risk is at most alpha.
 
-    n_cases: the cases it was tested on (with a retrieved target where the risk is of one). observed_risk: the mean
-    loss on them. conditional_on: in words, where it holds.
+    n_cases: the cases it was tested on (with a retrieved target, or something kept, where the risk is of those).
+    observed_risk: the mean loss on them. conditional_on: in words, where it holds.
     """
 
     risk: str
@@ -69,7 +72,8 @@ class Guarantee:
 
 def conditions_of(risk: str) -> str:
     """Say what a guarantee of this risk is conditional on."""
-    lists = "lists with a retrieved target" if risk == "missed_target" else "lists"
+    counted = {"missed_target": " with a retrieved target", "false_discovery": " of which something is kept"}
+    lists = f"lists{counted.get(risk, '')}"
     return (
         f"{lists} exchangeable with the held-out ones (users, candidates and targets of the same kind; where this "
         "library retrieves them: of users who go on to take something new), cut by this fitted model without a refit "
@@ -90,10 +94,11 @@ def risk_levels() -> Float64Array:
 def case_losses(
     risk: str, probabilities: FloatArray, positive: BoolArray, rows: Ragged, levels: Float64Array
 ) -> Float64Array:
-    """Loss of each case at each level: float64, shape (n_counted, n_levels), in [0, 1].
+    """Loss of each case at each level: float64, shape (n_counted, n_levels), in [0, 1]; NaN where it does not count.
 
     probabilities, positive: shape (n_candidates,), laid out as ``rows``; NaN is never kept and its target counts as
-    not retrieved. levels: rising. Counted is every case, or with "missed_target" each with a retrieved target.
+    not retrieved. levels: rising. Counted is every case, with "missed_target" each with a retrieved target, and with
+    "false_discovery" at each level those that keep something: a list that shows nothing makes no list better.
     """
     n_cases, n_levels = len(rows), len(levels)
     case = rows.row_of_value
@@ -108,7 +113,8 @@ def case_losses(
     wrong = _kept_at_levels(case[~positive], reached[~positive], n_cases, n_levels)
     if risk == "false_positives":
         return wrong / np.maximum(rows.lengths, 1)[:, None]
-    return wrong / np.maximum(_kept_at_levels(case, reached, n_cases, n_levels), 1)
+    kept = _kept_at_levels(case, reached, n_cases, n_levels)
+    return np.where(kept > 0, wrong / np.maximum(kept, 1), np.nan)
 
 
 def _kept_at_levels(case: IntArray, reached: IntArray, n_cases: int, n_levels: int) -> IntArray:
@@ -120,20 +126,20 @@ def _kept_at_levels(case: IntArray, reached: IntArray, n_cases: int, n_levels: i
 
 def mean_losses(
     risk: str, probabilities: FloatArray, positive: BoolArray, rows: Ragged, levels: Float64Array
-) -> tuple[Float64Array, int]:
-    """Average ``case_losses`` over the counted cases, a block of cases at a time: shape (n_levels,), and their number.
+) -> tuple[Float64Array, IntArray]:
+    """Average ``case_losses`` over the cases counted at each level: two arrays of shape (n_levels,), means and counts.
 
-    Without a counted case the losses are 1: nothing speaks for any level.
+    Works on a block of cases at a time. Without a counted case a mean is 1: nothing speaks for the level.
     """
-    total, n_counted = np.zeros(len(levels)), 0
+    total, n_counted = np.zeros(len(levels)), np.zeros(len(levels), dtype=np.int64)
     block = max(1, BLOCK_CELLS // len(levels))
     for start in range(0, len(rows), block):
         taken = np.arange(start, min(start + block, len(rows)))
         flat = slice(rows.offsets[taken[0]], rows.offsets[taken[-1] + 1])
         losses = case_losses(risk, probabilities[flat], positive[flat], rows.take(taken), levels)
-        total += losses.sum(axis=0)
-        n_counted += len(losses)
-    return (total / n_counted if n_counted else np.ones(len(levels))), n_counted
+        total += np.nansum(losses, axis=0)
+        n_counted += (~np.isnan(losses)).sum(axis=0)
+    return np.where(n_counted > 0, total / np.maximum(n_counted, 1), 1.0), n_counted
 
 
 def hoeffding_bentkus_p_value(
@@ -156,23 +162,44 @@ def hoeffding_bentkus_p_value(
     return np.minimum(hoeffding, bentkus)
 
 
-def control_risk(risk: str, mean_loss: Float64Array, n: int, alpha: float, delta: float) -> npt.NDArray[np.intp]:
-    """Learn-then-Test by a fixed sequence of levels: the last level that passes before the first that does not, or −1.
+def control_risk(
+    risk: str, mean_loss: Float64Array, n: npt.ArrayLike, alpha: float, delta: float
+) -> npt.NDArray[np.intp]:
+    """Learn-then-Test by fixed sequences of levels: the level farthest along that passes before one that does not.
 
-    mean_loss: shape (..., n_levels), over rising levels that do not depend on the cases. The test starts where least
-    can go wrong: "missed_target" at the lowest level, upward, so that the result is the highest level that is safe; the
-    others at the highest, downward. All levels passed are safe together with probability 1 − delta, monotone or not.
-    Returns positions of levels, shape (...).
+    mean_loss: shape (..., n_levels), over rising levels that do not depend on the cases. n: int, or the counts of each
+    level: given how many lists keep something at a level, their losses are independent, and of the law of such lists.
+    The test starts where least can go wrong: "missed_target" at the lowest level, upward, so that the result is the
+    highest level that is safe; "false_positives" at the highest, downward; "false_discovery" downward from
+    ``N_STARTS`` levels with delta shared among them. All levels passed are safe together with probability 1 − delta,
+    monotone or not. Returns positions of levels, shape (...); −1: none passed.
     """
-    passed = hoeffding_bentkus_p_value(mean_loss, n, alpha, binary=risk == "missed_target") <= delta
-    return last_in_sequence(risk, passed)
+    share = delta / len(first_levels(risk, mean_loss.shape[-1]))
+    p_values = hoeffding_bentkus_p_value(mean_loss, n, alpha, binary=risk == "missed_target")
+    return last_in_sequence(risk, p_values <= share)
+
+
+def first_levels(risk: str, n_levels: int) -> npt.NDArray[np.intp]:
+    """Positions of the levels that ``control_risk`` starts from, rising."""
+    if risk == "missed_target":
+        return np.array([0])
+    if risk == "false_positives":
+        return np.array([n_levels - 1])
+    return np.unique(np.linspace(0, n_levels - 1, N_STARTS + 1)[1:].astype(np.intp))
 
 
 def last_in_sequence(risk: str, passed: BoolArray) -> npt.NDArray[np.intp]:
-    """Position of the last level before the first that failed, in the order of ``control_risk``; −1: the first failed.
+    """Position farthest along that is reached from a start over levels that all passed; −1: no start passed.
 
     passed: shape (..., n_levels); returns shape (...).
     """
-    upward = risk == "missed_target"
-    n_passed = np.logical_and.accumulate(passed if upward else passed[..., ::-1], axis=-1).sum(axis=-1)
-    return n_passed - 1 if upward else np.where(n_passed > 0, passed.shape[-1] - n_passed, -1)
+    n_levels = passed.shape[-1]
+    starts = first_levels(risk, n_levels)
+    if risk == "missed_target":
+        return np.logical_and.accumulate(passed, axis=-1).sum(axis=-1) - 1
+    places = np.arange(n_levels)
+    failures = np.where(passed, n_levels, places)
+    next_failure = np.minimum.accumulate(failures[..., ::-1], axis=-1)[..., ::-1]
+    next_start = np.append(starts, n_levels)[np.searchsorted(starts, places)]
+    reached = next_start < next_failure
+    return np.where(reached.any(axis=-1), reached.argmax(axis=-1), -1)

@@ -240,8 +240,8 @@ def _controlled(
         return (
             KEEPS_EVERYTHING if everything else KEEPS_NOTHING,
             None,
-            f"no cut could be shown to hold alpha {config.alpha:g} at delta {config.delta:g} on {n_counted:,} cases, "
-            f"so {'everything' if everything else 'nothing'} is kept; give more cases, or raise alpha or delta",
+            f"no cut could be shown to hold alpha {config.alpha:g} at delta {config.delta:g} on {n_counted[0]:,} cases,"
+            f" so {'everything' if everything else 'nothing'} is kept; give more cases, or raise alpha or delta",
         )
     hit = positive & ~np.isnan(probabilities)
     n_retrieved = len(np.unique(rows.row_of_value[hit]))
@@ -253,7 +253,7 @@ def _controlled(
         )
         return least, None, reason
     observed, conditions = float(losses[place]), conditions_of(config.risk)
-    return least, Guarantee(config.risk, config.alpha, config.delta, n_counted, observed, conditions), ""
+    return least, Guarantee(config.risk, config.alpha, config.delta, int(n_counted[place]), observed, conditions), ""
 
 
 def least_profitable(gain: float, cost: float) -> float:

@@ -15,6 +15,7 @@ from llm_rerank.recommendation.risk_control import (
     case_losses,
     conditions_of,
     control_risk,
+    first_levels,
     hoeffding_bentkus_p_value,
     last_in_sequence,
     mean_losses,
@@ -43,7 +44,7 @@ def packed(lists):
 
 
 def loss_by_the_book(risk, case, level):
-    """One list's loss at one level, in plain words; None where the list is not counted."""
+    """One list's loss at one level, in plain words; None where the list is not counted, NaN where not at that level."""
     kept = [(p, hit) for p, hit in case if np.float32(p) >= np.float32(level)]
     wrong = sum(not hit for _, hit in kept)
     if risk == "missed_target":
@@ -52,7 +53,7 @@ def loss_by_the_book(risk, case, level):
         return 0.0 if any(hit for _, hit in kept) else 1.0
     if risk == "false_positives":
         return wrong / len(case) if case else 0.0
-    return wrong / len(kept) if kept else 0.0
+    return wrong / len(kept) if kept else math.nan
 
 
 # ------------------------------------------------------------------ p values
@@ -125,8 +126,10 @@ def test_losses_equal_the_plain_words(lists, risk):
     found = case_losses(risk, probabilities, positive, rows, levels)
     np.testing.assert_allclose(found, np.reshape(expected, (-1, len(levels))))
     mean, n = mean_losses(risk, probabilities, positive, rows, levels)
-    assert n == len(expected)
-    np.testing.assert_allclose(mean, np.mean(expected, axis=0) if n else np.ones(len(levels)))
+    for place, column in enumerate(zip(*expected, strict=True) if expected else [()] * len(levels)):
+        counted = [loss for loss in column if not math.isnan(loss)]
+        assert n[place] == len(counted)
+        assert mean[place] == pytest.approx(np.mean(counted) if counted else 1.0)
 
 
 @pytest.mark.parametrize("risk", RISKS)
@@ -140,7 +143,7 @@ def test_means_do_not_depend_on_the_blocks(risk, monkeypatch):
     whole, n = mean_losses(risk, probabilities, positive, rows, levels)
     monkeypatch.setattr(risk_control, "BLOCK_CELLS", 7 * len(levels))  # 7 lists at a time
     in_blocks, n_in_blocks = mean_losses(risk, probabilities, positive, rows, levels)
-    assert n == n_in_blocks
+    assert n.tolist() == n_in_blocks.tolist()
     np.testing.assert_allclose(in_blocks, whole, rtol=1e-12)
 
 
@@ -153,10 +156,10 @@ def test_missed_targets_rise_with_the_cut_and_false_positives_fall(lists):
 
 
 def test_false_discoveries_are_not_monotone():
-    # kept from .1: one wrong of two; from .3: one of one; from .6: none
+    # kept from .1: one wrong of two; from .3: one of one; from .6: none, so that the list says nothing there
     lists = [[(0.1, True), (0.5, False)]]
     levels = np.array([0.0625, 0.25, 0.625])
-    assert case_losses("false_discovery", *packed(lists), levels).tolist() == [[0.5, 1.0, 0.0]]
+    np.testing.assert_array_equal(case_losses("false_discovery", *packed(lists), levels), [[0.5, 1.0, np.nan]])
 
 
 # ------------------------------------------------------------------ sequence
@@ -166,13 +169,28 @@ def test_the_sequence_stops_at_the_first_level_that_fails():
     # upward: the first two pass; downward: the last one only, whatever passes below the failure
     passed = np.array([True, True, False, True])
     assert last_in_sequence("missed_target", passed) == 1
-    assert last_in_sequence("false_discovery", passed) == 3
+    assert last_in_sequence("false_positives", passed) == 3
     assert last_in_sequence("false_positives", np.array([False, True, True])) == 1
     for risk in RISKS:
         assert last_in_sequence(risk, np.zeros(3, dtype=bool)) == -1
-        assert last_in_sequence(risk, np.array([[False, True, True], [True, True, True]])).tolist() == (
-            [-1, 2] if risk == "missed_target" else [1, 0]
-        )
+    both = np.array([[False, True, True], [True, True, True]])
+    assert last_in_sequence("missed_target", both).tolist() == [-1, 2]
+    assert last_in_sequence("false_positives", both).tolist() == [1, 0]
+
+
+def test_false_discoveries_are_walked_from_several_starts(monkeypatch):
+    monkeypatch.setattr(risk_control, "N_STARTS", 3)
+    assert first_levels("false_discovery", 10).tolist() == [3, 6, 9]
+    assert first_levels("false_discovery", 1_000)[-1] == 999
+
+    def reached(text):
+        return int(last_in_sequence("false_discovery", np.array([mark == "+" for mark in text])))
+
+    assert reached("++++++++++") == 0
+    assert reached("..++......") == 2  # from 3 down to 2; above, where nothing is kept, no start passes
+    assert reached("+..++.++.+") == 3  # 6, 9 and 3 start; of 4 alone nothing leads down to 3, but 3 is a start
+    assert reached("++..++....") == -1  # no start among them: not tested
+    assert reached("..........") == -1
 
 
 def test_control_by_hand():
@@ -220,4 +238,5 @@ def test_a_guarantee_says_all_that_it_needs(risk):
     for words in ("at least 0.8", "1,234 held-out cases", "at most 0.05", "0.0312", "exchangeable", "without a refit"):
         assert words in said
     assert ("with a retrieved target" in said) == (risk == "missed_target")
+    assert ("of lists that keep any" in said) == (risk == "false_discovery")
     assert Guarantee.from_dict(guarantee.to_dict()) == guarantee

@@ -251,7 +251,7 @@ def test_the_risk_rule_takes_the_last_level_that_passes(risk, alpha):
     assert cut.least_probability == levels[place]
     assert 0 < cut.mean_kept < 20
     guarantee = cut.guarantee
-    assert (guarantee.risk, guarantee.alpha, guarantee.delta, guarantee.n_cases) == (risk, alpha, 0.05, 800)
+    assert (guarantee.risk, guarantee.alpha, guarantee.delta) == (risk, alpha, 0.05)
     # the loss on these very cases, from what is kept
     kept = (probabilities >= np.float32(cut.least_probability)).reshape(800, 20)
     hit = positive.reshape(800, 20)
@@ -259,8 +259,9 @@ def test_the_risk_rule_takes_the_last_level_that_passes(risk, alpha):
     loss = {
         "missed_target": ~(kept & hit).any(axis=1),
         "false_positives": wrong / 20,
-        "false_discovery": wrong / np.maximum(kept.sum(axis=1), 1),
+        "false_discovery": (wrong / np.maximum(kept.sum(axis=1), 1))[kept.any(axis=1)],  # of lists that show some
     }[risk]
+    assert guarantee.n_cases == len(loss)
     assert guarantee.observed_risk == pytest.approx(loss.mean())
     assert loss.mean() < alpha
     assert cut.no_guarantee == ""
@@ -457,15 +458,30 @@ def test_another_risk_or_delta_than_the_fits_is_another_rule_with_a_guarantee_or
             cut_as_set(cut, other, rule)
 
 
-def test_a_guarantee_that_holds_because_nothing_is_kept_says_so():
+def useless_lists():
+    """800 lists of ten with one target each, which the probabilities do not tell apart."""
     rng = np.random.default_rng(0)
     rows = Ragged.from_lengths(np.zeros(8_000, dtype=np.int64), np.full(800, 10))
     positive = np.zeros(8_000, dtype=np.bool_)
     positive[np.arange(800) * 10 + rng.integers(0, 10, 800)] = True
-    useless = rng.uniform(0.001, 0.02, 8_000).astype(np.float32)  # no cut has a tenth of its items wrong
-    cut = choose_cut(ThresholdConfig("risk", risk="false_discovery", alpha=0.1, delta=0.1), useless, positive, rows)
+    return rng.uniform(0.001, 0.02, 8_000).astype(np.float32), positive, rows
+
+
+def test_a_guarantee_that_holds_because_nothing_is_kept_says_so():
+    # nine in ten are wrong: a list of ten may keep none of them
+    rule = ThresholdConfig("risk", risk="false_positives", alpha=1e-3, delta=0.5)
+    cut = choose_cut(rule, *useless_lists())
     assert (cut.mean_kept, cut.guarantee is not None) == (0, True)
     assert "only because nothing is kept" in cut.sentence()
-    some = choose_cut(ThresholdConfig("risk", alpha=0.4, delta=0.1), useless, positive, rows)
+    some = choose_cut(ThresholdConfig("risk", alpha=0.4, delta=0.1), *useless_lists())
     assert some.mean_kept > 0
     assert some.vacuous == ""
+
+
+def test_empty_lists_do_not_make_the_shown_ones_look_right():
+    # no cut has a tenth of its items wrong, however few lists it leaves anything of
+    cut = choose_cut(ThresholdConfig("risk", risk="false_discovery", alpha=0.1, delta=0.1), *useless_lists())
+    assert (cut.mean_kept, cut.guarantee) == (0, None)
+    assert "no cut could be shown to hold alpha 0.1 at delta 0.1 on 800 cases, so nothing is kept" in cut.no_guarantee
+    loose = choose_cut(ThresholdConfig("risk", risk="false_discovery", alpha=0.95, delta=0.1), *useless_lists())
+    assert loose.guarantee.observed_risk == pytest.approx(0.9, abs=0.02)
