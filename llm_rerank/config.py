@@ -29,7 +29,9 @@ class ThresholdConfig:
     is beta; "recall": the highest cut that keeps at least the share ``value`` of retrieved targets; "precision": the
     lowest cut of which the share ``value`` is right, or, where there is none, the one of the highest share, with a
     warning, of the cuts that keep 30 candidates. The last three are estimates on held-out cases.
-    "expected_value": keep where probability × gain > cost; gain: of a hit; cost: of showing an item (same unit).
+    "expected_value": keep where probability × take_rate × gain > cost; gain: of a hit; cost: of showing an item (same
+    unit); take_rate: share of the lists shown from which the user takes something new, for a probability of lists that
+    the library retrieves is given that they do.
     "risk": with probability 1 − delta over the held-out cases, the expected ``risk`` of a list is at most alpha.
     risk: "missed_target": 1 where none of a list's retrieved targets is kept; "false_positives": share of the list's
     candidates that are kept and no target; "false_discovery": share of the kept that are no target, of lists that keep
@@ -41,6 +43,7 @@ class ThresholdConfig:
     _: KW_ONLY
     gain: float = 1.0
     cost: float | None = None
+    take_rate: float = 1.0
     risk: Literal["missed_target", "false_positives", "false_discovery"] = "missed_target"
     alpha: float = 0.1
     delta: float = 0.1
@@ -48,7 +51,9 @@ class ThresholdConfig:
     def __post_init__(self) -> None:
         if self.rule not in THRESHOLD_RULES:
             raise DataError(f"threshold rule is {self.rule!r}; it must be one of {', '.join(THRESHOLD_RULES)}")
-        own = {"expected_value": ("gain", "cost"), "risk": ("risk", "alpha", "delta")}.get(self.rule, ("value",))
+        own = {"expected_value": ("gain", "cost", "take_rate"), "risk": ("risk", "alpha", "delta")}.get(
+            self.rule, ("value",)
+        )
         for name, field in self.__dataclass_fields__.items():
             if name not in ("rule", *own) and getattr(self, name) != field.default:
                 raise DataError(
@@ -60,10 +65,11 @@ class ThresholdConfig:
         for name in own:
             if name != "risk":
                 self._check_number(name)
-        if self.cost is not None and self.cost >= self.gain:
+        if self.cost is not None and self.cost >= self.gain * self.take_rate:
+            times = "" if self.take_rate == 1 else f" × take_rate {self.take_rate}"
             raise DataError(
-                f"threshold rule 'expected_value' has gain {self.gain} and cost {self.cost}: no probability makes the "
-                "gain exceed the cost, so nothing could be kept; cost must be below gain"
+                f"threshold rule 'expected_value' has gain {self.gain}{times} and cost {self.cost}: no probability "
+                "makes the gain exceed the cost, so nothing could be kept; cost must be below gain"
             )
 
     def _check_number(self, name: str) -> None:
@@ -73,6 +79,7 @@ class ThresholdConfig:
             "delta": (lambda x: 0 < x < 1, "strictly between 0 and 1, for example 0.1"),
             "gain": (lambda x: x >= LEAST_GAIN, f"above 0 (at least {LEAST_GAIN:g}), the gain of a hit"),
             "cost": (lambda x: 0 <= x, "of at least 0 and below gain, the cost of showing an item"),
+            "take_rate": (lambda x: 0 < x <= 1, "in (0, 1], the share of lists from which something new is taken"),
             "value": (lambda x: 0 < x <= 1, "in (0, 1]"),
         }[name]
         if self.rule == "f_beta":

@@ -64,8 +64,8 @@ Threshold = Annotated[
         "--threshold",
         metavar="RULE",
         help="What is kept; default: the top k. probability=0.02, f_beta=1.0, recall=0.8, precision=0.1 (a number); "
-        "expected_value,gain=30,cost=0.5; risk=missed_target,alpha=0.1,delta=0.1 (a guarantee; also false_positives, "
-        "false_discovery).",
+        "expected_value,gain=30,cost=0.5,take_rate=0.1; risk=missed_target,alpha=0.1,delta=0.1 (a guarantee; also "
+        "false_positives, false_discovery).",
     ),
 ]
 NewThreshold = Annotated[
@@ -73,8 +73,8 @@ NewThreshold = Annotated[
     typer.Option(
         "--threshold",
         metavar="RULE",
-        help="What is kept; default: as fitted. probability=0.02, or expected_value,gain=30,cost=0.5; other rules "
-        "choose on held-out users, in the fit.",
+        help="What is kept; default: as fitted. probability=0.02, or expected_value,gain=30,cost=0.5,take_rate=0.1; "
+        "other rules choose on held-out users, in the fit.",
     ),
 ]
 _VARIETY = "Variety against relevance, 0 to 1; or settings such as strength=0.3,max_per_group=2,group_by=brand."
@@ -163,8 +163,8 @@ def threshold_rule(text: str | None) -> ThresholdConfig | None:
         if equals:
             values["risk" if rule == "risk" else "value"] = given if rule == "risk" else float(given)
         for name, _, value in others:
-            if name not in ("value", "gain", "cost", "risk", "alpha", "delta"):
-                raise DataError(f"there is no {name!r}; known: gain, cost, risk, alpha, delta")
+            if name not in ("value", "gain", "cost", "take_rate", "risk", "alpha", "delta"):
+                raise DataError(f"there is no {name!r}; known: gain, cost, take_rate, risk, alpha, delta")
             values[name] = value if name == "risk" else float(value)
         return ThresholdConfig(rule, **values)  # type: ignore[arg-type]  # it checks the name itself
     except ValueError as error:

@@ -17,6 +17,9 @@ GOOD = {
     "recall=0.8": ThresholdConfig("recall", 0.8),
     "precision=0.1": ThresholdConfig("precision", value=0.1),
     "expected_value,gain=30,cost=0.5": ThresholdConfig("expected_value", gain=30, cost=0.5),
+    "expected_value,gain=30,cost=0.5,take_rate=0.1": ThresholdConfig(
+        "expected_value", gain=30, cost=0.5, take_rate=0.1
+    ),
     "expected_value,cost=0": ThresholdConfig("expected_value", cost=0.0),
     "risk": ThresholdConfig("risk"),
     "risk=false_positives, alpha=0.05, delta=0.2": ThresholdConfig(
@@ -76,6 +79,13 @@ BAD = {
     "gain 0": (("expected_value",), {"gain": 0, "cost": 0}, "gain 0; it must be a number above 0"),
     "gain infinite": (("expected_value",), {"gain": math.inf, "cost": 1}, "gain inf"),
     "cost of the gain": (("expected_value",), {"gain": 2, "cost": 2}, "gain 2 and cost 2.*cost must be below gain"),
+    "take rate above 1": (("expected_value",), {"cost": 0.1, "take_rate": 10}, r"take_rate 10; .*in \(0, 1\]"),
+    "cost of the rare gain": (
+        ("expected_value",),
+        {"gain": 30, "cost": 0.5, "take_rate": 0.01},
+        "gain 30 × take_rate 0.01 and cost 0.5",
+    ),
+    "take rate of another rule": (("recall", 0.8), {"take_rate": 0.2}, "has take_rate 0.2, which it does not read"),
     "alpha of another rule": (("recall", 0.8), {"alpha": 0.2}, "'recall' has alpha 0.2, which it does not read"),
     "cost of another rule": (("risk",), {"cost": 0.0}, "has cost 0.0, which it does not read; give only risk, alpha,"),
     "value of another rule": (("risk", 0.1), {}, "has value 0.1, which it does not read"),
@@ -98,7 +108,7 @@ def test_what_cannot_be_is_refused_with_value_and_rule(name):
         "recall=most": "--threshold is 'recall=most': write a rule and its numbers",
         "median=1": "must be one of probability, f_beta, recall, precision, expected_value, risk",
         "risk,alpha=1": "has alpha 1.0",
-        "risk,beta=1": "there is no 'beta'; known: gain, cost, risk, alpha, delta",
+        "risk,beta=1": "there is no 'beta'; known: gain, cost, take_rate, risk, alpha, delta",
         "risk=regret": "risk is 'regret'",
         "recall=0.8,alpha=0.2": "'recall' has alpha 0.2, which it does not read",
         "": "--threshold is ''",

@@ -19,7 +19,7 @@ from llm_rerank.recommendation.inputs import Fold
 from llm_rerank.recommendation.log import FitLog
 from llm_rerank.recommendation.risk_control import LEAST_CASES_FOR_GUARANTEE
 from llm_rerank.recommendation.stage import UPSTREAM, Stage, StageFit, supports
-from llm_rerank.recommendation.thresholds import choose_cut, cut_curve
+from llm_rerank.recommendation.thresholds import GIVEN_A_TAKE, choose_cut, cut_curve
 from llm_rerank.types import BoolArray, DataError, FloatArray, IntArray, Interactions
 
 
@@ -135,6 +135,8 @@ def _with_cut(
     stage = replace(stage, cut=cut)
     if cut.guarantee is None:  # else it is said at the end of the fit, when it is known whether it still holds
         log.say(f"{'warning: ' if cut.misses_its_target else ''}{cut.sentence()}")
+    if rule.rule == "expected_value" and rule.take_rate == 1 and UPSTREAM not in stage.component_names:
+        log.say(f"cut: {GIVEN_A_TAKE}")
     if n_retrieved < LEAST_CASES_FOR_GUARANTEE and rule.rule in ("f_beta", "recall", "precision"):
         log.say(f"warning: cut: chosen on {n_retrieved} retrieved cases, fewer than {LEAST_CASES_FOR_GUARANTEE}")
     return stage

@@ -33,7 +33,7 @@ BLOCK_CELLS = 2**22  # 32 MiB of float64 losses at a time
 LOSSES_IN_WORDS = {
     "missed_target": "the share of lists of which no retrieved target is kept",
     "false_positives": "the mean share of a list's candidates that are kept and no target",
-    "false_discovery": "the mean share of a list's kept items that are no target, of lists that keep any,",
+    "false_discovery": "the mean share of a list's kept items that are no target, of lists that keep any",
 }
 
 

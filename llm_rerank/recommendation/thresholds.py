@@ -13,6 +13,7 @@ from llm_rerank.config import ThresholdConfig
 from llm_rerank.recommendation.candidates import positions_in_row
 from llm_rerank.recommendation.risk_control import (
     LEAST_CASES_FOR_GUARANTEE,
+    LOSSES_IN_WORDS,
     Guarantee,
     conditions_of,
     control_risk,
@@ -27,6 +28,10 @@ if TYPE_CHECKING:
 Float64Array = npt.NDArray[np.float64]
 
 NEVER_PROMISED = "this rule is an estimate on held-out cases; the rule 'risk' gives a guarantee"
+GIVEN_A_TAKE = (
+    "probabilities are given that the user takes something new: where only a share of the lists shown leads to that, "
+    "set take_rate to it, or the cut keeps more than pays"
+)
 SET_AFTERWARDS = "threshold was set after the fit, which judged no such cut"
 
 KEEPS_EVERYTHING, KEEPS_NOTHING = 0.0, 2.0
@@ -39,10 +44,10 @@ LEAST_KEPT = 30
 class Cut:
     """A chosen cut and what it achieved on the cases it was chosen on (estimates; ``guarantee`` is what is promised).
 
-    value: the rule's number; of "expected_value" cost / gain, of "risk" alpha. least_probability: a candidate is kept
-    where its probability is at least this; 2 keeps nothing. precision, recall: pooled over candidates; recall is of
-    the retrieved targets; NaN where nothing is kept or retrieved. mean_kept: candidates kept a case. n_cases,
-    n_targets: their basis. no_guarantee: why there is none, "" where there is one.
+    value: the rule's number; of "expected_value" cost / (gain × take_rate), of "risk" alpha. least_probability: a
+    candidate is kept where its probability is at least this; 2 keeps nothing. precision, recall: pooled over
+    candidates; recall is of the retrieved targets; NaN where nothing is kept or retrieved. mean_kept: candidates kept
+    a case. n_cases, n_targets: their basis. no_guarantee: why there is none, "" where there is one.
     """
 
     rule: str
@@ -131,7 +136,8 @@ def _known_beforehand(threshold: ThresholdConfig) -> tuple[float, float]:
         assert threshold.value is not None
         return float(threshold.value), float(threshold.value)
     assert threshold.cost is not None
-    return threshold.cost / threshold.gain, least_profitable(threshold.gain, threshold.cost)
+    gain = threshold.gain * threshold.take_rate
+    return threshold.cost / gain, least_profitable(gain, threshold.cost)
 
 
 def choose_cut(config: ThresholdConfig, probabilities: FloatArray, positive: BoolArray, rows: Ragged) -> Cut:
@@ -249,7 +255,7 @@ def _controlled(
     if n_retrieved < LEAST_CASES_FOR_GUARANTEE:
         reason = (
             f"chosen on {n_retrieved:,} cases with a retrieved target, fewer than the {LEAST_CASES_FOR_GUARANTEE} that "
-            "a guarantee is given on"
+            f"a guarantee is given on; on these, {LOSSES_IN_WORDS[config.risk]} is {losses[place]:.4g}"
         )
         return least, None, reason
     observed, conditions = float(losses[place]), conditions_of(config.risk)

@@ -218,6 +218,15 @@ def test_expected_value_needs_no_targets():
     assert choose_cut(ThresholdConfig("expected_value", gain=10, cost=5), exact, POSITIVE, ROWS).mean_kept == 1.5
 
 
+def test_what_is_earned_from_a_share_of_lists_alone_must_pay_for_all_of_them():
+    # .8 × 10 × .5 = 4 is less than the cost, which all lists pay: .9 alone is kept, in one of two lists
+    rule = ThresholdConfig("expected_value", gain=10, cost=4.2, take_rate=0.5)
+    cut = choose_cut(rule, PROBABILITIES, POSITIVE, ROWS)
+    assert (cut.mean_kept, cut.value) == (0.5, pytest.approx(0.84))
+    assert cut_as_set(None, rule, None).least_probability == cut.least_probability
+    assert choose_cut(replace(rule, take_rate=1.0), PROBABILITIES, POSITIVE, ROWS).mean_kept == 1.5
+
+
 @given(st.floats(1e-3, 1e6), st.floats(0, 1, exclude_max=True), st.floats(0, 1, width=32))
 def test_what_is_kept_is_worth_more_than_it_costs(gain, share, probability):
     cost = share * gain
@@ -295,6 +304,9 @@ def test_twenty_cases_are_too_few_and_it_is_said():
     assert cut.guarantee is None
     assert 0 < cut.least_probability
     assert "chosen on 20 cases with a retrieved target, fewer than the 300" in cut.no_guarantee
+    kept = (probabilities >= np.float32(cut.least_probability)) & positive
+    missed = 1 - kept.sum() / 20  # each list has one target
+    assert f"on these, the share of lists of which no retrieved target is kept is {missed:.4g}" in cut.no_guarantee
     for rule, value in (("recall", 0.9), ("precision", 0.05), ("f_beta", 1.0), ("probability", 0.1)):
         assert choose_cut(ThresholdConfig(rule, value), probabilities, positive, rows).n_cases == 20
 

@@ -94,7 +94,7 @@ export function moveInWords({ from, by }) {
 const RISKS = {
   missed_target: "the share of lists of which no retrieved target is kept",
   false_positives: "the mean share of a list’s candidates that are kept and are no target",
-  false_discovery: "the mean share of a list’s kept items that are no target, of lists that keep any,",
+  false_discovery: "the mean share of a list’s kept items that are no target, of lists that keep any",
 };
 
 /** How the list was cut, in one sentence. facts: of the answer; kept, all: counts of the list that is shown. */
