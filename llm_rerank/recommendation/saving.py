@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -158,6 +158,7 @@ def read_reranker(folder: Path, specs: Sequence[ComponentSpec] = ()) -> Saved:
     Raises StorageError where a part is missing, or a component is of no known kind.
     """
     values = _read_config(folder)
+    config, stage, upstream_stage, asked = _rebuilt(folder, _settings, values)
     components = []
     for entry in values["components"]:
         scorer = _loader(entry, specs)(folder / "components" / entry["name"])
@@ -177,16 +178,13 @@ def read_reranker(folder: Path, specs: Sequence[ComponentSpec] = ()) -> Saved:
         shown, counted = read_arrays(folder / "impressions.safetensors")
         ids = _read_ids(folder / "impression_user_ids.parquet")
         impressions = Impressions(ids, **shown, unknown_items=counted.get(UNKNOWN_ITEMS))
-    upstream, config = values["upstream_stage"], RerankerConfig.from_dict(values["config"])
-    # in earlier folders the settings are the fit's
-    asked = values.get("fit_threshold", values["config"].get("threshold"))
     fitted = Fitted(
         items=items,
         components=tuple(components),
         reference=read_arrays(folder / "reference.safetensors")[0]["items"],
-        stage=Stage.from_dict(values["stage"]),
-        upstream_stage=None if upstream is None else Stage.from_dict(upstream),
-        threshold=None if asked is None else ThresholdConfig(**asked),
+        stage=stage,
+        upstream_stage=upstream_stage,
+        threshold=asked,
         report=values["report"],
     )
     statistics = None
@@ -214,10 +212,10 @@ def read_start(folder: Path) -> Start:
     """Read only what another shop lends: the stages, and where its cross-encoder lies."""
     values = _read_config(folder)
     weights = folder / "components" / CROSS_ENCODER
-    upstream = values["upstream_stage"]
+    stage, upstream_stage = _rebuilt(folder, _stages, values)
     return Start(
-        stage=Stage.from_dict(values["stage"]),
-        upstream_stage=None if upstream is None else Stage.from_dict(upstream),
+        stage=stage,
+        upstream_stage=upstream_stage,
         cross_encoder=weights if weights.is_dir() else None,
     )
 
@@ -232,6 +230,33 @@ def _read_config(folder: Path) -> dict[str, Any]:
     if absent:
         raise StorageError(f"{path} has no {absent[0]!r}: that is no reranker's; give a folder that fit wrote")
     return values
+
+
+Read = TypeVar("Read")
+
+
+def _rebuilt(folder: Path, build: Callable[[Mapping[str, Any]], Read], values: Mapping[str, Any]) -> Read:
+    """Build what a description says; StorageError where it is of another version, whose fields differ."""
+    try:
+        return build(values)
+    except (TypeError, KeyError, ValueError) as error:
+        raise StorageError(
+            f"{folder / 'config.json'} is of another version of llm_rerank ({type(error).__name__}: {error}); load it "
+            "with the one that saved it, or fit and save again"
+        ) from error
+
+
+def _stages(values: Mapping[str, Any]) -> tuple[Stage, Stage | None]:
+    upstream = values["upstream_stage"]
+    return Stage.from_dict(values["stage"]), None if upstream is None else Stage.from_dict(upstream)
+
+
+def _settings(values: Mapping[str, Any]) -> tuple[RerankerConfig, Stage, Stage | None, ThresholdConfig | None]:
+    """Rebuild settings, both stages, and the threshold that the fit was asked for."""
+    # in earlier folders the settings are the fit's
+    asked = values.get("fit_threshold", values["config"].get("threshold"))
+    threshold = None if asked is None else ThresholdConfig(**asked)
+    return RerankerConfig.from_dict(values["config"]), *_stages(values), threshold
 
 
 def _library_class(name: str) -> type[Scorer] | None:

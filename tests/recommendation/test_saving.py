@@ -168,6 +168,22 @@ def test_another_models_folder_is_refused(saved, tmp_path):
             read(tmp_path)
 
 
+@pytest.mark.parametrize("part", ["stage", "config"])
+def test_a_folder_of_another_version_says_so(saved, tmp_path, part):
+    write_reranker(tmp_path, saved)
+    values = read_json(tmp_path / "config.json")
+    known = values["stage"]["profile"] if part == "stage" else values["config"]
+    known["invented_since"] = 1
+    write_json(tmp_path / "config.json", values)
+    for read in (read_reranker, read_start) if part == "stage" else (read_reranker,):
+        with pytest.raises(StorageError, match=r"of another version .*invented_since.*fit and save again"):
+            read(tmp_path)
+    del values["stage"]["blend"], known["invented_since"]
+    write_json(tmp_path / "config.json", values)
+    with pytest.raises(StorageError, match=r"config.json is of another version .*'blend'"):
+        read_reranker(tmp_path)
+
+
 class Magic:
     """A scorer of one's own, as far as saving asks."""
 
