@@ -206,6 +206,19 @@ def test_control_by_hand():
     assert control_risk("missed_target", losses, 22, 0.1, 0.1) == 0  # .9^22 = .098
 
 
+def test_several_starts_share_delta_and_each_level_counts_its_own_lists(monkeypatch):
+    right, many = np.zeros(4), np.array([200, 200, 50, 1])
+    # .95^50 = .077: enough for one start at delta .1, and not for one of two; .95^1 never is
+    monkeypatch.setattr(risk_control, "N_STARTS", 1)
+    assert control_risk("false_discovery", right, many, 0.05, 0.1) == -1  # its one start is the last level
+    assert control_risk("false_discovery", right[:3], many[:3], 0.05, 0.1) == 0
+    monkeypatch.setattr(risk_control, "N_STARTS", 2)
+    assert first_levels("false_discovery", 3).tolist() == [1, 2]
+    assert control_risk("false_discovery", right[:3], many[:3], 0.05, 0.1) == 0  # from the middle one
+    assert control_risk("false_discovery", right[:3], np.array([200, 50, 200]), 0.05, 0.1) == 2
+    assert control_risk("false_discovery", right[:3], np.array([50, 50, 50]), 0.05, 0.1) == -1
+
+
 def test_the_controller_of_mapie_chooses_the_same_cut_for_missed_targets():
     """Each list as one sample with its best target's probability: the one of our losses that its controllers take."""
     mapie = pytest.importorskip("mapie.risk_control")
