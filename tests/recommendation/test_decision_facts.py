@@ -198,6 +198,7 @@ def test_lists_for_everybody_right_after_a_fit_are_no_cause_for_alarm(shop):
     with warnings.catch_warnings():
         warnings.simplefilter("error", DriftWarning)
         facts = fitted.recommend(everybody, k=10).attrs["decision"]
+        fitted.recommend(sorted(events[~left]["user_id"].unique()), k=10)  # the held-out ones, as they are by now
     assert (facts["drift"]["shifted"], facts["drift"]["as_by_now"]) == (["history lengths"], True)
     assert "warning" not in decision_sentence(facts)
     with pytest.warns(DriftWarning, match="history lengths"):

@@ -189,7 +189,7 @@ class Magic:
 
     depends_on_list = False
 
-    def __init__(self, *, strength=1.0, name="magic"):
+    def __init__(self, *, strength, name="magic"):
         self.strength, self.name = strength, name
 
     def save(self, folder):
@@ -218,7 +218,7 @@ def test_a_component_of_ones_own_is_loaded_by_its_spec(saved, tmp_path):
 
 
 def test_a_scorer_of_ones_own_under_a_librarys_name_is_not_taken_for_it(saved, tmp_path):
-    write_reranker(tmp_path, with_component(saved, Magic(name="popularity"), {}))
+    write_reranker(tmp_path, with_component(saved, Magic(strength=1.0, name="popularity"), {"strength": 1.0}))
     with pytest.raises(StorageError, match="'popularity' is none of the library's"):
         read_reranker(tmp_path)
     again = read_reranker(tmp_path, [ComponentSpec("popularity", "collaborative", Magic)])
@@ -233,7 +233,7 @@ def test_a_component_that_could_not_be_loaded_is_not_saved(saved, tmp_path):
         with pytest.raises(StorageError, match=rf"'magic' cannot be saved: SimpleNamespace has no {lacking}; give it"):
             write_reranker(tmp_path / lacking, with_component(saved, scorer, {}))
     with pytest.raises(StorageError, match=r"'../../magic' cannot be saved under its name"):
-        write_reranker(tmp_path / "path", with_component(saved, Magic(name="../../magic"), {}))
+        write_reranker(tmp_path / "path", with_component(saved, Magic(strength=1.0, name="../../magic"), {}))
 
 
 def test_each_name_leads_to_the_scorer_of_that_name():
