@@ -184,6 +184,7 @@ def test_lists_as_they_were_judged_have_not_drifted_and_histories_that_grew_sinc
     assert then["shifted"] == []
     assert then["indices"]["history lengths"] < now["indices"]["history lengths"]
     assert now["as_by_now"]
+    assert [sum(counts) for counts in profile.by_now] == [profile.n_cases, events["user_id"].nunique()]
     assert profile.no_history == 0
 
 
