@@ -188,6 +188,7 @@ LAYERS = {
         "checking",
     ],
     "evaluation": [
+        "scales",
         "protocols",
         "comparison",
         "tested_lists",
@@ -195,7 +196,6 @@ LAYERS = {
         "systems",
         "demonstration",
         "diversity_curve",
-        "scales",
         "svg",
         "charts",
         "timeline",

@@ -10,7 +10,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from llm_rerank.evaluation.scales import Scale, around, number_words, spread, tick_words
+from llm_rerank.evaluation.scales import Scale, around, spread, tick_words
 from llm_rerank.evaluation.svg import (
     COLOURS,
     DASHES,
@@ -29,6 +29,7 @@ from llm_rerank.evaluation.svg import (
     text_width,
     whisker,
     words,
+    wrapped_text,
 )
 from llm_rerank.types import DataError
 
@@ -138,22 +139,26 @@ def dot_plot(
     rows = [row for row in rows if math.isfinite(row.value)]
     if not rows:
         raise DataError(f"figure {title!r} has no finite row; say so instead of drawing it")
-    left = min(max(text_width(row.name, bold=row.strong) for row in rows), MOST_LABEL) + 12
+    names = [wrapped_text(row.name, MOST_LABEL, bold=row.strong) for row in rows]
+    left = 12 + max(text_width(part, bold=row.strong) for row, parts in zip(rows, names, strict=True) for part in parts)
     noted = max(text_width(row.note, bold=row.strong) for row in rows)
     right = WIDTH - (noted + 12 if noted else RIGHT)
     values = [v for row in rows for v in (row.value, row.low, row.high) if v is not None and math.isfinite(v)]
     over = axis.scale([*values, *([reference[0]] if reference else [])], left, right)
-    top, step = (TOP if reference else 8.0), 24.0
-    bottom = top + step * len(rows)
+    top = TOP if reference else 8.0
+    heights = [8.0 + LINE * len(name) for name in names]
+    bottom = top + sum(heights)
     parts = _x_axis(over, axis, top, bottom)
     if reference is not None:
         at = over(reference[0])
         parts.append(line((at, top), (at, bottom), dash="4 3", width=1.5))
         parts.append(_inside(at, top - 9, reference[1], left, right))
-    for number, row in enumerate(rows):
-        level = top + step * (number + 0.5)
+    for number, (row, name) in enumerate(zip(rows, names, strict=True)):
+        level = top + sum(heights[:number]) + heights[number] / 2
         colour = COLOURS[0] if row.strong else INK
-        parts.append(words(left - 8, level, fitted_text(row.name, MOST_LABEL), anchor="end", bold=row.strong))
+        for place, said in enumerate(name):
+            at_line = level + LINE * (place - (len(name) - 1) / 2)
+            parts.append(words(left - 8, at_line, said, anchor="end", bold=row.strong))
         if row.low is not None and row.high is not None and math.isfinite(row.low) and math.isfinite(row.high):
             parts.append(whisker((over(row.low), level), (over(row.high), level), colour))
         parts.append(marker("square" if row.strong else "dot", (over(row.value), level), colour))
@@ -302,12 +307,3 @@ def _inside(at: float, level: float, text: str, low: float, high: float, *, soft
     half = text_width(text) / 2
     middle = (low + high) / 2 if 2 * half > high - low else min(max(at, low + half), high - half)
     return words(middle, level, text, anchor="middle", soft=soft)
-
-
-def interval_words(value: float, low: float | None, high: float | None, digits: int = 4) -> str:
-    """Write a value with its interval: .1234 [.1200, .1270], all to so many decimals; "unknown" for NaN."""
-    if not math.isfinite(value):
-        return number_words(value)
-    bounds = [bound for bound in (low, high) if bound is not None and math.isfinite(bound)]
-    shown = f"{value:.{digits}f}"
-    return f"{shown} [{bounds[0]:.{digits}f}, {bounds[1]:.{digits}f}]" if len(bounds) == 2 else shown

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from llm_rerank.config import DiversityConfig, RerankerConfig, ThresholdConfig
-from llm_rerank.evaluation.charts import interval_words
 from llm_rerank.evaluation.demonstration import SecondSelection, second_selection
 from llm_rerank.evaluation.diversity_curve import diversity_curve
 from llm_rerank.evaluation.page import Page, Tile, write_page
@@ -33,7 +32,7 @@ from llm_rerank.evaluation.report_sections import (
     systems_section,
     tuning_section,
 )
-from llm_rerank.evaluation.scales import number_words
+from llm_rerank.evaluation.scales import interval_words, number_words
 from llm_rerank.evaluation.systems import DEPTH, ShopEvaluation, SystemTable
 from llm_rerank.evaluation.timeline import TimeLine, time_line
 from llm_rerank.recommendation.reranker import Reranker

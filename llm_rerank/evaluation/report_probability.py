@@ -6,9 +6,9 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from llm_rerank.evaluation.charts import Axis, Row, Series, dot_plot, interval_words, xy_chart
+from llm_rerank.evaluation.charts import Axis, Row, Series, dot_plot, xy_chart
 from llm_rerank.evaluation.page import Figure, Section, Table
-from llm_rerank.evaluation.scales import number_words
+from llm_rerank.evaluation.scales import interval_words, number_words
 from llm_rerank.evaluation.tested_lists import cut_in_words
 from llm_rerank.recommendation.thresholds import Cut
 

@@ -8,10 +8,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from llm_rerank.evaluation.charts import Axis, Row, Series, bar_chart, dot_plot, interval_words, xy_chart
+from llm_rerank.evaluation.charts import Axis, Row, Series, bar_chart, dot_plot, xy_chart
 from llm_rerank.evaluation.page import Figure, Section, Table
 from llm_rerank.evaluation.report_probability import stratum_words
-from llm_rerank.evaluation.scales import number_words
+from llm_rerank.evaluation.scales import interval_words, number_words
 from llm_rerank.evaluation.shown_lists import shown_in_words
 from llm_rerank.evaluation.systems import DEPTH, SHOWN, SystemTable, shown_figures
 from llm_rerank.evaluation.timeline import TimeLine

@@ -103,6 +103,21 @@ def number_words(value: float | None, digits: int = 3) -> str:
     return written.rstrip("0").rstrip(".") if "." in written else written
 
 
+def interval_words(
+    value: float, low: float | None, high: float | None, digits: int = 4, *, signed: bool = False
+) -> str:
+    """Write a value with its interval: .1234 [.1200, .1270], all to so many decimals; "unknown" for NaN.
+
+    signed: with + before what is above 0. Bounds that are none or not finite are left out.
+    """
+    if not math.isfinite(value):
+        return number_words(value)
+    sign = "+" if signed else ""
+    bounds = [f"{bound:{sign}.{digits}f}" for bound in (low, high) if bound is not None and math.isfinite(bound)]
+    shown = f"{value:{sign}.{digits}f}"
+    return f"{shown} [{bounds[0]}, {bounds[1]}]" if len(bounds) == 2 else shown
+
+
 def tick_words(ticks: Sequence[float], *, percent: bool = False) -> list[str]:
     """Write ticks with no more digits than tell them apart, and three where fewer do; percent: as 0.4 %."""
     values = [round(100.0 * tick if percent else tick, 10) for tick in ticks]

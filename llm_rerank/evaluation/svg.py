@@ -118,10 +118,22 @@ def text_width(text: str, *, bold: bool = False) -> float:
     )
 
 
-def fitted_text(text: str, room: float) -> str:
+def fitted_text(text: str, room: float, *, bold: bool = False) -> str:
     """Shorten text to a width, with a mark where something is gone."""
-    if text_width(text) <= room:
+    if text_width(text, bold=bold) <= room:
         return text
-    while text and text_width(text + "…") > room:
+    while text and text_width(text + "…", bold=bold) > room:
         text = text[:-1]
     return text.rstrip() + "…"
+
+
+def wrapped_text(text: str, room: float, *, bold: bool = False) -> list[str]:
+    """Divide text at its spaces into lines of a width; a word that is wider is shortened."""
+    lines: list[str] = []
+    for word in text.split(" "):
+        longer = f"{lines[-1]} {word}" if lines else word
+        if lines and text_width(longer, bold=bold) <= room:
+            lines[-1] = longer
+        else:
+            lines.append(fitted_text(word, room, bold=bold))
+    return lines

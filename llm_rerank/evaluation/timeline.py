@@ -19,10 +19,10 @@ from llm_rerank.evaluation.svg import (
     WIDTH,
     box,
     figure,
-    fitted_text,
     line,
     text_width,
     words,
+    wrapped_text,
 )
 from llm_rerank.recommendation.holdout import Holdout, plan_holdout
 from llm_rerank.recommendation.log import FitLog
@@ -58,8 +58,9 @@ class TimeLine:
     def draw(self) -> str:
         """Draw one bar a step, its words above it, the moments below."""
         over = Scale(0.0, 1.0, LEFT, RIGHT)
-        step = LINE + BAR + GAP
-        bottom = step * len(self.spans) + 2
+        labels_of = [wrapped_text(f"{span.name}: {span.what}", RIGHT - LEFT) for span in self.spans]
+        heights = [LINE * len(label) + BAR + GAP for label in labels_of]
+        bottom = sum(heights) + 2
         turns = RIGHT / 2 if self.in_time else RIGHT  # a position names the stretch after it
         rows, labels = _rows_of_labels([(over(at), text) for at, text in self.moments], turns)
         parts = [
@@ -67,12 +68,12 @@ class TimeLine:
             for (at, _), row in zip(self.moments, rows, strict=True)
         ]
         for number, span in enumerate(self.spans):
-            top = step * number
-            said = f"{span.name}: {span.what}"
-            label = words(LEFT + 5, top + 8, fitted_text(said, RIGHT - LEFT))
-            parts.append(label.replace("<text ", '<text stroke="#fff" stroke-width="3" paint-order="stroke" '))
-            width = over(span.end) - over(span.start)
-            parts.append(box(over(span.start), top + LINE, width, BAR, fill=span.fill, dash=span.dash, name="span"))
+            top = sum(heights[:number])
+            for place, said in enumerate(labels_of[number]):
+                label = words(LEFT + 5, top + 8 + LINE * place, said)
+                parts.append(label.replace("<text ", '<text stroke="#fff" stroke-width="3" paint-order="stroke" '))
+            width, level = over(span.end) - over(span.start), top + heights[number] - BAR - GAP
+            parts.append(box(over(span.start), level, width, BAR, fill=span.fill, dash=span.dash, name="span"))
         parts += [
             words(x, bottom + 10 + LINE * row, text, soft=True) for (x, text), row in zip(labels, rows, strict=True)
         ]

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from llm_rerank.evaluation.charts import Axis, Row, Series, bar_chart, dot_plot, xy_chart
 from llm_rerank.evaluation.scales import Scale, around, linear_ticks, log_ticks, number_words, spread, tick_words
-from llm_rerank.evaluation.svg import SOFT, WIDTH, fitted_text, safe, text_width
+from llm_rerank.evaluation.svg import SOFT, WIDTH, fitted_text, safe, text_width, wrapped_text
 from llm_rerank.types import DataError
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -285,6 +285,19 @@ def test_long_names_are_shortened_to_their_room():
     assert text_width(cut) <= 100
     svg = dot_plot("t", "d", Axis("x"), [Row("n" * 90, 1.0, note="0.1234")])
     assert all(0 <= float(element.get("x")) <= WIDTH for element in texts(svg))
+
+
+def test_names_of_several_words_stand_on_several_lines_beside_their_mark():
+    assert wrapped_text("components + features + support", 165) == ["components +", "features + support"]
+    assert wrapped_text("one " + "n" * 90, 100) == ["one", fitted_text("n" * 90, 100)]
+    assert wrapped_text("", 100) == [""]
+    rows = [Row("components", 1.0), Row("components + features + support", 2.0), Row("sum", 3.0)]
+    svg = dot_plot("t", "d", Axis("x"), rows)
+    levels = {element.text: float(element.get("y")) for element in texts(svg) if element.get("text-anchor") == "end"}
+    assert list(levels) == ["components", "components +", "features + support", "sum"]
+    first, second, third = (y for _, y in marks(svg))
+    assert second == pytest.approx((levels["components +"] + levels["features + support"]) / 2, abs=5)
+    assert second - first == third - second == 32  # half of 24 and half of 40
 
 
 def test_a_wide_chart_uses_its_width_and_marks_the_line_of_no_gain():
