@@ -76,7 +76,7 @@ def evaluate(
     encoding: Encoding = None,
     cut: Annotated[
         str | None,
-        typer.Option("--cut", help="Hold out everything from this date on; 'last': each user's last event instead."),
+        typer.Option("--cut", help="Hold out everything from this date on; 'last': each user's last new items."),
     ] = None,
     most_users: Annotated[
         int, typer.Option("--most-users", help="Test no more users than these, drawn at random.")
@@ -103,8 +103,9 @@ def evaluate(
 
     Fits on the rest, and ranks with the whole, with its parts and by popularity. Every item of the catalogue is ranked
     for every user, items seen before removed. Default cut: the 90 % quantile of times where there are real times, else
-    each user's last event. --impressions, the lists that your recommender showed, are reranked too and compared with
-    its own order. --report draws all: protocol, intervals, guard, parts, reliability, cut-off, variety, examples.
+    each user's last new items, with the visit that led to them. --impressions, the lists that your recommender showed,
+    are reranked too and compared with its own order. --report draws all: protocol, intervals, guard, parts,
+    reliability, cut-off, variety, examples.
     """
     from llm_rerank.evaluation.systems import evaluate_shop
     from llm_rerank.storage import write_json

@@ -5,8 +5,9 @@ All functions read one value a case (a user); cases are taken as independent, wh
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +19,9 @@ Values = npt.NDArray[np.floating] | Sequence[float]
 
 BLOCK_CELLS = 2**22  # 32 MiB of float64 resamples at a time
 
+LEAST_FOR_INTERVAL = 30
+"""Cases under which a percentile bootstrap interval is too narrow to be claimed."""
+
 
 @dataclass(frozen=True)
 class Interval:
@@ -27,6 +31,10 @@ class Interval:
     low: float
     high: float
     n: int
+
+    def claimed(self) -> Interval:
+        """Give the interval without its bounds (NaN) where ``LEAST_FOR_INTERVAL`` says that it has too few cases."""
+        return self if self.n >= LEAST_FOR_INTERVAL else replace(self, low=math.nan, high=math.nan)
 
 
 @dataclass(frozen=True)
@@ -52,7 +60,7 @@ def bootstrap_interval(
 ) -> Interval:
     """Percentile bootstrap interval of a mean (Efron, 1979): cases are drawn with replacement.
 
-    values: shape (n_cases,), at least one, without NaN. Known limit: too narrow under about 30 cases.
+    values: shape (n_cases,), at least one, without NaN. Known limit: too narrow under about 30 cases (``claimed``).
     """
     numbers = _finite(values, "values")
     _check_confidence(confidence)

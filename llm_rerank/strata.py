@@ -6,6 +6,9 @@ from llm_rerank.types import BoolArray, IntArray
 
 Bounds = tuple[int, int | None]
 
+NOTHING: Bounds = (0, 0)
+"""Who has nothing in the past of what is counted: a user who only looked, or is new."""
+
 USER_STRATA: tuple[Bounds, ...] = ((1, 2), (3, 5), (6, 10), (11, None))
 """What is in the user's past: from, to (None: no end). Rankings count distinct positive items, calibration and drift
 the events of the history."""

@@ -189,6 +189,7 @@ LAYERS = {
     ],
     "evaluation": [
         "scales",
+        "tables",
         "protocols",
         "comparison",
         "tested_lists",

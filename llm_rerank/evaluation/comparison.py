@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -21,11 +22,14 @@ from llm_rerank.metrics import (
     recall_at_k,
     reciprocal_rank,
 )
-from llm_rerank.statistics import Interval, bootstrap_interval, holm, paired_difference
-from llm_rerank.strata import ITEM_STRATA, USER_STRATA, label, within
+from llm_rerank.statistics import LEAST_FOR_INTERVAL, Interval, bootstrap_interval, holm, paired_difference
+from llm_rerank.strata import ITEM_STRATA, NOTHING, USER_STRATA, label, within
 from llm_rerank.types import DataError, Ragged
 
 Float64Array = npt.NDArray[np.float64]
+
+SURE = 0.05
+"""Adjusted p values below it tell two systems apart."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +38,8 @@ class RankingResult:
 
     per_case: metric → float64, shape (n_cases,), in the order of the trial's cases. intervals: metric → mean with its
     95 % bootstrap interval. coverage: share of the catalogue among the first k of any list.
-    strata: "user 1-2", "item 0", … → NDCG@k there; None where the stratum is empty.
+    strata: "user 1-2", "item 0", … → NDCG@k there; None where the stratum is empty. "user 0" is there only where users
+    are tested who have had nothing.
     """
 
     per_case: dict[str, Float64Array]
@@ -43,6 +48,14 @@ class RankingResult:
     strata: dict[str, Interval | None]
     k: int
     depth: int
+
+    def claimed(self) -> RankingResult:
+        """Give the result without bounds that rest on too few users (``Interval.claimed``), those of strata too."""
+        return replace(
+            self,
+            intervals={name: interval.claimed() for name, interval in self.intervals.items()},
+            strata={name: None if found is None else found.claimed() for name, found in self.strata.items()},
+        )
 
     def summary(self) -> dict[str, Any]:
         """Return means, "ci95" and "strata" as JSON-ready values."""
@@ -94,7 +107,8 @@ def evaluate_ranking(
 def _stratified_ndcg(ranked: Ragged, trial: Trial, ndcg: Float64Array, k: int) -> dict[str, Float64Array]:
     """NDCG@k of the cases of each stratum. For items, only targets of that support count as targets."""
     by_stratum = {}
-    for bounds in USER_STRATA:
+    with_none_had = bool((trial.seen.lengths == 0).any())
+    for bounds in (NOTHING, *USER_STRATA) if with_none_had else USER_STRATA:
         by_stratum[f"user {label(bounds)}"] = ndcg[within(trial.seen.lengths, bounds)]
     targets = trial.cases.targets
     support = trial.item_support[targets.values]
@@ -156,6 +170,25 @@ def compare(
         }
         for (a, b), difference, p_holm in zip(pairs, found, adjusted, strict=True)
     }
+
+
+def claimed_test(test: Mapping[str, Any]) -> dict[str, Any]:
+    """Give a test of ``compare`` without its interval (NaN) where it rests on too few users; p holds for any number."""
+    return {**test, "ci95": [math.nan, math.nan] if test["n_cases"] < LEAST_FOR_INTERVAL else test["ci95"]}
+
+
+def verdict(test: Mapping[str, Any]) -> str:
+    """Say of a test of ``compare`` how the first system did: "better than", "worse than", "not told apart from".
+
+    Better or worse takes both, an interval without 0 and a p value below ``SURE`` among all tests: the other system is
+    often the best of several, picked on this very test. "" where too few users are tested to tell.
+    """
+    low, high = test["ci95"]
+    if test["n_cases"] < LEAST_FOR_INTERVAL:
+        return ""
+    if test["p_holm"] < SURE and (low > 0 or high < 0):
+        return "better than" if low > 0 else "worse than"
+    return "not told apart from"
 
 
 def _refuse_seen(ranked: Ragged, trial: Trial) -> None:

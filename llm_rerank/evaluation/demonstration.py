@@ -18,6 +18,7 @@ from llm_rerank.config import RerankerConfig
 from llm_rerank.data.datasets import Dataset
 from llm_rerank.evaluation.comparison import evaluate_ranking
 from llm_rerank.evaluation.protocols import Trial, hold_out, rank_catalogue, ranking_from_frame
+from llm_rerank.evaluation.scales import number_words
 from llm_rerank.evaluation.systems import SystemTable, compare_systems
 from llm_rerank.models.collaborative.item_item import ItemKNN
 from llm_rerank.recommendation.explanation import Explanation
@@ -51,7 +52,7 @@ def demonstrate(dataset: Dataset, *, config: RerankerConfig | None = None, say: 
     say("\n".join([*dataset.notes, f"held out: {trial.describe()}", ""]))
     reranker = Reranker(config).fit(trial.interactions, trial.item_frame, users=trial.user_frame)
     second = second_selection(reranker, trial, seed=config.seed)
-    say("\n".join(["", second.sentence(), *one_list(reranker, second, second.typical_gainer())]))
+    say("\n".join(["", second.sentence(), *one_list(reranker, second, *second.typical_gainer())]))
     table = compare_systems(reranker, trial, seed=config.seed)
     say("\n".join(["", "Systems, each with the settings that the fit chose on its own hold-out", str(table)]))
     say(worth_of_text(table))
@@ -74,17 +75,24 @@ class SecondSelection:
     def sentence(self) -> str:
         """Say what reranking did to all users."""
         gains = self.ndcg_after - self.ndcg_before
+        length = number_words(float(self.before.lengths.mean()))
         return (
-            f"The same {CANDIDATES} candidates a user, from 'others also took' (item_knn), before and after: NDCG@10 "
+            f"The same candidates, {length} a user, from 'others also took' (item_knn), before and after: NDCG@10 "
             f"{self.ndcg_before.mean():.4f} → {self.ndcg_after.mean():.4f}; {(gains > 0).sum():,} users gain, "
             f"{(gains < 0).sum():,} lose, {(gains == 0).sum():,} stay (mostly: what they took is not in the first ten)"
         )
 
-    def typical_gainer(self) -> int:
-        """Pick the case of median gain among those that gain and have LEAST_HISTORY items; the first case if none."""
+    def typical_gainer(self) -> tuple[int, str]:
+        """Pick the case of median gain among those that gain and have LEAST_HISTORY items; also who that is, in words.
+
+        The first case where there is none.
+        """
         gains = self.ndcg_after - self.ndcg_before
         gainers = np.flatnonzero((gains > 0) & (self.trial.seen.lengths >= LEAST_HISTORY))
-        return int(gainers[np.argsort(gains[gainers], kind="stable")][len(gainers) // 2]) if len(gainers) else 0
+        if not len(gainers):
+            return 0, f"Nobody gains who has had at least {LEAST_HISTORY} items, so the first user"
+        middle = gainers[np.argsort(gains[gainers], kind="stable")][len(gainers) // 2]
+        return int(middle), f"The user of median gain among those who gain and have had at least {LEAST_HISTORY} items"
 
 
 def second_selection(reranker: Reranker, trial: Trial, *, seed: int = 0) -> SecondSelection:
@@ -101,8 +109,8 @@ def second_selection(reranker: Reranker, trial: Trial, *, seed: int = 0) -> Seco
     return SecondSelection(trial, before, after, *ndcg)
 
 
-def one_list(reranker: Reranker, second: SecondSelection, case: int) -> list[str]:
-    """Show one case's first ten before and after, and the reasons for the biggest moves, as lines."""
+def one_list(reranker: Reranker, second: SecondSelection, case: int, who: str) -> list[str]:
+    """Show one case's first ten before and after, and the reasons for the biggest moves, as lines. who: in words."""
     trial = second.trial
     user, ids = trial.user_ids[case], trial.items.ids
     titles = shown_titles(trial.items)
@@ -110,7 +118,7 @@ def one_list(reranker: Reranker, second: SecondSelection, case: int) -> list[str
     taken = set(trial.cases.targets[case].tolist())
     had = list(dict.fromkeys(trial.cases.history[case][::-1].tolist()))
     lines = [
-        f"The user of median gain among those who gain and have had at least {LEAST_HISTORY} items: {user}",
+        f"{who}: {user}",
         f"looked at or had before, newest first: {'; '.join(titles[item] for item in had[:LEAST_HISTORY])}",
         "",
         f"     {'before':<{TITLE_WIDTH}}    after (place before); * = taken later",

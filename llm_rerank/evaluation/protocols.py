@@ -1,24 +1,23 @@
 """Outer tests: hold events out of a data set's tables, before any fit sees them, and say what was held out.
 
-Two protocols. *Last out*: each user's last positive event is the test target, the one before it the validation target;
-other users' futures stay visible, so it is for data without real time. *Time cut*: everything at or after a time is
-the future. Ranking metrics and comparisons are in ``comparison.py``.
+Two protocols. *Last out*: each user's last positive event (or all new items of the last visit that has any) is the
+test target, the one before it the validation target; other users' futures stay visible, so it is for data without real
+time. *Time cut*: everything at or after a time is the future. Ranking metrics and comparisons are in ``comparison.py``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 
 from llm_rerank.data.cases import build_cases, seen_items
 from llm_rerank.data.datasets import Dataset
-from llm_rerank.data.frames import clean_ids, id_codes
+from llm_rerank.data.frames import id_codes
 from llm_rerank.data.rendering import Renderer
-from llm_rerank.data.schema import validate_interactions, validate_items, validate_users
 from llm_rerank.data.splits import (
     HeldOut,
     all_targets_after,
@@ -26,23 +25,21 @@ from llm_rerank.data.splits import (
     first_of_pair,
     first_unseen_targets,
     last_out,
+    last_targets,
     quantile_time,
 )
-from llm_rerank.data.times import parse_times, seconds_of_date
+from llm_rerank.data.times import seconds_of_date
+from llm_rerank.evaluation.tables import Rule, Tables
 from llm_rerank.types import (
     Cases,
     CatalogueScorer,
     DataError,
-    DataReport,
     IntArray,
     Interactions,
     Items,
     ObjectArray,
     Ragged,
 )
-
-if TYPE_CHECKING:
-    from llm_rerank.types import BoolArray
 
 Split = Literal["validation", "test"]
 NEVER = np.iinfo(np.int64).max
@@ -56,11 +53,24 @@ class LastOut:
     The decision is taken before the visit in which the target was first looked at (``splits.visit_starts``); a user
     needs a positive event strictly before it. A target that the user had before stays a target;
     since seen items are never recommended, it scores 0.
+
+    visits: hold out as a fit does (``splits.last_targets``): all items that the user took for the first time at the
+    last such time. The order of rows, and what was taken again, then change nothing.
     """
+
+    visits: bool = False
 
     def sentence(self) -> str:
         """Say the protocol in one line."""
-        return "leave-last-out: each user's last positive event is the target, other users' futures are visible"
+        which = "all new items of each user's last visit that has any are targets"
+        if not self.visits:
+            which = "each user's last positive event is the target"
+        return f"leave-last-out: {which}, other users' futures are visible"
+
+    @property
+    def counted(self) -> str:
+        """Say what of a user counts as taken."""
+        return "all new items of one visit" if self.visits else "one event of the last visit alone"
 
 
 @dataclass(frozen=True)
@@ -92,6 +102,11 @@ class TimeCut:
             which = "the new positive items of the first visit"
         return f"time cut at {_date(at)}: targets are {which} from then on, of users with a past{fewest}"
 
+    @property
+    def counted(self) -> str:
+        """Say what of a user counts as taken."""
+        return f"the new items of {'one visit' if self.first_visit else 'all visits from the cut on'}"
+
 
 Protocol = LastOut | TimeCut
 
@@ -118,6 +133,7 @@ class Trial:
     at: the moment of all decisions; None where each user has their own (``moments`` has either form).
     item_support: distinct users with a positive event on each item in the past, int64, shape (n_items,).
     removed: what is not in the past or not tested, counted by reason.
+    counted: what of a user the targets are, in words.
     """
 
     dataset: str
@@ -134,6 +150,7 @@ class Trial:
     at: int | None
     item_support: IntArray
     removed: dict[str, int] = field(default_factory=dict)
+    counted: str = ""
 
     @property
     def moments(self) -> int | dict[Any, int] | None:
@@ -170,8 +187,8 @@ def hold_out(
 ) -> Trial:
     """Split a data set's tables by a protocol (None: the one of ``PROTOCOLS``).
 
-    least_history: distinct positive items that a user needs before the decision. target_events, min_rating: what counts
-    as positive, as in ``RerankerConfig``: a test asks for what the fit learned.
+    least_history: distinct positive items that a user needs before the decision; 0: a look at one will do.
+    target_events, min_rating: what counts as positive, as in ``RerankerConfig``: a test asks for what the fit learned.
 
     Raises DataError where the data set has no protocol, or no user is left to test on.
     """
@@ -181,15 +198,15 @@ def hold_out(
         protocol = PROTOCOLS[dataset.name]
     if split not in ("validation", "test"):
         raise DataError(f"split is {split!r}; it must be 'validation' or 'test'")
-    rule = _Rule(target_events, min_rating)
-    tables = _Tables.read(dataset.interactions, dataset.items, dataset.users, rule)
+    rule = Rule(target_events, min_rating)
+    tables = Tables.read(dataset.interactions, dataset.items, dataset.users, rule)
     at: int | None = None
     if isinstance(protocol, TimeCut):
         tables, cuts, held_out, at = _cut_in_time(tables, protocol, split)
         sentence = protocol.sentence(at)
     else:
         sentence = protocol.sentence()
-        cuts, held_out = _last_of_each_user(tables.events, split)
+        cuts, held_out = _last_of_each_user(tables.events, protocol, split)
     events = tables.events
     past = events.take(events.times < cuts[events.users])
     seen = seen_items(events, held_out.users, held_out.times)
@@ -219,6 +236,7 @@ def hold_out(
             "events at or after the decision": len(events) - len(past),
             f"users with fewer than {least_history} items before the decision": n_short,
         },
+        counted=protocol.counted,
     )
 
 
@@ -250,67 +268,22 @@ def item_support(past: Interactions) -> IntArray:
     return np.bincount(past.items[rows], minlength=past.n_items).astype(np.int64)
 
 
-class _Rule(NamedTuple):
-    """What counts as positive."""
-
-    target_events: Sequence[str] | None
-    min_rating: float | None
-
-
-@dataclass(frozen=True)
-class _Tables:
-    """A data set validated, with user and time of each row of its table, so that rows can be cut as events are.
-
-    row_users: int64 codes, -1 where no event of the user was kept. row_times: int64. row_known: bool, time is known.
-    """
-
-    frame: pd.DataFrame
-    item_frame: pd.DataFrame
-    items: Items
-    events: Interactions
-    user_frame: pd.DataFrame | None
-    rule: _Rule
-    row_users: IntArray
-    row_times: IntArray
-    row_known: BoolArray
-
-    @classmethod
-    def read(
-        cls, frame: pd.DataFrame, item_frame: pd.DataFrame, user_frame: pd.DataFrame | None, rule: _Rule
-    ) -> _Tables:
-        report = DataReport()
-        items = validate_items(item_frame, report=report)
-        users = None if user_frame is None else validate_users(user_frame, report=report)
-        events = validate_interactions(
-            frame, items, users=users, target_events=rule.target_events, min_rating=rule.min_rating, report=report
-        )
-        times, known, _ = parse_times(frame["timestamp"], report=report)
-        row_users = id_codes(clean_ids(frame["user_id"], "user_id of interactions", report), events.user_ids)
-        return cls(frame, item_frame, items, events, user_frame, rule, row_users, times, known)
-
-    def only_items(self, kept: BoolArray) -> _Tables:
-        """Read the tables as if the catalogue had only these items (bool, shape (n_items,)); searches stay."""
-        of_events, of_items = (
-            clean_ids(table["item_id"], "item_id", DataReport()) for table in (self.frame, self.item_frame)
-        )
-        rows, item_rows = (id_codes(ids, self.items.ids[kept]) >= 0 for ids in (of_events, of_items))
-        rows |= of_events.isna().to_numpy()
-        return _Tables.read(self.frame[rows], self.item_frame[item_rows], self.user_frame, self.rule)
-
-
-def _last_of_each_user(events: Interactions, split: Split) -> tuple[IntArray, HeldOut]:
+def _last_of_each_user(events: Interactions, protocol: LastOut, split: Split) -> tuple[IntArray, HeldOut]:
     """Time from which each user's events are not past, int64, shape (n_users + 1,): the last for unknown users."""
+
+    def last_of(known: Interactions) -> HeldOut:
+        return last_targets(known) if protocol.visits else HeldOut.from_events(last_out(known)[1], known)
+
     cuts = np.full(events.n_users + 1, NEVER, dtype=np.int64)
-    past, last = last_out(events)
-    held_out = HeldOut.from_events(last, events)
+    held_out = last_of(events)
     cuts[held_out.users] = held_out.times
     if split == "validation":
-        held_out = HeldOut.from_events(last_out(past)[1], past)
+        held_out = last_of(events.take(events.times < cuts[events.users]))
         cuts[held_out.users] = held_out.times
     return cuts, held_out
 
 
-def _cut_in_time(tables: _Tables, protocol: TimeCut, split: Split) -> tuple[_Tables, IntArray, HeldOut, int]:
+def _cut_in_time(tables: Tables, protocol: TimeCut, split: Split) -> tuple[Tables, IntArray, HeldOut, int]:
     if tables.events.time_kind != "time":
         raise DataError("a time cut needs real timestamps and these are positions; use LastOut()")
     cut = quantile_time(tables.events, DEFAULT_CUT_QUANTILE) if protocol.cut is None else _seconds(protocol.cut)

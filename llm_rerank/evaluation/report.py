@@ -6,6 +6,7 @@ It needs no network and no script. What a fit did not measure, or an older model
 from __future__ import annotations
 
 import datetime
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from importlib.metadata import PackageNotFoundError, version
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from llm_rerank.config import DiversityConfig, RerankerConfig, ThresholdConfig
+from llm_rerank.evaluation.comparison import verdict
 from llm_rerank.evaluation.demonstration import SecondSelection, second_selection
 from llm_rerank.evaluation.diversity_curve import diversity_curve
 from llm_rerank.evaluation.page import Page, Tile, write_page
@@ -116,7 +118,8 @@ def report_page(
     return Page(
         title="What the reranker is worth",
         subtitle="Fitted without the events that it is tested on. "
-        f"{fused.n:,} users are tested; intervals are at 95 %, and what was not measured is said.",
+        f"{fused.n:,} users are tested; intervals are at 95 %, where users are enough for them, and what was not "
+        "measured is said.",
         tiles=tiles(report, table),
         sections=sections,
         lines=[str(text) for text in report.get("lines") or []],
@@ -132,15 +135,17 @@ def _lists_of_curve(report: Mapping[str, Any]) -> int:
 def tiles(report: Mapping[str, Any], table: SystemTable) -> list[Tile]:
     """Pick the few figures to see first."""
     fused, best = table.results[FUSED].intervals[METRIC], best_other(table)
-    found = [Tile("NDCG@10 on the test", f"{fused.mean:.4f}", f"95 %: {fused.low:.4f} to {fused.high:.4f}")]
+    found = [Tile("NDCG@10 on the test", f"{fused.mean:.4f}", _bounds(fused.low, fused.high))]
     if best is not None:
         test = table.tests[f"{FUSED} vs {best}"]
         low, high = test["ci95"]
-        found.append(Tile(f"against {best}", f"{test['difference']:+.4f}", f"95 %: {low:+.4f} to {high:+.4f}"))
+        said = verdict(test)
+        note = f"{said.removesuffix(' from').removesuffix(' than')}; {_bounds(low, high, '+')}"
+        found.append(Tile(f"against {best}", f"{test['difference']:+.4f}", note if said else "too few users to tell"))
     if table.shown.get("test"):
         test = table.shown["test"]
         low, high = test["ci95"]
-        note = f"95 %: {low:+.4f} to {high:+.4f}, on its own lists"
+        note = f"{_bounds(low, high, '+')}, on its own lists"
         found.append(Tile("against your recommender", f"{test['difference']:+.4f}", note))
     guard = report.get("guard")
     if guard:
@@ -167,6 +172,10 @@ def tiles(report: Mapping[str, Any], table: SystemTable) -> list[Tile]:
         promised = "with a guarantee" if cut.get("guarantee") else "an estimate, no guarantee"
         found.append(Tile("kept a list", number_words(cut.get("mean_kept")), promised))
     return found
+
+
+def _bounds(low: float, high: float, sign: str = "") -> str:
+    return "too few users for an interval" if math.isnan(low) else f"95 %: {low:{sign}.4f} to {high:{sign}.4f}"
 
 
 def by_position(report: Mapping[str, Any]) -> bool:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 
 from llm_rerank.evaluation.demonstration import (
-    CANDIDATES,
     LEAST_HISTORY,
     SHOWN,
     Float64Array,
@@ -54,8 +53,8 @@ def examples_section(second: SecondSelection) -> Section:
             [paragraphs[0], f"No user has {LEAST_HISTORY} items before the test, so no list is shown."],
         )
     paragraphs.append(
-        f"Both lists hold the same {CANDIDATES} candidates. ★ marks what the user took later; the number in brackets "
-        "is the place before."
+        "Both lists of a user hold the same candidates. ★ marks what the user took later; the number in brackets is "
+        "the place before."
     )
     return Section(
         "examples",

@@ -70,7 +70,8 @@ def tested_in_words(tested: Mapping[str, Any]) -> str:
     return (
         f"On the {tested['n_users']:,} users tested, which the fit did not see: of the first ten of a list the mean "
         f"probability is {_decimals(mean, 4)}, and {_decimals(rate, 4)} of them were taken{ratio}; calibration slope "
-        f"{slope} (95 %). A probability speaks of what is taken on the next visit, and the test counts all its targets."
+        f"of whole lists {slope} (95 %). A probability speaks of the new items of the next visit, and the test counts "
+        f"{tested['counted']}."
     )
 
 

@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from llm_rerank.evaluation.charts import Axis, Row, Series, bar_chart, dot_plot, xy_chart
+from llm_rerank.evaluation.comparison import verdict
 from llm_rerank.evaluation.page import Figure, Section, Table
 from llm_rerank.evaluation.report_probability import stratum_words
 from llm_rerank.evaluation.scales import interval_words, number_words
@@ -18,7 +19,8 @@ from llm_rerank.evaluation.timeline import TimeLine
 from llm_rerank.models.cross_encoder.training_plot import PANELS
 from llm_rerank.recommendation.guard import GuardVerdict
 from llm_rerank.recommendation.parts import PartVerdict
-from llm_rerank.statistics import Interval
+from llm_rerank.statistics import LEAST_FOR_INTERVAL, Interval
+from llm_rerank.strata import NOTHING, label
 
 FUSED = "fused"
 METRIC = "ndcg@10"
@@ -97,23 +99,24 @@ def systems_section(table: SystemTable) -> Section:
                 "–" if test is None else _p_words(test["p_holm"]),
             ]
         )
-    best = best_other(table)
+    best, n_users = best_other(table), table.results[FUSED].intervals[METRIC].n
     paragraphs = [
         f"The whole (fused) beside its own parts, each with the settings that the fit chose, and popularity; "
-        f"{table.results[FUSED].intervals[METRIC].n:,} users, the same for all. Intervals are 95 % bootstrap intervals "
-        f"over users; p values are of paired randomisation tests, adjusted for {len(table.tests)} tests (Holm)."
+        f"{n_users:,} users, the same for all. Intervals are 95 % bootstrap intervals over users, each by itself; p "
+        f"values are of paired randomisation tests, adjusted for {len(table.tests)} tests (Holm)."
     ]
     if best is not None:
         test = table.tests[f"{FUSED} vs {best}"]
-        low, high = test["ci95"]
-        verdict = "better than" if low > 0 else "worse than" if high < 0 else "not told apart from"
+        found, said = interval_words(test["difference"], *test["ci95"], signed=True), verdict(test)
         paragraphs.append(
-            f"Fused is {verdict} {best}, the best of the others: {test['difference']:+.4f} NDCG@10 "
-            f"[{low:+.4f}, {high:+.4f}]."
+            f"Fused is {said} {best}, the best of the others: {found} NDCG@10, p = {test['p_holm']:.4f} (Holm)."
+            if said
+            else f"{n_users:,} are too few users to tell ({LEAST_FOR_INTERVAL} at least are wanted): fused minus "
+            f"{best}, the best of the others, is {found} NDCG@10, and no interval is given."
         )
     paragraphs.append(
-        f"{table.ceiling['candidate_recall']:.1%} of the targets are among the first {DEPTH} of fused; the best order "
-        f"of those would have NDCG@10 {table.ceiling['oracle_ndcg@10']:.3f}."
+        f"{table.ceiling['candidate_recall']:.1%} of a user's targets, on average, are among the first {DEPTH} of "
+        f"fused; the best order of those would have NDCG@10 {table.ceiling['oracle_ndcg@10']:.3f}."
     )
     figures = [_forest(table, order), *_differences(table, order)]
     return Section("systems", "Systems compared", paragraphs, figures, [Table("All figures, best first", heads, rows)])
@@ -128,7 +131,8 @@ def shown_section(judged: Mapping[str, Any]) -> Section:
     paragraphs.append(
         "Each user's first list from the cut on, as it was shown, with what the user took from it afterwards; the "
         "reranker knows what came before the cut. Items that the user had before are removed from both orders. Lists "
-        "from which nothing was taken have no best order, and are not counted."
+        "from which nothing was taken have no best order, and are not counted. What stood first was looked at more, "
+        "and so taken more, wherever it belonged: nothing here takes that advantage away from the order that was shown."
     )
     systems = judged["systems"]
     metrics = list(systems[FUSED])
@@ -146,7 +150,7 @@ def shown_section(judged: Mapping[str, Any]) -> Section:
         "shown",
         "Lists of your recommender, tested",
         paragraphs,
-        [Figure(svg, "NDCG@10 with 95 % intervals; the square is the reranker's order.")],
+        [Figure(svg, f"NDCG@10 {_intervals(judged['n_cases'])}; the square is the reranker's order.")],
         [Table("Both orders of the same lists", heads, rows)],
     )
 
@@ -156,7 +160,12 @@ def _forest(table: SystemTable, order: Sequence[str]) -> Figure:
     svg = dot_plot(
         "NDCG@10 of each system", "One row a system with its 95 % interval, best first.", Axis("NDCG@10"), rows
     )
-    return Figure(svg, "NDCG@10 with 95 % intervals; the square is the whole.")
+    n_users = table.results[FUSED].intervals[METRIC].n
+    return Figure(svg, f"NDCG@10 {_intervals(n_users)}; the square is the whole.")
+
+
+def _intervals(n: int) -> str:
+    return "with 95 % intervals" if n >= LEAST_FOR_INTERVAL else "without intervals, for too few users"
 
 
 def _differences(table: SystemTable, order: Sequence[str]) -> list[Figure]:
@@ -175,7 +184,8 @@ def _differences(table: SystemTable, order: Sequence[str]) -> list[Figure]:
         rows,
         reference=(0.0, "equal"),
     )
-    return [Figure(svg, "Paired differences with 95 % intervals: right of the line fused is better.")]
+    n_users = table.results[FUSED].intervals[METRIC].n
+    return [Figure(svg, f"Paired differences {_intervals(n_users)}: right of the line fused is better.")]
 
 
 def _row(name: str, interval: Interval, *, strong: bool) -> Row:
@@ -183,7 +193,7 @@ def _row(name: str, interval: Interval, *, strong: bool) -> Row:
 
 
 def _p_words(p: float) -> str:
-    return "< 0.001" if p < 0.001 else f"{p:.3f}"
+    return "<\u00a00.001" if p < 0.001 else f"{p:.3f}"
 
 
 def best_other(table: SystemTable) -> str | None:
@@ -284,7 +294,12 @@ def strata_section(table: SystemTable) -> Section:
                 rows,
             )
             figures.append(Figure(svg, f"{caption}: fused (square) and {best} (dot), 95 % intervals."))
-    paragraphs = ["For whom it works. Of items only targets of that support count."]
+    paragraphs = [
+        "For whom it works. Of items only targets of that support count. Strata of fewer than "
+        f"{LEAST_FOR_INTERVAL} users have no interval."
+    ]
+    if f"user {label(NOTHING)}" in table.results[FUSED].strata:
+        paragraphs.append("Users with 0 items had looked at some until then, and taken none.")
     if absent:
         paragraphs.append(f"No test case: {'; '.join(absent)}.")
     return Section("strata", "By strata", paragraphs, figures)

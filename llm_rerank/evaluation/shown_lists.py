@@ -6,6 +6,7 @@ catalogue is in ``comparison.py``.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Self
@@ -15,12 +16,13 @@ import pandas as pd
 
 from llm_rerank.data.schema import validate_impressions
 from llm_rerank.data.times import TimeUnit, parse_times
+from llm_rerank.evaluation.scales import interval_words
 from llm_rerank.metrics import average_precision_at_k, hit_matrix, hit_rate_at_k, ndcg_at_k, recall_at_k
 from llm_rerank.recommendation.candidates import is_member, ranked
 from llm_rerank.recommendation.holdout import drawn
 from llm_rerank.recommendation.reranker import Reranker
 from llm_rerank.recommendation.upstream import ShownLists, shown_lists
-from llm_rerank.statistics import bootstrap_interval, paired_difference
+from llm_rerank.statistics import LEAST_FOR_INTERVAL, bootstrap_interval, paired_difference
 from llm_rerank.types import DataError, DataReport, Interactions, Items, ObjectArray, Ragged
 
 UPSTREAM, FUSED = "upstream", "fused"
@@ -53,8 +55,8 @@ class UpstreamLists:
         """
         if cut is None:
             raise DataError(
-                "impressions are compared after one moment in time, and here each user's last event is held out; give "
-                "events dates and a cut such as '2024-05-31', or leave impressions out"
+                "impressions are compared after one moment in time, and here each user's last new items are held "
+                "out; give events dates and a cut such as '2024-05-31', or leave impressions out"
             )
         report = DataReport()
         known = validate_impressions(impressions, items, time_unit=time_unit, report=report)
@@ -91,7 +93,8 @@ def judge_shown(
     Keys: n_lists; n_candidates, mean a list; n_cases, the lists something was taken from, which alone have a best
     order; learned, whether the reranker was fitted on earlier lists of that recommender and so reads its scores;
     systems, "upstream" and "fused", and of each NDCG, HR, MAP and recall at 10 as {mean, ci95}; test, the paired
-    difference of NDCG@10, fused − upstream, as {difference, ci95, p}. The last two are empty without a case.
+    difference of NDCG@10, fused − upstream, as {difference, ci95, p}. The last two are empty without a case, and have
+    no bounds (NaN) where cases are too few for them.
     """
     cases = shown.cases
     asked = pd.DataFrame(
@@ -118,13 +121,14 @@ def judge_shown(
     }
     if len(taken):
         for name, figures in per_case.items():
-            intervals = {metric: bootstrap_interval(values, seed=seed) for metric, values in figures.items()}
+            intervals = {metric: bootstrap_interval(values, seed=seed).claimed() for metric, values in figures.items()}
             found["systems"][name] = {
                 metric: {"mean": interval.mean, "ci95": [interval.low, interval.high]}
                 for metric, interval in intervals.items()
             }
         gain = paired_difference(*(per_case[name][f"ndcg@{K}"] for name in (FUSED, UPSTREAM)), seed=seed)
-        found["test"] = {"difference": gain.mean, "ci95": [gain.low, gain.high], "p": gain.p}
+        bounds = [gain.low, gain.high] if gain.n >= LEAST_FOR_INTERVAL else [math.nan, math.nan]
+        found["test"] = {"difference": gain.mean, "ci95": bounds, "p": gain.p}
     return found
 
 
@@ -155,10 +159,10 @@ def shown_in_words(judged: Mapping[str, Any]) -> str:
         return f"{said}; nothing was taken from any, so there is nothing to compare"
     before, after = (judged["systems"][name][f"ndcg@{K}"]["mean"] for name in (UPSTREAM, FUSED))
     test = judged["test"]
-    low, high = test["ci95"]
     said += (
         f", something taken from {judged['n_cases']:,}: NDCG@10 {before:.4f} in its order, {after:.4f} reranked, "
-        f"{test['difference']:+.4f} [{low:+.4f}, {high:+.4f}], p = {test['p']:.4f}"
+        f"{interval_words(test['difference'], *test['ci95'], signed=True)}, p = {test['p']:.4f}; the order that was "
+        "shown has the advantage of having been shown, so a gain over it is a lower bound and a loss is no evidence"
     )
     if not judged["learned"]:
         said += "; its scores count for nothing there, for the fit could learn from no earlier lists"

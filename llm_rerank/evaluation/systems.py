@@ -21,8 +21,9 @@ from llm_rerank.data.layouts import as_interactions, as_items
 from llm_rerank.data.schema import validate_interactions, validate_items
 from llm_rerank.data.times import TimeUnit, parse_times
 from llm_rerank.data.values import plain
-from llm_rerank.evaluation.comparison import RankingResult, ceiling, compare, evaluate_ranking
+from llm_rerank.evaluation.comparison import RankingResult, ceiling, claimed_test, compare, evaluate_ranking
 from llm_rerank.evaluation.protocols import LastOut, TimeCut, Trial, hold_out, rank_catalogue, ranking_from_frame
+from llm_rerank.evaluation.scales import interval_words
 from llm_rerank.evaluation.shown_lists import UpstreamLists, judge_shown, shown_in_words
 from llm_rerank.evaluation.tested_lists import cut_in_words, tested_cut, tested_probabilities
 from llm_rerank.models.collaborative.popularity import Popularity
@@ -31,6 +32,8 @@ from llm_rerank.types import CatalogueScorer, DataError, DataReport, Ragged
 
 DEPTH = 100
 MOST_USERS = 20_000
+JUDGED = ["user_id", "item_id", "rank", "probability", "kept"]
+"""Columns of the reranker's lists that are held against what was taken."""
 SHOWN = {
     "HR@10": ("hr@10", 3),
     "MAP@10": ("map@10", 4),
@@ -44,8 +47,10 @@ SHOWN = {
 class SystemTable:
     """Systems on one trial. results: by name, the reranker as "fused". tests: fused against each other system.
 
-    fused: the reranker's lists, item codes of the trial, best first, ``DEPTH`` a case. probabilities: of these lists,
-    held against what was taken (``tested_probabilities``). cut: of these lists, what was kept against what was taken
+    Neither has bounds where users are too few for them.
+
+    fused: the reranker's lists, item codes of the trial, best first, ``DEPTH`` a case. probabilities: of whole lists,
+    held against what was taken (``tested_probabilities``). cut: of whole lists, what was kept against what was taken
     (``tested_cut``); empty where nothing is cut. shown: of an upstream recommender's lists (``judge_shown``); empty
     where none were given.
     """
@@ -63,12 +68,12 @@ class SystemTable:
         """Return everything as JSON-ready values."""
         return {
             "trial": self.trial,
-            "systems": {name: result.summary() for name, result in self.results.items()},
-            "tests": dict(self.tests),
+            "systems": {name: plain(result.summary()) for name, result in self.results.items()},
+            "tests": plain(self.tests),
             "ceiling": dict(self.ceiling),
             "probabilities": plain(self.probabilities),
             "cut": plain(self.cut),
-            "shown": dict(self.shown),
+            "shown": plain(self.shown),
         }
 
     def __str__(self) -> str:
@@ -76,17 +81,17 @@ class SystemTable:
         rows = [heads]
         for name, result in sorted(self.results.items(), key=lambda pair: pair[1].intervals["ndcg@10"].mean):
             ndcg = result.intervals["ndcg@10"]
-            rows.append([name, f"{ndcg.mean:.4f} [{ndcg.low:.4f}, {ndcg.high:.4f}]", *shown_figures(result)])
+            rows.append([name, interval_words(ndcg.mean, ndcg.low, ndcg.high), *shown_figures(result)])
         widths = [max(len(row[column]) for row in rows) for column in range(len(heads))]
         lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
         tests = [
-            f"{name}: {test['difference']:+.4f} NDCG@10 [{test['ci95'][0]:+.4f}, {test['ci95'][1]:+.4f}], "
+            f"{name}: {interval_words(test['difference'], *test['ci95'], signed=True)} NDCG@10, "
             f"p = {test['p_holm']:.4f} (Holm, {len(self.tests)} tests)"
             for name, test in self.tests.items()
         ]
         most = (
-            f"ceiling: {self.ceiling['candidate_recall']:.3f} of the targets are among the first {DEPTH} of fused; the "
-            f"best order of those would have NDCG@10 {self.ceiling['oracle_ndcg@10']:.3f}"
+            f"ceiling: {self.ceiling['candidate_recall']:.3f} of a user's targets, on average, are among the first "
+            f"{DEPTH} of fused; the best order of those would have NDCG@10 {self.ceiling['oracle_ndcg@10']:.3f}"
         )
         more = [cut_in_words(self.cut)] if self.cut else []
         more += [shown_in_words(self.shown)] if self.shown else []
@@ -117,24 +122,33 @@ def compare_systems(reranker: Reranker, trial: Trial, *, seed: int = 0) -> Syste
 
     reranker: fitted on ``trial.interactions`` and ``trial.item_frame`` and nothing else.
     """
-    fused = reranker.recommend(list(trial.user_ids), k=DEPTH, at=trial.moments)
+    fused, whole = _recommended(reranker, trial)
     rankings = {"popularity": rank_catalogue(Popularity().fit(trial.past, trial.items, seed=seed), trial, DEPTH)}
     for component in reranker.components:
         if isinstance(component.scorer, CatalogueScorer):
             rankings[component.name] = rank_catalogue(component.scorer, trial, DEPTH)
-    rankings["fused"] = ranking_from_frame(fused, trial)
+    rankings["fused"] = fused
     results = {name: evaluate_ranking(ranked, trial, depth=DEPTH, seed=seed) for name, ranked in rankings.items()}
-    pairs = [("fused", name) for name in results if name != "fused"]
-    lists = rankings["fused"]
+    tests = compare(results, [("fused", name) for name in results if name != "fused"], seed=seed)
     return SystemTable(
         trial.describe(),
-        results,
-        compare(results, pairs, seed=seed),
-        ceiling(lists, trial),
-        lists,
-        tested_probabilities(fused, trial),
-        tested_cut(fused, trial),
+        {name: result.claimed() for name, result in results.items()},
+        {pair: claimed_test(test) for pair, test in tests.items()},
+        ceiling(fused, trial),
+        fused,
+        tested_probabilities(whole, trial),
+        tested_cut(whole, trial),
     )
+
+
+def _recommended(reranker: Reranker, trial: Trial) -> tuple[Ragged, pd.DataFrame]:
+    """Ask for the lists of the trial's users: the first ``DEPTH`` of each as codes, and ``JUDGED`` of them whole."""
+    users = list(trial.user_ids)
+    whole = reranker.recommend(users, k=None, at=trial.moments)[JUDGED]
+    if reranker.config.candidates_per_source >= DEPTH:
+        return ranking_from_frame(whole[whole["rank"] <= DEPTH], trial), whole
+    # so few a source may not fill the ranking's places; with k more are retrieved than the cut was chosen on
+    return ranking_from_frame(reranker.recommend(users, k=DEPTH, at=trial.moments), trial), whole
 
 
 def evaluate_shop(
@@ -155,9 +169,9 @@ def evaluate_shop(
 
     interactions, items, users, impressions, columns, time_unit, encoding: as for ``Reranker.fit``. Of impressions the
     fit reads those before the cut; each user's first list from then on is reranked and compared with the order that it
-    was shown in. cut: a date, "last" for each user's last event, None for the 90 % quantile of times where there are
-    real times, else "last". most_users: test no more than these, drawn at random (a user takes about .1 MiB and a
-    millisecond).
+    was shown in. cut: a date, "last" for the new items of each user's last visit, None for the 90 % quantile of times
+    where there are real times, else "last". Users who had only looked until then are tested too, as the fit holds them
+    out. most_users: test no more than these, drawn at random (a user takes about .1 MiB and a millisecond).
     Raises DataError where the data or the cut leave nothing to test on, or no list to compare.
     """
     config = config or RerankerConfig()
@@ -182,9 +196,12 @@ def evaluate_shop(
     )
     if time_unit != "auto":
         events = _with_plain_times(events, time_unit)
-    protocol = LastOut() if cut == "last" or (cut is None and known.time_kind == "position") else TimeCut(cut)
+    by_user = cut == "last" or (cut is None and known.time_kind == "position")
+    protocol = LastOut(visits=True) if by_user else TimeCut(cut)
     dataset = Dataset("your data", events, catalogue, attributes, report.lines())
-    held_out = hold_out(dataset, protocol, "test", target_events=config.target_events, min_rating=config.min_rating)
+    held_out = hold_out(
+        dataset, protocol, "test", least_history=0, target_events=config.target_events, min_rating=config.min_rating
+    )
     trial = drawn(held_out, most_users, config.seed)
     lists = None
     if impressions is not None:

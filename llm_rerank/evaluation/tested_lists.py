@@ -26,8 +26,9 @@ if TYPE_CHECKING:
 def tested_probabilities(result: pd.DataFrame, trial: Trial) -> dict[str, Any]:
     """Hold the probabilities of lists against the trial's targets, JSON-ready; {} where there are none.
 
-    result: of ``recommend`` for the trial's users. Keys: n_users; mean_probability_top_10 and rate_top_10, the share of
-    the first ten that is a target; slope and slope_ci95 over all rows, lists as the unit.
+    result: of ``recommend`` for the trial's users, whole lists (k=None). Keys: n_users; mean_probability_top_10 and
+    rate_top_10, the share of the first ten that is a target; slope and slope_ci95 over all rows, lists as the unit;
+    counted, of the trial.
     """
     result = result[result["probability"].notna()]
     if not len(result):
@@ -41,15 +42,17 @@ def tested_probabilities(result: pd.DataFrame, trial: Trial) -> dict[str, Any]:
         "rate_top_10": float(positive[top].mean()),
         "slope": line.slope,
         "slope_ci95": list(line.slope_interval),
+        "counted": trial.counted,
     }
 
 
 def tested_cut(result: pd.DataFrame, trial: Trial) -> dict[str, Any]:
     """Hold what a cut kept of lists against the trial's targets, JSON-ready; {} where nothing was cut.
 
-    result: of ``recommend`` for the trial's users, so of their first k candidates. Keys: n_users, n (candidates),
-    n_targets (among them), least_probability, mean_kept (a list), and those of ``metrics.Classification``, pooled over
-    the candidates: accuracy beside its base_rate, precision and recall, of the targets that are in the lists.
+    result: of ``recommend`` for the trial's users, whole lists (k=None), as a cut is chosen on them: of their first k
+    alone the recall is near 1 whatever the cut. Keys: n_users, n (candidates), n_targets (among them),
+    least_probability, mean_kept (a list), and those of ``metrics.Classification``, pooled over the candidates: accuracy
+    beside its base_rate, precision and recall, of the targets that are in the lists.
     recall_of_all: of all targets.
     """
     least = result.attrs[DECISION]["least_probability"]

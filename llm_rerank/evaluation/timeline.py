@@ -109,7 +109,7 @@ def time_line(trial: Trial, report: Mapping[str, Any], *, seed: int, refit: bool
         held, learned = ((0.0, past[1]) if in_time else (HELD_OUT, LAST)), past
         dash, when = "4 3", "each user's last event of the past"
         learned_when = "the past without those events"
-    test_when = f"from {_day(trial.at)} on" if trial.at is not None else "each user's last event"
+    test_when = f"from {_day(trial.at)} on" if trial.at is not None else "each user's last new items"
     fold = "#c5d8ec" if not dash else "none"
     spans = [
         Span("1 Components", f"learn from {len(plan.past):,} events", learned_when, *learned, COLOURS[0]),

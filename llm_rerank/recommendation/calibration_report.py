@@ -13,7 +13,7 @@ from llm_rerank.reliability import (
     expected_calibration_error,
     reliability_bins,
 )
-from llm_rerank.strata import ITEM_STRATA, USER_STRATA, label, within
+from llm_rerank.strata import ITEM_STRATA, NOTHING, USER_STRATA, label, within
 from llm_rerank.types import BoolArray, FloatArray, IntArray
 
 SHOWN = 10
@@ -23,7 +23,7 @@ RESAMPLES_OF_STRATA = 500
 """Fewer than for all lists: there are a dozen strata, and each takes as long as the whole."""
 
 
-OF_USERS = ((0, 0), *USER_STRATA)
+OF_USERS = (NOTHING, *USER_STRATA)
 """Newcomers apart; they are held out only where an upstream recommender's lists are."""
 
 

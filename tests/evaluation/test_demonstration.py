@@ -20,7 +20,7 @@ from llm_rerank.evaluation.demonstration import (
 from llm_rerank.evaluation.protocols import hold_out
 from llm_rerank.evaluation.systems import compare_systems, evaluate_shop
 from llm_rerank.recommendation.reranker import Reranker
-from llm_rerank.types import DataError
+from llm_rerank.types import DataError, Ragged
 from tests.shops import make_shop
 
 NO_ENCODER = RerankerConfig(encoder=None, sequence="off")
@@ -73,6 +73,9 @@ def test_the_sentence_counts_users(second, trial):
     after = evaluate_ranking(second.after, trial).per_case["ndcg@10"]
     gain, lose = int((after > before).sum()), int((after < before).sum())
     assert f"NDCG@10 {before.mean():.4f} → {after.mean():.4f}; {gain} users gain, {lose} lose" in second.sentence()
+    assert "The same candidates, 100 a user, from" in second.sentence()
+    few = replace(second, before=Ragged.from_lists([list(range(28)), list(range(29))]))  # of a shop of 30 items
+    assert "The same candidates, 28.5 a user, from" in few.sentence()
 
 
 def test_typical_gainer_has_the_median_gain(trial, second):
@@ -84,13 +87,16 @@ def test_typical_gainer_has_the_median_gain(trial, second):
     after[chosen] = [0.9, 0.1, 0.5, 0.2, 0.7]
     after[np.flatnonzero(~long)[:3]] = 0.5  # gains, but has a short history
     made = SecondSelection(trial, second.before, second.after, before, after)
-    assert made.typical_gainer() == chosen[2]
-    assert SecondSelection(trial, second.before, second.after, before, before).typical_gainer() == 0
+    case, who = made.typical_gainer()
+    assert (case, who) == (chosen[2], "The user of median gain among those who gain and have had at least 5 items")
+    case, who = SecondSelection(trial, second.before, second.after, before, before).typical_gainer()
+    assert (case, who) == (0, "Nobody gains who has had at least 5 items, so the first user")
 
 
 def test_one_list_shows_places_and_what_was_taken(reranker, second, trial):
-    case = second.typical_gainer()
-    lines = one_list(reranker, second, case)
+    case, who = second.typical_gainer()
+    lines = one_list(reranker, second, case, who)
+    assert lines[0] == f"{who}: {trial.user_ids[case]}"
     titles = trial.items.frame["title"].tolist()
     before, after = list(second.before[case]), list(second.after[case])
     start = next(row for row, line in enumerate(lines) if line.lstrip().startswith("before")) + 1
@@ -106,8 +112,8 @@ def test_one_list_shows_places_and_what_was_taken(reranker, second, trial):
 
 
 def test_reasons_are_parts_against_the_mean_of_the_first_ten(reranker, second, trial):
-    case = second.typical_gainer()
-    lines = one_list(reranker, second, case)
+    case, who = second.typical_gainer()
+    lines = one_list(reranker, second, case, who)
     before, after = list(second.before[case]), list(second.after[case])
     item, old, new = biggest_moves(before, after)[0]
 

@@ -31,6 +31,10 @@ DAY = 86_400
 START = 1_600_000_000
 
 
+def at(day: float) -> int:
+    return START + int(day * DAY)
+
+
 def dataset(rows: list[tuple], n_items: int = 6, **columns: list) -> Dataset:
     """Rows of (user, item number, time)."""
     frame = pd.DataFrame(rows, columns=["user_id", "item_id", "timestamp"]).assign(**columns)
@@ -84,6 +88,56 @@ def test_last_out_by_hand() -> None:
     assert test.item_support.tolist() == [1, 2, 2, 1, 0, 1]
 
 
+BASKETS = dataset(
+    [
+        ("a", 0, at(1)),
+        ("a", 1, at(10)),
+        ("a", 2, at(10)),  # with 1 in one basket: validation targets of a
+        ("a", 3, at(20)),
+        ("a", 0, at(20)),  # had before: no target, whatever the order of rows
+        ("a", 4, at(20)),  # test targets of a: 3 and 4
+        ("b", 5, at(2)),
+        ("b", 1, at(4) - 3600),  # b looks at 1 an hour before taking it: the decision comes before the look
+        ("b", 1, at(4)),
+        ("b", 1, at(5)),
+        ("b", 1, at(9)),  # again: nothing new
+        ("c", 2, at(3)),  # c only looked at 2 until then, at 5 within the visit
+        ("c", 5, at(6) - 60),
+        ("c", 5, at(6)),
+    ],
+    event=["purchase"] * 6 + ["view", "view", "purchase", "purchase", "purchase", "view", "view", "purchase"],
+)
+
+
+@pytest.mark.parametrize("seed", [None, 1, 2])
+def test_the_last_visit_is_held_out_whole_and_before_its_looks(seed) -> None:  # noqa: ANN001
+    shuffled = BASKETS.interactions if seed is None else BASKETS.interactions.sample(frac=1, random_state=seed)
+    shop = replace(BASKETS, interactions=shuffled)
+    test = hold_out(shop, LastOut(visits=True), "test", least_history=0)
+    assert {user: set(found) for user, found in targets_of(test).items()} == {
+        "a": {"i3", "i4"},
+        "b": {"i1"},
+        "c": {"i5"},
+    }
+    assert dict(zip(test.user_ids, test.cases.times.tolist(), strict=True)) == {
+        "a": at(20),
+        "b": at(4) - 3600,
+        "c": at(6) - 60,
+    }
+    assert set(rows_of(test.interactions)) == {
+        ("a", "i0", at(1)),
+        ("a", "i1", at(10)),
+        ("a", "i2", at(10)),
+        ("b", "i5", at(2)),
+        ("c", "i2", at(3)),
+    }
+    assert "all new items of each user's last visit" in test.protocol and test.counted == "all new items of one visit"
+    # b and c had only looked until then: published trials leave such users out
+    assert set(targets_of(hold_out(shop, LastOut(visits=True), "test"))) == {"a"}
+    validation = hold_out(shop, LastOut(visits=True), "validation")
+    assert {user: set(found) for user, found in targets_of(validation).items()} == {"a": {"i1", "i2"}}
+
+
 def test_validation_of_last_out_is_the_event_before_and_holds_no_test_event() -> None:
     validation = hold_out(SEQUENCES, LastOut(), "validation")
     # b has two events: with the last gone, the first has no past before it
@@ -99,10 +153,6 @@ def test_validation_of_last_out_is_the_event_before_and_holds_no_test_event() ->
 
 
 # ten days a unit; the data end at time 100 (exclusive end 101 · DAY is one second after the last event)
-def at(day: float) -> int:
-    return START + int(day * DAY)
-
-
 CLOCK = dataset(
     [
         ("a", 0, at(1)),
@@ -318,12 +368,15 @@ def test_evaluation_by_hand() -> None:
         7 / 6
     )  # 7 codes are shown, 6 are in this catalogue of 6 (a hand-made trial)
 
-    # users by distinct seen items: p 1, q 3, r 6, s 0 (in no stratum)
+    # users by distinct seen items: p 1, q 3, r 6, s 0
     strata = {name: None if found is None else (found.mean, found.n) for name, found in result.strata.items()}
     assert strata["user 1-2"] == (pytest.approx(ndcg[0]), 1)
     assert strata["user 3-5"] == (pytest.approx(ndcg[1]), 1)
     assert strata["user 6-10"] == (0.0, 1)
     assert strata["user 11+"] is None
+    assert strata["user 0"] == (0.0, 1)
+    with_items = evaluate_ranking(ranked.take(np.arange(3)), trial.take(np.arange(3)), depth=20)
+    assert "user 0" not in with_items.strata  # published trials ask for an item had
     # targets by support: 2 and 4 have 0, 3 has 1, 1 has 5, 5 has 30; only they count as targets there
     assert strata["item 0"] == (pytest.approx(1 / 2), 2)  # p: 2 at rank 1 of 1 target = 1; r: 0
     assert strata["item 1-4"] == (pytest.approx(1 / np.log2(3)), 1)

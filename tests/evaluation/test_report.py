@@ -129,11 +129,14 @@ def test_the_page_shows_the_figures_that_were_measured(evaluation, file):
     assert f"{values['guard']['difference']['mean']:+.4f}" in page
     assert f"Calibration slope {values['calibration']['slope']:.2f}" in page
     assert all(line in page for line in values["lines"])
+    found = evaluation.table.ceiling["candidate_recall"]  # a mean of users' shares
+    assert f"{found:.1%} of a user's targets, on average, are among the first 100 of fused" in page
+    assert f"{found:.3f} of a user's targets, on average, are among the first 100" in str(evaluation.table)
 
 
 def test_probabilities_are_held_against_what_the_tested_users_took(evaluation, file):
     trial, tested = evaluation.trial, evaluation.table.probabilities
-    lists = evaluation.reranker.recommend(list(trial.user_ids), k=100, at=trial.at)
+    lists = evaluation.reranker.recommend(list(trial.user_ids), k=None, at=trial.at)
     top, taken = lists[lists["rank"] <= 10], 0
     for case, user in enumerate(trial.user_ids):
         targets = set(trial.items.ids[trial.cases.targets[case]])
@@ -145,11 +148,12 @@ def test_probabilities_are_held_against_what_the_tested_users_took(evaluation, f
     page = unescape(file.read_text())
     assert f"probability is {tested['mean_probability_top_10']:.4f}, and {tested['rate_top_10']:.4f} of them" in page
     assert f"on the test {tested['rate_top_10']:.4f} were taken" in page
+    assert "the test counts the new items of all visits from the cut on." in page
 
 
 def test_what_the_cut_keeps_is_held_against_what_the_tested_users_took(evaluation, file):
     trial, tested = evaluation.trial, evaluation.table.cut
-    lists = evaluation.reranker.recommend(list(trial.user_ids), k=100, at=trial.at)
+    lists = evaluation.reranker.recommend(list(trial.user_ids), k=None, at=trial.at)
     targets = {
         (user, item) for case, user in enumerate(trial.user_ids) for item in trial.items.ids[trial.cases.targets[case]]
     }
@@ -293,6 +297,8 @@ def test_the_time_line_has_a_refit_and_no_dates_where_there_are_none(evaluation)
     trial, values = evaluation.trial, evaluation.reranker.report().values
     again = time_line(trial, values, seed=1, refit=True, last_time=evaluation.last_time)
     assert [span.name for span in again.spans][3:] == ["4 Refit", "5 Test"]
+    words = [text.text for text in ElementTree.fromstring(again.draw()).iter(f"{SVG}text")]
+    assert "…" not in "".join(words) and f"4 Refit: {again.spans[3].what}" in " ".join(words)
     by_order = time_line(replace(trial, at=None), values, seed=1, refit=True, last_time=evaluation.last_time)
     assert [text for _, text in by_order.moments] == ["older events", "last but one", "last"]
     assert time_line(trial, {**values, "holdout": "another"}, seed=1, refit=True, last_time=0) is None
@@ -314,16 +320,51 @@ def test_the_guards_tile_says_a_loss_and_not_too_few_cases(evaluation):
 
 
 @pytest.mark.parametrize(
-    ("interval", "verdict"),
-    [([0.01, 0.03], "better than"), ([-0.03, -0.01], "worse than"), ([-0.01, 0.03], "not told apart from")],
+    ("interval", "p", "verdict"),
+    [
+        ([0.01, 0.03], 0.04, "better than"),
+        ([-0.03, -0.01], 0.04, "worse than"),
+        ([-0.01, 0.03], 0.04, "not told apart from"),
+        # the interval knows nothing of the other systems, of which this one is the best
+        ([0.01, 0.03], 0.06, "not told apart from"),
+        ([-0.03, -0.01], 0.06, "not told apart from"),
+    ],
 )
-def test_the_verdict_on_the_best_other_follows_the_interval(evaluation, interval, verdict):
-    table = evaluation.table
+def test_the_verdict_on_the_best_other_asks_the_interval_and_the_p_value(evaluation, interval, p, verdict):
+    report, table = evaluation.reranker.report().values, evaluation.table
     others = [name for name in table.results if name != "fused"]
     best = max(others, key=lambda name: table.results[name].intervals["ndcg@10"].mean)
-    test = {**table.tests[f"fused vs {best}"], "ci95": interval}
-    section = systems_section(replace(table, tests={**table.tests, f"fused vs {best}": test}))
-    assert f"Fused is {verdict} {best}" in said(section)
+    test = {**table.tests[f"fused vs {best}"], "ci95": interval, "p_holm": p}
+    table = replace(table, tests={**table.tests, f"fused vs {best}": test})
+    assert f"Fused is {verdict} {best}" in said(systems_section(table))
+    [tile] = [tile for tile in tiles(report, table) if tile.name == f"against {best}"]
+    assert tile.note == f"{verdict.rsplit(' ', 1)[0]}; 95 %: {interval[0]:+.4f} to {interval[1]:+.4f}"
+
+
+@pytest.mark.parametrize(("n", "told"), [(29, False), (30, True)])
+def test_under_thirty_users_there_is_no_interval_and_no_verdict(evaluation, parts, n, told):
+    trial = evaluation.trial.take(np.arange(n))
+    table = compare_systems(evaluation.reranker, trial)
+    page = report_page(evaluation.reranker.report().values, table, CONFIG, **parts)
+    systems = section_of(page, "systems")
+    assert ("Fused is" in said(systems)) == told
+    assert ("29 are too few users to tell (30 at least are wanted)" in said(systems)) != told
+    assert ("with 95 % intervals" in systems.figures[0].caption) == told
+    interval = re.compile(r"\[.\d+\.\d+, .\d+\.\d+\]|\[\d+\.\d+, \d+\.\d+\]")
+    shown = [str(table), *said(systems).splitlines(), *(cell for row in systems.tables[0].rows for cell in row)]
+    assert any(interval.search(text) for text in shown) == told
+    notes = [tile.note for tile in page.tiles[:2]]
+    if told:
+        assert all("95 %: " in note for note in notes)
+    else:
+        assert notes == ["too few users for an interval", "too few users to tell"]
+    # strata are smaller than the whole: none of 30 users has an interval here, and their figures stand
+    strata = [found for found in table.results["fused"].strata.values() if found is not None]
+    assert all(np.isfinite(found.mean) and np.isnan(found.low) == (found.n < 30) for found in strata)
+    as_json = json.loads(json.dumps(table.to_dict(), allow_nan=False))
+    assert (as_json["systems"]["fused"]["ci95"]["ndcg@10"] == [None, None]) != told
+    assert (next(iter(as_json["tests"].values()))["ci95"] == [None, None]) != told
+    assert not re.search(r"\bnan\b", str(table) + unescape(render_page(page)), re.IGNORECASE)
 
 
 def test_the_guard_is_drawn_beside_its_margin(evaluation):
@@ -335,6 +376,9 @@ def test_the_guard_is_drawn_beside_its_margin(evaluation):
     assert read_off(across, marks(svg)[0][0]) == pytest.approx(verdict["difference"]["mean"], abs=0.001)
     margin = next(e for e in ElementTree.fromstring(svg).iter(f"{SVG}line") if e.get("stroke-dasharray") == "4 3")
     assert read_off(across, float(margin.get("x1"))) == pytest.approx(-verdict["margin"], abs=0.001)
+    texts = ElementTree.fromstring(section.figures[1].svg).iter(f"{SVG}text")
+    written = " ".join(text.text for text in texts if text.get("text-anchor") == "end")
+    assert f"{' '.join(verdict['rungs'])} blend" in written and "…" not in written
     other = guard_section(verdict, ", for lists of the upstream recommender")
     assert (other.anchor, section.anchor) == ("guard-upstream", "guard")
     assert "upstream" in other.title
@@ -504,6 +548,7 @@ def test_examples_show_the_lists_as_they_were(evaluation, parts, file):
     second = parts["second"]
     page = report_page(evaluation.reranker.report().values, evaluation.table, CONFIG, **parts)
     section = section_of(page, "examples")
+    assert "Both lists of a user hold the same candidates." in said(section)
     chosen = chosen_users(second.ndcg_after - second.ndcg_before, second.trial.seen.lengths)
     assert len(section.tables) == len(chosen) >= 2
     titles = second.trial.items.frame["title"].tolist()
@@ -533,6 +578,11 @@ LOOK = """least => {
     const [r, g, b] = colour.match(/\\d+/g).map(Number);
     return .2126 * part(r) + .7152 * part(g) + .0722 * part(b);
   };
+  if (width >= 1200) for (const table of document.querySelectorAll(".table.wide"))
+    if (table.scrollWidth > table.clientWidth)
+      problems.push(`cut off at the right: ${table.getAttribute("aria-label")}`);
+  if (width >= 1400) for (const cell of document.querySelectorAll(".wide td.number"))
+    if (cell.offsetHeight > 40) problems.push(`broken over lines: ${cell.textContent}`);
   const wide = document.documentElement.scrollWidth;
   if (wide > width) problems.push(`page is ${wide} wide`);
   for (const element of document.querySelectorAll("body *")) {
@@ -559,6 +609,7 @@ LOOK = """least => {
       problems.push(`figure without words: ${title}`);
     for (const text of svg.querySelectorAll("text")) {
       const box = text.getBBox();
+      if (text.textContent.includes("…")) problems.push(`shortened in ${title}: ${text.textContent}`);
       if (text.hasAttribute("transform")) continue;
       if (box.x < -1 || box.y < -1 || box.x + box.width > view.width + 1 || box.y + box.height > view.height + 1)
         problems.push(`words cut off in ${title}: ${text.textContent}`);
@@ -591,7 +642,9 @@ def look(browser, path, width: int, media: str = "screen") -> tuple[dict, list[s
     return found, wrong
 
 
-@pytest.mark.parametrize(("width", "media"), [(400, "screen"), (1400, "screen"), (700, "print")])
+@pytest.mark.parametrize(
+    ("width", "media"), [(400, "screen"), (1280, "screen"), (1400, "screen"), (1920, "screen"), (700, "print")]
+)
 def test_a_browser_shows_the_report_without_fault(browser, file, width, media):
     found, wrong = look(browser, file, width, media)
     assert wrong == []
@@ -626,13 +679,19 @@ def test_the_look_sees_faults(browser, tmp_path):
     (tmp_path / "bad.html").write_text(
         "<!DOCTYPE html><body style='margin:0'><script>window.broken = 1; console.error('oops')</script>"
         "<p style='width:900px'>wide</p><p style='color:#aaa'>pale</p><p style='font-size:6px'>small</p>"
-        "<svg viewBox='0 0 100 20' width='100'><title>none</title><desc></desc><text x='90' y='10'>cut off</text></svg>"
+        "<svg viewBox='0 0 100 20' width='100'><title>none</title><desc></desc><text x='90' y='10'>cut …</text></svg>"
+        "<div class='table wide' aria-label='t' style='width:100px;overflow:auto'><table><td>a_word_too_wide_for_it"
+        "</table></div>"
         "<img src='http://127.0.0.1:9/x.png'>"
     )
     found, wrong = look(browser, tmp_path / "bad.html", 400)
     told = "\n".join(found["problems"])
-    for fault in ("page is", "outside the page", "contrast", "6.0 px", "empty figure", "without words", "cut off in"):
+    for fault in (
+        "page is", "outside the page", "contrast", "6.0 px", "empty figure", "without words", "words cut off in",
+        "shortened in",
+    ):  # fmt: skip
         assert fault in told
+    assert "cut off at the right" in "\n".join(look(browser, tmp_path / "bad.html", 1400)[0]["problems"])
     assert found["broken"] == 1
     assert "oops" in wrong
     assert "http://127.0.0.1:9/x.png" in wrong

@@ -73,6 +73,10 @@ def test_figures_by_hand(tables):
     assert found["systems"]["upstream"]["map@10"]["mean"] == pytest.approx((1 + 1 / 2) / 2)
     assert found["test"]["difference"] == pytest.approx((third - 1) / 2)
     assert "learn from no earlier lists" in shown_in_words(found)
+    # two lists are too few for an interval; p holds for any number
+    assert np.isnan(found["test"]["ci95"]).all() and np.isnan(found["systems"]["fused"]["ndcg@10"]["ci95"]).all()
+    assert "[" not in shown_in_words(found) and f"p = {found['test']['p']:.4f}; the order" in shown_in_words(found)
+    assert "a gain over it is a lower bound and a loss is no evidence" in shown_in_words(found)
     nothing = judge_shown(told, replace(few, cases=replace(cases, targets=Ragged.from_lists([[], [], []]))), 77, ids)
     assert nothing["systems"] == {} and "nothing was taken from any" in shown_in_words(nothing)
 
@@ -99,7 +103,7 @@ def test_the_fit_reads_lists_before_the_cut_alone_and_the_rest_are_judged(tables
 
 def test_what_cannot_be_compared_is_refused_before_the_fit(tables):
     cut = int(pd.Timestamp(CUT).timestamp())
-    with pytest.raises(DataError, match="each user's last event is held out; give events dates and a cut"):
+    with pytest.raises(DataError, match="each user's last new items are held out; give events dates and a cut"):
         upstream_lists(tables, None)
     with pytest.raises(DataError, match="impressions end before the cut .*give an earlier cut"):
         upstream_lists(tables, cut, timestamp=cut - 1)
@@ -111,6 +115,7 @@ def test_the_report_shows_both_orders(evaluation, tmp_path):
     write_report(tmp_path / "report.html", evaluation)
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert "Lists of your recommender, tested" in page and "Both orders of the same lists" in page
+    assert "a loss is no evidence" in page and "What stood first was looked at more" in page
     assert "against your recommender" in page and f"{evaluation.table.shown['test']['difference']:+.4f}" in page
     nothing = {**evaluation.table.shown, "n_cases": 0, "systems": {}, "test": {}}
     write_report(tmp_path / "report.html", replace(evaluation, table=replace(evaluation.table, shown=nothing)))
