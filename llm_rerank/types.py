@@ -331,12 +331,13 @@ class Encoder(Protocol):
 class DataReport:
     """What was understood of the data and what was dropped: ``notes`` in words, ``dropped`` rows by reason.
 
-    target_events: kinds of event that were taken as targets, once events were read.
+    target_events: kinds of event that were taken as targets, once events were read. advice: what to look at or change.
     """
 
     notes: list[str] = field(default_factory=list)
     dropped: dict[str, int] = field(default_factory=dict)
     target_events: tuple[str, ...] = ()
+    advice: list[str] = field(default_factory=list)
 
     def drop(self, reason: str, n_rows: int) -> None:
         """Count dropped rows under a reason; nothing is recorded for zero rows."""
@@ -344,5 +345,6 @@ class DataReport:
             self.dropped[reason] = self.dropped.get(reason, 0) + int(n_rows)
 
     def lines(self) -> list[str]:
-        """Give the notes, then one line a reason."""
-        return [*self.notes, *(f"dropped {count:,} rows: {reason}" for reason, count in self.dropped.items())]
+        """Give the notes, the advice as warnings, then one line a reason."""
+        warned = [f"warning: {line}" for line in self.advice]
+        return [*self.notes, *warned, *(f"dropped {count:,} rows: {reason}" for reason, count in self.dropped.items())]

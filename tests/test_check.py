@@ -18,6 +18,7 @@ from llm_rerank.models.semantic.cache import CachedEncoder
 from llm_rerank.recommendation import estimate
 from llm_rerank.recommendation.checking import MULTILINGUAL_ENCODER, check_shop
 from llm_rerank.recommendation.estimate import measure_encoder, sample_of_texts, seconds_in_words
+from llm_rerank.recommendation.reranker import Reranker
 from llm_rerank.types import DataError
 from tests.shops import make_shop
 
@@ -204,6 +205,18 @@ def test_thin_data_are_counted_by_hand():
     assert not any(line.startswith("impressions") for line in check.missing)  # there is no such table
     assert check.advice == []
     assert "tokens of the items' texts: not counted: no encoder" in str(check)
+
+
+def test_advice_on_the_data_comes_before_a_fit_and_in_it():
+    events, items = make_shop(n_users=40)
+    own = events.assign(event=events["event"].map({"view": "ansicht", "purchase": "kauf"}))
+    check = check_shop(own, items, config=NO_ENCODER)
+    (advice,) = (line for line in check.advice if "count as successes" in line)
+    assert "--target-event kauf" in advice and f"  {advice}" in str(check).splitlines()
+    model = Reranker(RerankerConfig(encoder=None, sequence="off", refit=False), verbose=False).fit(own, items)
+    assert f"warning: {advice}" in str(model.report()).splitlines()
+    named = check_shop(own, items, config=replace(NO_ENCODER, target_events=("kauf",)))
+    assert not any("count as successes" in line for line in named.advice)
 
 
 def test_a_refit_is_in_the_estimate_of_time(shop):

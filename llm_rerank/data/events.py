@@ -5,6 +5,7 @@ Leaves out who, what and when (``schema.py``).
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -28,20 +29,60 @@ EVENT_WEIGHTS = {
 """Strength of evidence for a liking by kind of event; "interaction" is a row whose kind is not given."""
 
 EVENT_ALIASES = {
+    "add_to_cart": "cart",
+    "add_to_basket": "cart",
+    "addtocart": "cart",
+    "add_payment_info": "cart",
+    "add_shipping_info": "cart",
+    "basket": "cart",
+    "begin_checkout": "cart",
+    "cart_addition": "cart",
+    "checkout": "cart",
+    "initiate_checkout": "cart",
+    "initiatecheckout": "cart",
+    "product_added": "cart",
+    "view_cart": "cart",
+    "product_clicked": "click",
+    "select_content": "click",
+    "select_item": "click",
+    "select_promotion": "click",
+    "add_to_favorites": "favourite",
+    "add_to_favourites": "favourite",
+    "add_to_wishlist": "favourite",
+    "addtowishlist": "favourite",
+    "bookmark": "favourite",
     "favorite": "favourite",
     "like": "favourite",
+    "product_added_to_wishlist": "favourite",
     "wishlist": "favourite",
     "buy": "purchase",
     "order": "purchase",
+    "order_completed": "purchase",
+    "purchase_complete": "purchase",
     "transaction": "purchase",
-    "addtocart": "cart",
-    "add_to_cart": "cart",
-    "pageview": "view",
-    "page_view": "view",
     "rate": "rating",
     "review": "rating",
+    "products_searched": "search",
+    "view_search_results": "search",
+    "detail_page_view": "view",
+    "detail_view": "view",
+    "impression": "view",
+    "page_view": "view",
+    "pageview": "view",
+    "product_list_viewed": "view",
+    "product_view": "view",
+    "product_viewed": "view",
+    "remove_from_cart": "view",
+    "view_content": "view",
+    "view_item": "view",
+    "view_item_list": "view",
+    "view_promotion": "view",
+    "viewcontent": "view",
 }
-"""Other names of some kinds; ``event_kind`` gives the one."""
+"""Other names of some kinds, those of web analytics among them; ``event_kind`` gives the one.
+
+What was taken out of a cart was looked at, and says no more.
+"""
 
 GREATEST_WEIGHT = 1_000.0
 """Of a single event, where a purchase counts 1: far beyond it a factorisation's equations cannot be solved."""
@@ -51,9 +92,12 @@ WEAK_EVENTS = ("view", "search")
 
 
 def event_kind(name: object) -> str:
-    """Give a kind of event as kinds are compared: without blanks around it and capitals, by one of its names."""
+    """Give a kind of event as kinds are compared: without blanks around it and capitals, by one of its names.
+
+    Of those names "Add to cart" and "add-to-cart" are "add_to_cart" too.
+    """
     lowered = str(name).strip().lower()
-    return EVENT_ALIASES.get(lowered, lowered)
+    return EVENT_ALIASES.get(lowered.replace(" ", "_").replace("-", "_"), lowered)
 
 
 @dataclass(frozen=True)
@@ -117,16 +161,42 @@ def read_events(
                 f"no event is a target: {n_returned:,} of {len(frame):,} events are purchases of a quantity of 0 or "
                 "less, which are returns; correct the column quantity or leave it out, or name other target_events"
             )
+        if target_events is None and not targets:
+            of_items = [names[kind] for kind in np.unique(kinds[has_item])]
+            raise DataError(
+                f"no event is a target: the data has only {', '.join(names)}, and views and searches are no successes "
+                f"unless they are named: {named_targets(of_items)}"
+            )
         raise DataError(
             f"no event is a target: target_events are {', '.join(targets) or 'none'}, min_rating is {min_rating}; "
             f"the data has the events {', '.join(names)}{_range(ratings)}, so name others in target_events or lower "
             "min_rating"
         )
+    if require_targets and target_events is None:
+        _advise_on_unknown_kinds(targets, report)
     n_events = len(frame) - n_returned
     report.notes.append(
         f"targets are events of kind {', '.join(targets) or '(none)'}: {positive.sum():,} of {n_events:,}"
     )
     return values
+
+
+def named_targets(kinds: Sequence[str]) -> str:
+    """Write how kinds of event are named as successes, in Python and on the command line."""
+    given = ", ".join(map(repr, kinds)) + ("," if len(kinds) == 1 else "")
+    options = " ".join(f"--target-event {shlex.quote(kind)}" for kind in kinds)
+    return f"target_events=({given}), or {options} on the command line"
+
+
+def _advise_on_unknown_kinds(targets: Sequence[str], report: DataReport) -> None:
+    """Advise where kinds are successes beside others only because their names say nothing here."""
+    unknown = [kind for kind in targets if kind not in EVENT_WEIGHTS]
+    if unknown and len(targets) > 1:
+        report.advice.append(
+            f"events of {len(targets)} kinds count as successes ({', '.join(targets)}), for {', '.join(unknown)} are "
+            f"no names known here and none is purchase; name those that are successes, such as "
+            f"{named_targets(unknown[-1:])}"
+        )
 
 
 def _note_low_ratings(ratings: FloatArray, liked: BoolArray, report: DataReport) -> None:

@@ -149,7 +149,7 @@ def check_shop(
             fine_tune_steps=0 if encoder is None or config.cross_encoder == "off" else config.fine_tune_steps,
             seed=config.seed,
         ),
-        advice=_advice(unknown_share, config),
+        advice=report.advice + _advice(unknown_share, config),
         has_encoder=encoder is not None,
     )
 

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from llm_rerank.data.events import EVENT_WEIGHTS, read_events
+from llm_rerank.data.events import EVENT_WEIGHTS, event_kind, read_events
 from llm_rerank.types import DataError, DataReport
 
 
@@ -159,7 +159,7 @@ def test_quantities_and_returns():
             "target_events names 'purchase', but the data",
         ),
         ({"event": ["view"]}, {"target_events": ()}, "target_events names no event, but the data has the events view"),
-        ({"event": ["view", "search"]}, {}, "no event is a target: target_events are none.*name others"),
+        ({"event": ["view", "search"]}, {}, "no event is a target: the data has only view, search"),
         ({"event": ["view"]}, {"min_rating": 3}, "min_rating is 3, but no event has a rating; leave it out or map"),
         (
             {"rating": [1.0, 5.0]},
@@ -189,3 +189,65 @@ def test_a_weight_beyond_all_reason_is_refused():
         read({"event": ["view", "purchase", "purchase"], "weight": [1_000.0, -1e8, None]})
     values, _ = read({"event": ["purchase", "purchase"], "weight": [1_000.0, -1_000.0]})
     assert values.weights.tolist() == [1_000.0, -1_000.0]
+
+
+@pytest.mark.parametrize(
+    ("given", "kind"),
+    [
+        ("view_item", "view"),
+        ("view_item_list", "view"),
+        ("detail-page-view", "view"),
+        ("Product Viewed", "view"),
+        ("remove_from_cart", "view"),
+        ("select_item", "click"),
+        ("view_search_results", "search"),
+        ("Add to cart", "cart"),
+        ("begin_checkout", "cart"),
+        ("add_to_wishlist", "favourite"),
+        ("Order Completed", "purchase"),
+        ("kauf am tag", "kauf am tag"),
+    ],
+)
+def test_names_of_web_analytics_are_kinds_that_are_known(given, kind):
+    assert event_kind(given) == kind
+
+
+def test_looks_of_web_analytics_are_no_successes():
+    values, _ = read({"event": ["view_item", "add_to_cart", "view_item_list", "view_search_results", "select_item"]})
+    assert values.positive.tolist() == [False, True, False, False, True]
+    assert values.weights.tolist() == weights_of("view", "cart", "view", "search", "click")
+
+
+def advice_on(*kinds, **settings):
+    report = DataReport()
+    given = {"target_events": None, "min_rating": None, "require_targets": True, **settings}
+    read_events(pd.DataFrame({"event": kinds}), has_item=np.ones(len(kinds), dtype=bool), report=report, **given)
+    return report.advice
+
+
+def test_kinds_that_count_as_successes_because_they_are_unknown_are_told_with_the_remedy():
+    (advice,) = advice_on("ansicht", "warenkorb", "view", "kauf")
+    assert advice == (
+        "events of 3 kinds count as successes (ansicht, warenkorb, kauf), for ansicht, warenkorb, kauf are no names "
+        "known here and none is purchase; name those that are successes, such as target_events=('kauf',), or "
+        "--target-event kauf on the command line"
+    )
+    (beside,) = advice_on("cart", "merkliste")
+    assert "2 kinds count as successes (cart, merkliste), for merkliste are no names" in beside
+    assert "--target-event 'im korb'" in advice_on("kauf", "im korb")[0]
+    assert advice_on("view", "kauf") == []  # one kind beside looks: nothing to tell apart
+    assert advice_on("ansicht", "purchase") == []
+    assert advice_on("view", "cart", "favourite") == []
+    assert advice_on("ansicht", "kauf", target_events=("kauf",)) == []
+    assert advice_on("ansicht", "kauf", require_targets=False) == []
+
+
+def test_a_log_of_looks_alone_names_the_looks():
+    with pytest.raises(DataError) as error:
+        read({"event": ["view", "page_view", "search"]}, has_item=[True, True, False])
+    assert str(error.value) == (
+        "no event is a target: the data has only view, search, and views and searches are no successes unless they "
+        "are named: target_events=('view',), or --target-event view on the command line"
+    )
+    values, _ = read({"event": ["view", "page_view"]}, target_events=("view",))
+    assert values.positive.all()
