@@ -31,6 +31,7 @@ LAYERS = {
         "id_index",
         "frames",
         "events",
+        "event_doubts",
         "candidates",
         "schema",
         "event_mappings",

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from llm_rerank.data.event_doubts import advise_on_events
 from llm_rerank.data.events import event_kind, implied_kinds, judge_events
 from llm_rerank.data.id_index import code_of, codes_by_id
 from llm_rerank.data.times import LATEST, SIZE_BANDS
@@ -108,6 +109,7 @@ def read_mappings(
         reviews=object_array(reviews)[kept],
         queries=object_array(queries)[kept],
     )
+    advise_on_events(events, values.kinds, "interactions", report)
     report.drop("interactions: purchase of a quantity of 0 or less (a return)", int(values.returned.sum()))
     return events.take(~values.returned) if values.returned.any() else events
 

@@ -110,6 +110,7 @@ class EventValues:
     quantities: FloatArray
     returned: BoolArray  # a purchase of nothing or less: no evidence of a liking
     targets: tuple[str, ...]  # kinds that count as positive
+    kinds: IntArray  # a number for each kind
 
 
 def read_events(
@@ -248,7 +249,12 @@ def judge_events(
     returned = np.isin(names, ("purchase", "interaction"))[kinds] & (quantities <= 0)
     positive &= ~returned
     quantities = np.where(np.isnan(quantities) | (quantities <= 0), np.float32(1), quantities)
-    return EventValues(weights, positive, ratings, quantities, returned, tuple(targets))
+    return EventValues(weights, positive, ratings, quantities, returned, tuple(targets), _numbered(names)[kinds])
+
+
+def _numbered(names: Sequence[str]) -> IntArray:
+    """Give each name a number, equal ones the same: int64, shape (n_names,)."""
+    return pd.factorize(np.array(names, dtype=object))[0].astype(np.int64)
 
 
 def implied_kinds(has_item: BoolArray, ratings: FloatArray) -> np.ndarray:

@@ -15,6 +15,7 @@ import pandas as pd
 
 from llm_rerank.data.candidates import CandidateTable, validate_candidates
 from llm_rerank.data.columns import require_columns, require_event_columns
+from llm_rerank.data.event_doubts import advise_on_events
 from llm_rerank.data.events import EVENT_WEIGHTS, read_events
 from llm_rerank.data.frames import as_objects, clean_ids, id_codes, like_input, named_columns, to_pandas
 from llm_rerank.data.layouts import as_interactions, as_items
@@ -191,6 +192,7 @@ def validate_interactions(
         reviews=reviews,
         queries=queries[rows],
     )
+    advise_on_events(events, values.kinds, name, report)
     report.drop(f"{name}: purchase of a quantity of 0 or less (a return)", int(values.returned.sum()))
     return events.take(~values.returned) if values.returned.any() else events
 

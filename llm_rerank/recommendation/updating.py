@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from llm_rerank.data.event_doubts import n_known
 from llm_rerank.data.event_mappings import read_mappings
 from llm_rerank.data.frames import open_tables
 from llm_rerank.data.id_index import code_of, codes_by_id
@@ -35,7 +36,8 @@ class UpdateReport:
     """What an update took in and what follows it.
 
     new_items, changed_items: ids. dropped: events by reason. refreshed: scorers that know it already. stale: scorers
-    that know the new events only as histories; what they learned is of the fit.
+    that know the new events only as histories; what they learned is of the fit. n_known: events that were there exactly
+    as they came; they are taken in again. advice: what looks odd about the events (``event_doubts.py``).
     """
 
     n_events: int = 0
@@ -45,11 +47,19 @@ class UpdateReport:
     dropped: dict[str, int] = field(default_factory=dict)
     refreshed: tuple[str, ...] = ()
     stale: tuple[str, ...] = ()
+    n_known: int = 0
+    advice: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         lines = [f"{self.n_events:,} events taken in, {self.n_new_users:,} users are new"]
         if self.new_items or self.changed_items:
             lines.append(f"{len(self.new_items):,} items are new, {len(self.changed_items):,} changed")
+        if self.n_known:
+            lines.append(
+                f"warning: {self.n_known:,} of these events were known already, exactly as they came, and count again; "
+                "give new events alone"
+            )
+        lines += [f"warning: {line}" for line in self.advice]
         lines += [f"dropped {count:,} rows: {reason}" for reason, count in self.dropped.items()]
         if self.refreshed:
             lines.append(f"up to date: {', '.join(self.refreshed)}")
@@ -87,11 +97,11 @@ def updated(
         ids = saved.fitted.items.ids
         new_items, changed_items = ids[changes.new].tolist(), ids[changes.changed].tolist()
         refreshed |= dict.fromkeys(changes.grown)
-    n_events, n_new_users = 0, 0
+    n_events, n_new_users, n_again = 0, 0, 0
     counting: tuple[str, ...] = ()
     if interactions is not None:
         new = _read(saved, interactions, columns, time_unit, report)
-        n_events, n_new_users = len(new), len(new.user_ids)
+        n_events, n_new_users, n_again = len(new), len(new.user_ids), n_known(saved.events, new)
         if n_events:
             saved, counting = _with_events(saved, new)
             if counting:
@@ -100,7 +110,15 @@ def updated(
     names = [component.name for component in saved.fitted.components]
     stale = tuple(name for name in names if name not in counting) if n_events else ()
     return saved, UpdateReport(
-        n_events, n_new_users, new_items, changed_items, dict(report.dropped), tuple(refreshed), stale
+        n_events,
+        n_new_users,
+        new_items,
+        changed_items,
+        dict(report.dropped),
+        tuple(refreshed),
+        stale,
+        n_again,
+        tuple(report.advice),
     )
 
 

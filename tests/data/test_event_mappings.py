@@ -64,6 +64,7 @@ def test_it_is_what_a_frame_gives(given_rows, targets, min_rating):
         else:
             assert here == there
     assert reports[0].dropped == reports[1].dropped
+    assert reports[0].advice == reports[1].advice
 
 
 def test_positions_stay_positions():

@@ -1,6 +1,7 @@
 """Fresh events and items without training: what is known at once equals a recount, what waits is said, rules hold."""
 
 import copy
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -251,6 +252,28 @@ def test_the_report_says_what_was_dropped_and_what_is_stale(model, shop):
     assert "item is absent" in text
     assert "until a refit: " in text
     assert set(report.refreshed) | set(report.stale) == {c.name for c in model.components}
+
+
+def test_events_that_were_known_and_such_as_repeat_another_are_told_and_count_again(model, shop):
+    items = shop[1]["item_id"]
+    first = [event("u0", items[0]), event("newcomer", items[1], rating=4), event("u0", items[2], kind="view")]
+    assert model.update(first).n_known == 0
+    later = [*first[:2], event("u0", items[2], kind="cart"), event("u1", items[0]), event("u0", items[0], LATER + 1)]
+    report = model.update([*later, first[0]])
+    # of the six three say what was known; the first of them comes twice
+    assert (report.n_events, report.n_known) == (6, 3)
+    said = str(report).splitlines()
+    assert "warning: 3 of these events were known already, exactly as they came, and count again" in said[1]
+    assert said[2].startswith("warning: 1 of 6 rows of interactions repeat another exactly")
+    framed = model.update(pd.DataFrame([*later, first[0]]))
+    assert (framed.n_events, framed.n_known, framed.advice) == (6, 6, report.advice)
+    assert int((model.saved.events.times == LATER).sum()) == 3 + 5 + 5
+
+
+def test_events_ahead_of_the_clock_are_told(model, shop):
+    ahead = int(time.time()) + 3 * DAY
+    report = model.update([event("u0", shop[1]["item_id"][0], ahead)])
+    assert "1 of 1 rows of interactions lie more than a day in the future" in str(report)
 
 
 def test_guarantees_outlive_new_items_and_not_counted_events_or_changed_texts(fitted, shop):
