@@ -219,6 +219,13 @@ def test_advice_on_the_data_comes_before_a_fit_and_in_it():
     assert not any("count as successes" in line for line in named.advice)
 
 
+def test_items_without_a_title_do_not_share_it():
+    events, items = make_shop(n_users=40)
+    items.loc[[0, 1, 2], "title"] = ["", None, items["title"][3]]
+    missing = check_shop(events, items, config=NO_ENCODER).missing
+    assert f"1 of {len(items)} items share their title with another: the text cannot tell them apart" in missing
+
+
 def test_a_refit_is_in_the_estimate_of_time(shop):
     seconds = [
         check_shop(

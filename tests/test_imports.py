@@ -33,6 +33,7 @@ LAYERS = {
         "events",
         "event_doubts",
         "candidates",
+        "impressions",
         "schema",
         "event_mappings",
         "splits",

@@ -42,13 +42,14 @@ def validate_candidates(
     on_unknown: OnUnknown = "keep",
     columns: Mapping[str, str] | None = None,
     name: str = "candidates",
+    one_list: bool = True,
     report: DataReport | None = None,
 ) -> CandidateTable:
     """Check candidates and find their items.
 
     table: user_id, item_id, optional upstream_score, any further columns. No rows at all is a valid, empty answer.
     on_unknown: what becomes of items that the catalogue lacks: "keep" (code -1), "drop" (counted), "raise".
-    name: the table, for messages.
+    name: the table, for messages. one_list: a user's rows are one list, and pairs that come again are told.
     Raises DataError where a column is missing, or for on_unknown="raise" with the first unknown item.
     """
     if on_unknown not in ("keep", "drop", "raise"):
@@ -80,7 +81,8 @@ def validate_candidates(
                 f"{name} has {n_unknown:,} items absent from items (first: {first!r}); kept without a score of ours"
             )
     frame = frame[keep].reset_index(drop=True)
-    repeated = int(pd.DataFrame({"user": users[keep].to_numpy(), "item": item_ids[keep].to_numpy()}).duplicated().sum())
+    pairs = pd.DataFrame({"user": users[keep].to_numpy(), "item": item_ids[keep].to_numpy()})
+    repeated = int(pairs.duplicated().sum()) if one_list else 0
     if repeated:
         report.notes.append(f"{name} repeats {repeated:,} pairs of user and item; every row is kept")
     if not len(frame):

@@ -57,6 +57,12 @@ def require_columns(frame: pd.DataFrame, name: str, required: Sequence[str]) -> 
     return frame
 
 
+def require_rows(frame: pd.DataFrame, name: str) -> None:
+    """Raise DataError where a table has no rows."""
+    if not len(frame):
+        raise DataError(f"{name} has no rows; give at least one")
+
+
 def with_item_column(frame: pd.DataFrame) -> pd.DataFrame:
     """Give searches that come without a column item_id an empty one; every other table is returned as it is.
 

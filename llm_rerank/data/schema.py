@@ -14,10 +14,11 @@ import numpy as np
 import pandas as pd
 
 from llm_rerank.data.candidates import CandidateTable, validate_candidates
-from llm_rerank.data.columns import require_columns, require_event_columns
+from llm_rerank.data.columns import require_columns, require_event_columns, require_rows
 from llm_rerank.data.event_doubts import advise_on_events
 from llm_rerank.data.events import EVENT_WEIGHTS, read_events
 from llm_rerank.data.frames import as_objects, clean_ids, id_codes, like_input, named_columns, to_pandas
+from llm_rerank.data.impressions import validate_impressions
 from llm_rerank.data.layouts import as_interactions, as_items
 from llm_rerank.data.times import TimeUnit, parse_times
 from llm_rerank.data.values import (
@@ -133,7 +134,7 @@ def validate_interactions(
     report = DataReport() if report is None else report
     frame = as_interactions(to_pandas(table, columns=columns, report=report), report, columns, name)
     frame = require_event_columns(frame, name)
-    _require_rows(frame, name)
+    require_rows(frame, name)
     user_ids = clean_ids(frame["user_id"], f"user_id of {name}", report)
     item_ids = clean_ids(frame["item_id"], f"item_id of {name}", report)
     times, known_time, time_kind = parse_times(frame["timestamp"], time_unit=time_unit, name=name, report=report)
@@ -197,58 +198,8 @@ def validate_interactions(
     return events.take(~values.returned) if values.returned.any() else events
 
 
-UNKNOWN_ITEMS = "unknown_items"
-"""Key of ``attrs`` of validated impressions: the share of their rows that named no item of the catalogue."""
-
-
-def validate_impressions(
-    table: Any,
-    items: Items,
-    *,
-    columns: Mapping[str, str] | None = None,
-    time_unit: TimeUnit = "auto",
-    report: DataReport | None = None,
-) -> pd.DataFrame:
-    """Check the lists that an upstream recommender showed.
-
-    table: user_id, item_id, timestamp, optional upstream_score.
-    Raises DataError where no row names a user and a known item.
-    Returns user_id (as given), item (int64 code), time (int64), upstream_score (float32, NaN where none), sorted by
-    time with ties in input order; rows without user, time or known item are dropped and counted. Its
-    ``attrs["unknown_items"]`` is the share of rows whose item the catalogue does not have.
-    """
-    report = DataReport() if report is None else report
-    frame = named_columns(table, "impressions", ("user_id", "item_id", "timestamp"), columns, report)
-    _require_rows(frame, "impressions")
-    shown = validate_candidates(frame, items, on_unknown="drop", name="impressions", report=report)
-    if not len(shown):
-        raise DataError(
-            "no row of impressions has a user and an item of items (first item_id: "
-            f"{frame['item_id'].tolist()[0]!r}, items has {items.ids[0]!r}); check that both tables use the same ids"
-        )
-    times, known, _ = parse_times(shown.frame["timestamp"], time_unit=time_unit, name="impressions", report=report)
-    report.drop("impressions: timestamp is missing, unreadable or out of range", int((~known).sum()))
-    rows = np.flatnonzero(known)
-    rows = rows[np.argsort(times[rows], kind="stable")]
-    result = pd.DataFrame(
-        {
-            "user_id": shown.user_ids[rows],
-            "item": shown.item_codes[rows],
-            "time": times[rows],
-            "upstream_score": shown.upstream_scores[rows],
-        }
-    )
-    result.attrs[UNKNOWN_ITEMS] = shown.n_unknown / (shown.n_unknown + len(shown))
-    return result
-
-
-def _require_rows(frame: pd.DataFrame, name: str) -> None:
-    if not len(frame):
-        raise DataError(f"{name} has no rows; give at least one")
-
-
 def _required_ids(frame: pd.DataFrame, name: str, column: str, report: DataReport) -> pd.Series:
-    _require_rows(frame, name)
+    require_rows(frame, name)
     ids = clean_ids(frame[column], f"{column} of {name}", report)
     if not ids.notna().any():
         raise DataError(f"{name} has no {column} in any row; fill the column or map another")

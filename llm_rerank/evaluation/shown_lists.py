@@ -14,11 +14,12 @@ from typing import Any, Self
 import numpy as np
 import pandas as pd
 
-from llm_rerank.data.schema import validate_impressions
+from llm_rerank.data.impressions import single_items_in_words, validate_impressions
 from llm_rerank.data.times import TimeUnit, parse_times
 from llm_rerank.evaluation.scales import interval_words
 from llm_rerank.metrics import average_precision_at_k, hit_matrix, hit_rate_at_k, ndcg_at_k, recall_at_k
 from llm_rerank.recommendation.candidates import is_member, ranked
+from llm_rerank.recommendation.decision_facts import lists_not_used
 from llm_rerank.recommendation.holdout import drawn
 from llm_rerank.recommendation.reranker import Reranker
 from llm_rerank.recommendation.upstream import ShownLists, shown_lists
@@ -91,7 +92,9 @@ def judge_shown(
     and an order that does not know them should not lose by that.
 
     Keys: n_lists; n_candidates, mean a list; n_cases, the lists something was taken from, which alone have a best
-    order; learned, whether the reranker was fitted on earlier lists of that recommender and so reads its scores;
+    order; n_single, the lists of one item; n_later, rows of users' further lists, which are not read; learned, whether
+    the reranker was fitted on earlier lists of that recommender and so reads its scores; not_learned, why it was not
+    though it was given some;
     systems, "upstream" and "fused", and of each NDCG, HR, MAP and recall at 10 as {mean, ci95}; test, the paired
     difference of NDCG@10, fused − upstream, as {difference, ci95, p}. The last two are empty without a case, and have
     no bounds (NaN) where cases are too few for them.
@@ -115,7 +118,10 @@ def judge_shown(
         "n_lists": len(cases),
         "n_candidates": float(cases.candidates.lengths.mean()),
         "n_cases": len(taken),
+        "n_single": int((cases.candidates.lengths == 1).sum()),
+        "n_later": shown.n_later,
         "learned": reranker.saved.fitted.upstream_stage is not None,
+        "not_learned": lists_not_used(reranker.saved.fitted),
         "systems": {},
         "test": {},
     }
@@ -155,6 +161,10 @@ def shown_in_words(judged: Mapping[str, Any]) -> str:
         f"lists that the upstream recommender showed after the cut: {judged['n_lists']:,} users' first ones, "
         f"{judged['n_candidates']:.1f} items each"
     )
+    if judged["n_later"]:
+        said += f" (without {judged['n_later']:,} rows of their later lists)"
+    if parted := single_items_in_words(judged["n_single"], judged["n_lists"]):
+        said += f" (warning: {parted})"
     if not judged["n_cases"]:
         return f"{said}; nothing was taken from any, so there is nothing to compare"
     before, after = (judged["systems"][name][f"ndcg@{K}"]["mean"] for name in (UPSTREAM, FUSED))
@@ -165,5 +175,6 @@ def shown_in_words(judged: Mapping[str, Any]) -> str:
         "shown has the advantage of having been shown, so a gain over it is a lower bound and a loss is no evidence"
     )
     if not judged["learned"]:
-        said += "; its scores count for nothing there, for the fit could learn from no earlier lists"
+        why = judged["not_learned"] or "the fit could learn from no earlier lists"
+        said += f"; its scores count for nothing there, for {why}"
     return said

@@ -202,8 +202,7 @@ def _scored_list(
     else:
         item_ids = list(one.question.item_ids or [])
         before_ranks, before = order_without_us(one.upstream, len(codes)), UPSTREAM
-        own, theirs = fitted.stage, fitted.upstream_stage
-        not_as_cut = not_retrieved_here(batch.stage, own, theirs, one.upstream, batch.candidates)
+        not_as_cut = not_retrieved_here(batch.stage, fitted, one.upstream, batch.candidates)
     if failed or source:
         not_as_cut = _failed(failed)
     nothing = np.empty((len(codes), 0), dtype=np.float32)

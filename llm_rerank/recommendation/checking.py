@@ -19,12 +19,13 @@ from llm_rerank.data.times import TimeUnit
 from llm_rerank.data.vectors import is_vector_column
 from llm_rerank.models.semantic.encoder import SentenceEncoder
 from llm_rerank.recommendation.estimate import estimate_fit_seconds, sample_of_texts, seconds_in_words
-from llm_rerank.recommendation.holdout import plan_holdout
+from llm_rerank.recommendation.holdout import Holdout, plan_holdout
 from llm_rerank.recommendation.inputs import FitData
 from llm_rerank.recommendation.learning import UNREAD, within_retention
 from llm_rerank.recommendation.log import FitLog
 from llm_rerank.recommendation.planning import read_shop
 from llm_rerank.recommendation.specs import specs_for
+from llm_rerank.recommendation.upstream import usable_lists
 from llm_rerank.types import DataReport, Interactions, Items
 
 MOST_UNKNOWN_SHARE = 0.2
@@ -34,7 +35,7 @@ READ_COLUMNS = {
     "interactions": ("user_id", "item_id", "timestamp", "event", "rating", "quantity", "weight", "review", "query"),
     "items": ("item_id", "title", "description", "brand", "categories", "price", "specs", "image"),
     "users": ("user_id",),
-    "impressions": ("user_id", "item_id", "timestamp", "upstream_score"),
+    "impressions": ("user_id", "item_id", "timestamp", "upstream_score", "list_id"),
 }
 
 WITHOUT = {
@@ -122,7 +123,8 @@ def check_shop(
         time_unit,
         report,
     )
-    events = within_retention(FitData(events, valid_items, known_users, shown, UNREAD), config, report).events
+    kept = within_retention(FitData(events, valid_items, known_users, shown, UNREAD), config, report)
+    events, holdout = kept.events, plan_holdout(kept.events, config.seed, FitLog(verbose=False))
     missing = [
         f"{table} has no {column}: {loss}"
         for (table, column), loss in WITHOUT.items()
@@ -138,7 +140,7 @@ def check_shop(
         dropped=report.dropped,
         missing=missing + _thin_data(events, valid_items),
         counts=_counts(events, valid_items),
-        protocol=plan_holdout(events, config.seed, FitLog(verbose=False)).description,
+        protocol=holdout.description,
         unknown_share=unknown_share,
         fit_seconds=estimate_fit_seconds(
             events,
@@ -149,7 +151,7 @@ def check_shop(
             fine_tune_steps=0 if encoder is None or config.cross_encoder == "off" else config.fine_tune_steps,
             seed=config.seed,
         ),
-        advice=report.advice + _advice(unknown_share, config),
+        advice=report.advice + _advice(kept, holdout, unknown_share, config),
         has_encoder=encoder is not None,
     )
 
@@ -192,6 +194,7 @@ def _thin_data(events: Interactions, items: Items) -> list[str]:
     targets_of_user = np.bincount(events.users[events.positive], minlength=events.n_users)
     targets_of_item = np.bincount(events.items[events.positive], minlength=len(items))
     titles = items.frame["title"].to_numpy(dtype=object).astype(str)
+    titles = titles[titles != ""]  # those without are told already, and may have a description
     n_same = len(titles) - len(set(titles))
     findings = [
         (int((targets_of_user < 2).sum()), events.n_users, "users have fewer than two targets: nothing to learn from"),
@@ -201,11 +204,16 @@ def _thin_data(events: Interactions, items: Items) -> list[str]:
     return [f"{count:,} of {total:,} {what}" for count, total, what in findings if count]
 
 
-def _advice(unknown_share: float, config: RerankerConfig) -> list[str]:
+def _advice(data: FitData, holdout: Holdout, unknown_share: float, config: RerankerConfig) -> list[str]:
+    found = []
+    if data.impressions is not None:
+        lists = usable_lists(data.impressions, data.events, holdout)
+        found += [f"{lists}; they would not be used"] if isinstance(lists, str) else []
     if not unknown_share > MOST_UNKNOWN_SHARE:
-        return []
+        return found
     return [
+        *found,
         f"the encoder {config.encoder!r} cannot read {unknown_share:.0%} of the text; use a multilingual one, such as "
         f"{MULTILINGUAL_ENCODER} (encoder={MULTILINGUAL_ENCODER!r}, or --encoder on the command line; it is downloaded "
-        "once). Character n-grams read every script meanwhile"
+        "once). Character n-grams read every script meanwhile",
     ]

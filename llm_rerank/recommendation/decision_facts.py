@@ -11,21 +11,25 @@ import numpy as np
 from llm_rerank.config import RerankerConfig
 from llm_rerank.recommendation.deciding import Decided
 from llm_rerank.recommendation.drift import Drift, Shares, drift_from, drift_of
+from llm_rerank.recommendation.fitting import Fitted
 from llm_rerank.recommendation.risk_control import Guarantee
 from llm_rerank.recommendation.stage import Stage
+from llm_rerank.recommendation.upstream import UNUSED
 from llm_rerank.types import Cases, DriftWarning, FloatArray, Ragged
 
 DECISION = "decision"
 """Key of ``frame.attrs`` under which a result carries its facts."""
 
 
-OTHER_LISTS = (
-    "the cut was chosen on lists that this library retrieves; fit with impressions that have real times and "
-    "upstream_score, and give upstream_score with such lists"
+OWN_LISTS = "the cut was chosen on lists that this library retrieves"
+HOW_TO_GIVE_LISTS = (
+    "fit with impressions that have real times and upstream_score, and give upstream_score with such lists"
 )
-IGNORED_SCORES = (
-    "candidates have upstream_score, which is passed through and counts for nothing: the fit saw none of that "
-    "recommender's lists; fit with impressions (lists that it showed, with their times and upstream_score)"
+OTHER_LISTS = f"{OWN_LISTS}; {HOW_TO_GIVE_LISTS}"
+IGNORED_SCORES = "candidates have upstream_score, which is passed through and counts for nothing"
+NO_LISTS = (
+    "the fit saw none of that recommender's lists; fit with impressions (lists that it showed, with their times and "
+    "upstream_score)"
 )
 WITHOUT_UPSTREAM_SCORE = (
     "lists of the recommender that the fit saw are known by their upstream_score, and these have none; give it with "
@@ -93,16 +97,17 @@ def retrieved_otherwise(exclude_seen: bool, per_source: int, as_fitted: int) -> 
     return ""
 
 
-def not_retrieved_here(
-    batch: Stage, fitted: Stage, upstream: Stage | None, scores: FloatArray | None, rows: Ragged
-) -> str:
+def not_retrieved_here(decided_by: Stage, fitted: Fitted, scores: FloatArray | None, rows: Ragged) -> str:
     """Say why the cut does not hold for candidates that were given; "" where it was chosen on such lists.
 
-    batch: the stage that decided them; fitted, upstream: those of the model, for its own lists and for upstream ones.
-    scores: upstream scores, shape (n_candidates,), NaN unknown; None: none at all. rows: the lists of the batch.
+    decided_by: the stage of the batch, one of the model's. scores: upstream scores, shape (n_candidates,), NaN unknown;
+    None: none at all. rows: the lists of the batch.
     """
-    if batch is fitted or scores is None:
-        return OTHER_LISTS if upstream is None else WITHOUT_UPSTREAM_SCORE
+    if decided_by is fitted.stage or scores is None:
+        if fitted.upstream_stage is not None:
+            return WITHOUT_UPSTREAM_SCORE
+        unused = lists_not_used(fitted)
+        return f"{OWN_LISTS}; {unused}" if unused else OTHER_LISTS
     known = np.bincount(rows.row_of_value, weights=~np.isnan(scores), minlength=len(rows))
     n_without = int(((known < MOSTLY * rows.lengths) & (rows.lengths > 0)).sum())
     if n_without:
@@ -110,10 +115,16 @@ def not_retrieved_here(
     return ""
 
 
-def warn_where_scores_do_not_count(scores: FloatArray | None, upstream: Stage | None) -> None:
+def lists_not_used(fitted: Fitted) -> str:
+    """Say why a fit that was given impressions used none of them; "" where it was given none, or used some."""
+    why = fitted.report.get(UNUSED)
+    return f"the fit was given impressions and could use none of them: {why}" if why else ""
+
+
+def warn_where_scores_do_not_count(scores: FloatArray | None, fitted: Fitted) -> None:
     """Warn where candidates bring upstream scores, and the model was fitted without lists of that recommender."""
-    if scores is not None and upstream is None:
-        warnings.warn(IGNORED_SCORES, stacklevel=3)
+    if scores is not None and fitted.upstream_stage is None:
+        warnings.warn(f"{IGNORED_SCORES}: {lists_not_used(fitted) or NO_LISTS}", stacklevel=3)
 
 
 def decision_sentence(facts: Mapping[str, Any]) -> str:

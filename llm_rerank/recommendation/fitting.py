@@ -25,7 +25,7 @@ from llm_rerank.recommendation.log import FitLog
 from llm_rerank.recommendation.parts import fit_fusion_stage, stand_on_parts
 from llm_rerank.recommendation.refit import refit_components
 from llm_rerank.recommendation.stage import Stage, Start
-from llm_rerank.recommendation.upstream import fit_upstream_stage
+from llm_rerank.recommendation.upstream import UNUSED, fit_upstream_stage
 from llm_rerank.types import BoolArray, IntArray, Items
 
 BY_POSITION = (
@@ -109,9 +109,11 @@ def fit_reranker(data: FitData, tools: FitTools, log: FitLog, start: Start | Non
     summary = {"protocol": holdout.protocol, "holdout": holdout.description, "settings": settings, **report}
     summary["refitted"] = refitted
     summary["cut"] = None if stage.cut is None else stage.cut.to_dict()
-    if upstream_report is not None and upstream_stage is not None:
+    if upstream_report is not None and UNUSED not in upstream_report and upstream_stage is not None:
         cut = upstream_stage.cut
         summary["upstream"] = {**upstream_report, "cut": None if cut is None else cut.to_dict()}
+    if upstream_report is not None and UNUSED in upstream_report:
+        summary[UNUSED] = upstream_report[UNUSED]
     summary["parts"] = [verdict.to_dict() for verdict in standing.verdicts]
     if reading is not None and reading.tuning is not None:
         summary["fine_tuning"] = {"log": list(reading.tuning.log), "best_step": reading.tuning.best_step}

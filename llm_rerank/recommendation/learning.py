@@ -13,9 +13,9 @@ import numpy as np
 
 from llm_rerank.config import RerankerConfig
 from llm_rerank.data.frames import to_pandas
+from llm_rerank.data.impressions import validate_impressions
 from llm_rerank.data.merging import without_events
 from llm_rerank.data.rendering import Renderer
-from llm_rerank.data.schema import validate_impressions
 from llm_rerank.data.times import TimeUnit
 from llm_rerank.folders import open_folder
 from llm_rerank.recommendation.fitting import fit_reranker

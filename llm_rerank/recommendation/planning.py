@@ -10,8 +10,9 @@ import pandas as pd
 
 from llm_rerank.config import RerankerConfig
 from llm_rerank.data.frames import applicable, open_tables
+from llm_rerank.data.impressions import validate_impressions
 from llm_rerank.data.rendering import Renderer
-from llm_rerank.data.schema import validate_impressions, validate_interactions, validate_items, validate_users
+from llm_rerank.data.schema import validate_interactions, validate_items, validate_users
 from llm_rerank.data.times import TimeUnit
 from llm_rerank.models.semantic.sentiment import review_sentiment
 from llm_rerank.recommendation.estimate import MOST_REVIEWS_READ, estimate_fit_seconds, seconds_in_words

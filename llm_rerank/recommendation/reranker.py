@@ -148,9 +148,8 @@ class Reranker(ChangingReranker):
         passed = table.frame.iloc[order].reset_index(drop=True)
         result = result_frame(passed, decided, fitted, k)
         # the cut of the fit's own lists says nothing of another recommender's
-        own, theirs = fitted.stage, fitted.upstream_stage
-        other = not_retrieved_here(decided.stage, own, theirs, known, decided.candidates)
-        warn_where_scores_do_not_count(known, theirs)
+        other = not_retrieved_here(decided.stage, fitted, known, decided.candidates)
+        warn_where_scores_do_not_count(known, fitted)
         result.attrs[DECISION] = decision_facts(decided, cases, self.config, k, other_lists=other)
         result.attrs[DATA] = data_facts(report)
         return like_input(result, candidates)

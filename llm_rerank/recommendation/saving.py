@@ -14,12 +14,12 @@ import numpy as np
 
 from llm_rerank.config import RerankerConfig, ThresholdConfig
 from llm_rerank.data.features import PAIR_FEATURES, ItemStatistics
+from llm_rerank.data.impressions import UNKNOWN_ITEMS
 from llm_rerank.data.rendering import Renderer
-from llm_rerank.data.schema import UNKNOWN_ITEMS
 from llm_rerank.data.vectors import is_vector_name
 from llm_rerank.recommendation.components import Component
 from llm_rerank.recommendation.fitting import Fitted
-from llm_rerank.recommendation.impressions import ARRAYS, Impressions
+from llm_rerank.recommendation.impressions import Impressions
 from llm_rerank.recommendation.residual import CROSS_ENCODER
 from llm_rerank.recommendation.specs import ComponentSpec
 from llm_rerank.recommendation.stage import Stage, Start
@@ -144,7 +144,7 @@ def write_reranker(folder: Path, saved: Saved) -> None:
         write_frame(folder / "users.parquet", _storable(saved.users.frame))
     _write_events(folder, saved)
     if saved.impressions is not None:
-        shown = {name: getattr(saved.impressions, name) for name in ARRAYS}
+        shown = saved.impressions.arrays()
         write_arrays(folder / "impressions.safetensors", shown, {UNKNOWN_ITEMS: saved.impressions.unknown_items})
         _write_ids(folder / "impression_user_ids.parquet", saved.impressions.user_ids)
     if saved.statistics is not None:

@@ -12,7 +12,7 @@ import pandas as pd
 from llm_rerank.data.cases import build_cases, seen_items
 from llm_rerank.data.features import ItemStatistics, pair_features
 from llm_rerank.data.frames import id_codes
-from llm_rerank.data.schema import UNKNOWN_ITEMS
+from llm_rerank.data.impressions import UNKNOWN_ITEMS
 from llm_rerank.data.splits import hash_users
 from llm_rerank.recommendation.candidates import is_member
 from llm_rerank.recommendation.components import Component, retrieve_and_score
@@ -34,6 +34,9 @@ from llm_rerank.types import (
     Ragged,
 )
 
+UNUSED = "impressions_unused"
+"""Key of a fit's report: why none of the impressions that it was given could be used."""
+
 
 @dataclass(frozen=True)
 class ShownLists:
@@ -42,7 +45,8 @@ class ShownLists:
     A user of whom there is no event took nothing, and counts: leaving such users out would keep of the newcomers those
     alone who took something. seen: items that the users had before, one row a case. scores: upstream, float32, shape
     (n_candidates,). users: int64, shape (n_cases,), codes of the events, -1 where there is no event. user_ids: object,
-    shape (n_cases,). n_repeated: rows left out because the list had the item already.
+    shape (n_cases,). n_repeated: rows left out because the list had the item already. n_later: rows at or after the
+    cut of users' further lists, which are left out.
     """
 
     cases: Cases
@@ -51,6 +55,7 @@ class ShownLists:
     users: IntArray
     user_ids: ObjectArray
     n_repeated: int = 0
+    n_later: int = 0
 
 
 def fit_upstream_stage(
@@ -68,23 +73,22 @@ def fit_upstream_stage(
     """Fit a stage on each user's first shown list at or after the cut, and report it on the users of fold G.
 
     components: of the past. refit: fit it again on the users of both folds, once it is reported. Both results are None
-    without impressions or real time.
+    without impressions. Where none of them can be used, the report is ``{UNUSED: why}``.
     """
     if data.impressions is None:
         return None, None
-    if holdout.protocol != "time":
-        log.say("warning: impressions need the time protocol (enough users, real timestamps); they are not used")
-        return _lent_stage(start), None
     log.step("upstream stage")
-    shown = shown_lists(data.impressions, data.events, holdout.past, holdout.as_of)
+    shown = usable_lists(data.impressions, data.events, holdout)
+    if isinstance(shown, str):
+        return _unused(shown, start, log)
     if shown.n_repeated:
         log.say(f"upstream lists: {shown.n_repeated:,} rows repeat an item of their list (the first row is kept)")
-    if not (shown.users >= 0).any():
-        log.say(f"warning: no impressions of known users at or after the cut ({holdout.as_of}); they are not used")
-        return _lent_stage(start), None
-    if np.isnan(shown.scores).all():
-        log.say("warning: impressions have no upstream_score, and lists are told apart by it; they are not used")
-        return _lent_stage(start), None
+    if shown.n_later:
+        n_rows = len(shown.scores) + shown.n_repeated + shown.n_later
+        log.say(
+            f"upstream lists: each user's first one at or after the cut counts; {shown.n_later:,} of {n_rows:,} rows "
+            "are of later ones and do not"
+        )
     scored = retrieve_and_score(components, shown.cases, reference, len(items))
     sentiment = data.sentiment[holdout.past_rows]
     statistics = ItemStatistics.from_events(holdout.past, items, holdout.as_of, sentiment=sentiment)
@@ -92,11 +96,11 @@ def fit_upstream_stage(
     folds = Folds(fold, hash_users(shown.user_ids, 2, salt=f"fold-{tools.config.seed}") == 0)
     assert folds.f.upstream is not None
     if np.isnan(folds.f.upstream).all():  # as where F has no case: its scale would be NaN
-        log.say(
-            f"warning: none of the {len(folds.f.candidates):,} first lists of fold F, which the stage is fitted on, "
-            f"has an upstream_score ({len(shown.cases):,} lists in all); they are not used"
+        why = (
+            f"none of the {len(folds.f.candidates):,} first lists of fold F, which the stage is fitted on, has an "
+            f"upstream_score ({len(shown.cases):,} lists in all)"
         )
-        return _lent_stage(start), None
+        return _unused(why, start, log)
     lent = None if start is None else replace(start, stage=start.upstream_stage)
     stage = fit_fusion_stage(folds.f, components, tools, len(items), lent).stage
     log.say(f"upstream lists: {stage.verdict.sentence()}")
@@ -114,6 +118,27 @@ def fit_upstream_stage(
     return stage, report
 
 
+def usable_lists(impressions: pd.DataFrame, events: Interactions, holdout: Holdout) -> ShownLists | str:
+    """Find the lists that a stage can be fitted on, or say why there are none. impressions: of their validation."""
+    if holdout.protocol != "time":
+        return (
+            "impressions need the time protocol (real timestamps, and enough users who take something new after one "
+            "moment)"
+        )
+    shown = shown_lists(impressions, events, holdout.past, holdout.as_of)
+    if not (shown.users >= 0).any():
+        day = pd.to_datetime(holdout.as_of, unit="s").isoformat()
+        return f"no impressions of known users at or after the cut ({day})"
+    if np.isnan(shown.scores).all():
+        return "impressions have no upstream_score, and lists are told apart by it"
+    return shown
+
+
+def _unused(why: str, start: Start | None, log: FitLog) -> tuple[Stage | None, dict[str, Any]]:
+    log.say(f"warning: {why}; they are not used")
+    return _lent_stage(start), {UNUSED: why}
+
+
 def _lent_stage(start: Start | None) -> Stage | None:
     """Take over another shop's stage, but neither its cut nor the population that it was judged on."""
     if start is None or start.upstream_stage is None:
@@ -124,10 +149,10 @@ def _lent_stage(start: Start | None) -> Stage | None:
 def shown_lists(impressions: pd.DataFrame, events: Interactions, past: Interactions, cut: int) -> ShownLists:
     """Find each user's first list at or after the cut, users without an event last; an item is once on a list.
 
-    impressions: of ``validate_impressions``. past: the events before the cut, from which alone histories come, so that
-    they are as old as the components.
+    impressions: of ``validate_impressions``, sorted by time. past: the events before the cut, from which alone
+    histories come, so that they are as old as the components.
     """
-    people, items, times, scores, ids = _first_lists(impressions, events, cut)
+    people, items, times, scores, ids, n_later = _first_lists(impressions, events, cut)
     once = np.sort(np.unique(people * np.int64(events.n_items) + items, return_index=True)[1])
     n_repeated = len(people) - len(once)
     order = once[np.argsort(people[once], kind="stable")]
@@ -148,29 +173,29 @@ def shown_lists(impressions: pd.DataFrame, events: Interactions, past: Interacti
     counts = np.bincount(taken.row_of_value[target], minlength=len(list_people)).astype(np.int64)
     targets = Ragged.from_lengths(taken.values[target], counts)
     cases = build_cases(past, users, as_of, candidates=candidates, targets=targets)
-    return ShownLists(cases, seen, scores, users, ids[list_people], n_repeated)
+    return ShownLists(cases, seen, scores, users, ids[list_people], n_repeated, n_later)
 
 
 def _first_lists(
     impressions: pd.DataFrame, events: Interactions, cut: int
-) -> tuple[IntArray, IntArray, IntArray, FloatArray, ObjectArray]:
-    """Rows of the first lists: places of their users among the ids, items, times and scores; and the ids.
+) -> tuple[IntArray, IntArray, IntArray, FloatArray, ObjectArray, int]:
+    """Rows of the first lists: places of their users among the ids, items, times and scores; the ids; rows left out.
 
-    The ids are those of the events, then those that the events do not know.
+    The ids are those of the events, then those that the events do not know. Of lists shown at one time the first one
+    of the table is taken.
     """
     people = id_codes(impressions["user_id"], events.user_ids)
     unknown = people < 0
     codes, others = pd.factorize(impressions["user_id"].to_numpy(dtype=object)[unknown])
     people[unknown] = events.n_users + codes
     ids = np.concatenate([events.user_ids, others])
-    times = impressions["time"].to_numpy(dtype=np.int64)
+    times, lists = (impressions[name].to_numpy(dtype=np.int64) for name in ("time", "list"))
     late = np.flatnonzero(times >= cut)
-    first = np.full(len(ids), np.iinfo(np.int64).max, dtype=np.int64)
-    np.minimum.at(first, people[late], times[late])
-    kept = late[times[late] == first[people[late]]]
+    _, first_rows, person = np.unique(people[late], return_index=True, return_inverse=True)  # rows are sorted by time
+    kept = late[lists[late] == lists[late][first_rows][person]]
     items = impressions["item"].to_numpy(dtype=np.int64)
     scores = impressions["upstream_score"].to_numpy(dtype=np.float32)
-    return people[kept], items[kept], times[kept], scores[kept], ids
+    return people[kept], items[kept], times[kept], scores[kept], ids, len(late) - len(kept)
 
 
 def is_number(value: Any) -> bool:

@@ -293,7 +293,7 @@ class TestImpressions:
             items_of("a", "b", "c"),
             report=report,
         )
-        assert shown.columns.tolist() == ["user_id", "item", "time", "upstream_score"]
+        assert shown.columns.tolist() == ["user_id", "item", "time", "list", "upstream_score"]
         assert shown["user_id"].tolist() == [1, 2] and shown["item"].tolist() == [0, 1]
         assert shown["time"].tolist() == [START, START + 1]
         assert shown.attrs["unknown_items"] == 0.25
@@ -302,3 +302,51 @@ class TestImpressions:
             "impressions: item is absent from items": 1,
             "impressions: timestamp is missing, unreadable or out of range": 1,
         }
+
+    @pytest.mark.parametrize("with_ids", [True, False])
+    def test_a_list_is_what_list_id_says_and_else_the_rows_of_a_user_at_one_time(self, with_ids):
+        rows = [  # user, item, second, list_id
+            (1, "a", 5, "x"), (1, "b", 3, "x"), (1, "c", 3, "y"), (2, "a", 3, "x"),
+            (1, "a", 9, None), (1, "b", 9, None), (1, "c", 8, ""),
+        ]  # fmt: skip
+        table = pd.DataFrame(rows, columns=["user_id", "item_id", "timestamp", "list_id"])
+        table["timestamp"] += START
+        shown = validate_impressions(table if with_ids else table.drop(columns="list_id"), items_of("a", "b", "c"))
+        found = [
+            (part["user_id"].iloc[0], (part["time"] - START).unique().tolist(), part["item"].tolist())
+            for _, part in shown.groupby("list")
+        ]
+        # a list is as old as its first row, and its rows stand as they were shown
+        if with_ids:
+            wanted = [(1, [3], [1, 0]), (1, [3], [2]), (2, [3], [0]), (1, [8], [2]), (1, [9], [0, 1])]
+        else:
+            wanted = [(1, [3], [1, 2]), (2, [3], [0]), (1, [5], [0]), (1, [8], [2]), (1, [9], [0, 1])]
+        assert sorted(found) == sorted(wanted)
+        assert shown["time"].is_monotonic_increasing and shown["list"].dtype == np.int64
+
+    def test_an_item_that_comes_again_is_told_within_a_list_alone(self):
+        table = {"user_id": [1, 1, 1], "item_id": ["a", "a", "b"], "timestamp": [START, START + 60, START]}
+        report = DataReport()
+        validate_impressions(table, items_of("a", "b"), report=report)
+        assert not any("repeat" in note for note in report.notes)
+        validate_impressions({**table, "list_id": [7, 7, 7]}, items_of("a", "b"), report=report)
+        assert report.notes[-1] == (
+            "1 rows of impressions repeat an item of their list (one user with one list_id); the first of them counts"
+        )
+        validate_impressions({**table, "timestamp": [START] * 3}, items_of("a", "b"), report=report)
+        assert "an item of their list (one user at one time)" in report.notes[-1]
+
+    def test_a_log_that_stamps_each_row_is_told_the_remedy(self):
+        table = {"user_id": [1] * 4, "item_id": ["a", "b", "a", "b"], "timestamp": [START + step for step in range(4)]}
+        for more, wanted in (
+            ({}, ["4 of 4 lists of impressions have a single item: a list is the rows of one user at one time; give "
+                  "all rows of a list that, or a list_id"]),
+            ({"list_id": [1, 1, 2, 2]}, []),
+            ({"list_id": [1, 2, 3, 3]}, ["2 of 3 lists of impressions have a single item: a list is the rows of one "
+                                         "user with one list_id; give all rows of a list the same"]),
+            ({"list_id": [1, 2, 2, 1]}, []),
+            ({"timestamp": [START, START, START + 1, START + 1]}, []),
+        ):  # fmt: skip
+            report = DataReport()
+            validate_impressions({**table, **more}, items_of("a", "b"), report=report)
+            assert report.advice == wanted

@@ -42,7 +42,7 @@ def upstream_lists(tables, cut, most_users=10_000, **columns):
 class Told:
     """A reranker that ranks by the upstream score turned over, and was fitted on no lists."""
 
-    saved = type("Saved", (), {"fitted": type("Fitted", (), {"upstream_stage": None})})
+    saved = type("Saved", (), {"fitted": type("Fitted", (), {"upstream_stage": None, "report": {}})})
 
     def rerank(self, asked, at):
         self.asked, self.at = asked, at
@@ -77,6 +77,11 @@ def test_figures_by_hand(tables):
     assert np.isnan(found["test"]["ci95"]).all() and np.isnan(found["systems"]["fused"]["ndcg@10"]["ci95"]).all()
     assert "[" not in shown_in_words(found) and f"p = {found['test']['p']:.4f}; the order" in shown_in_words(found)
     assert "a gain over it is a lower bound and a loss is no evidence" in shown_in_words(found)
+    assert (found["n_single"], found["n_later"]) == (0, 0)
+    assert "single item" not in shown_in_words(found) and "later lists" not in shown_in_words(found)
+    said = shown_in_words({**found, "n_single": 2, "n_later": 1_234, "not_learned": "they end before it"})
+    assert "2.7 items each (without 1,234 rows of their later lists) (warning: 2 of 3 lists of impressions have" in said
+    assert "count for nothing there, for they end before it" in said and "no earlier lists" not in said
     nothing = judge_shown(told, replace(few, cases=replace(cases, targets=Ragged.from_lists([[], [], []]))), 77, ids)
     assert nothing["systems"] == {} and "nothing was taken from any" in shown_in_words(nothing)
 

@@ -334,20 +334,27 @@ def test_a_drifted_batch_with_an_estimated_cut_is_said_too():
 
 
 def test_the_remedy_for_lists_of_others_is_what_the_fit_still_lacks(reranker):
-    own, upstream = reranker._data().fitted.stage, replace(reranker._data().fitted.stage)
+    alone = reranker._data().fitted
+    upstream = replace(alone.stage)
+    with_lists = replace(alone, upstream_stage=upstream)
     rows, scores = Ragged.from_lists([[1, 2]]), np.ones(2, dtype=np.float32)
-    assert not_retrieved_here(own, own, None, scores, rows) == OTHER_LISTS
-    assert not_retrieved_here(own, own, upstream, None, rows) == WITHOUT_UPSTREAM_SCORE
-    assert not_retrieved_here(upstream, own, upstream, scores, rows) == ""
+    assert not_retrieved_here(alone.stage, alone, scores, rows) == OTHER_LISTS
+    assert not_retrieved_here(alone.stage, with_lists, None, rows) == WITHOUT_UPSTREAM_SCORE
+    assert not_retrieved_here(upstream, with_lists, scores, rows) == ""
+    unused = replace(alone, report={**alone.report, "impressions_unused": "they end too early"})
+    assert not_retrieved_here(alone.stage, unused, scores, rows) == (
+        "the cut was chosen on lists that this library retrieves; the fit was given impressions and could use none of "
+        "them: they end too early"
+    )
 
 
 def test_lists_without_most_of_their_upstream_scores_are_no_lists_of_the_recommender(reranker):
-    own = reranker._data().fitted.stage
-    theirs, rows = replace(own), Ragged.from_lists([[1, 2, 3], [4, 5], [6]])
+    theirs = replace(reranker._data().fitted.stage)
+    fitted, rows = replace(reranker._data().fitted, upstream_stage=theirs), Ragged.from_lists([[1, 2, 3], [4, 5], [6]])
     scores = np.array([1, 1, np.nan, 1, 1, 1], dtype=np.float32)
-    assert not_retrieved_here(theirs, own, theirs, scores, rows) == ""
+    assert not_retrieved_here(theirs, fitted, scores, rows) == ""
     scores[[0, 5]] = np.nan
-    assert "in 2 of 3 lists most upstream scores are missing" in not_retrieved_here(theirs, own, theirs, scores, rows)
+    assert "in 2 of 3 lists most upstream scores are missing" in not_retrieved_here(theirs, fitted, scores, rows)
 
 
 def test_newcomers_have_no_guarantee_where_none_was_held_out(reranker):

@@ -13,6 +13,8 @@ from llm_rerank.recommendation.learning import LENT_UPSTREAM
 from llm_rerank.recommendation.live import LiveShop
 from llm_rerank.recommendation.privacy import expired, forgotten
 from llm_rerank.recommendation.reranker import Reranker
+from llm_rerank.recommendation.saving import read_reranker, write_reranker
+from llm_rerank.storage import read_arrays, write_arrays
 from llm_rerank.types import DataError
 from tests.recommendation.test_privacy import traces
 from tests.recommendation.test_upstream import CONFIG, shown
@@ -56,6 +58,23 @@ def test_lists_come_back_from_disk_as_they_were_given(whole, folder, shop):
     whole.save(without, histories=False)
     assert Reranker.load(without, verbose=False).saved.impressions is None
     assert traces(without, ONLOOKER.encode()) == []
+
+
+def test_folders_of_before_lists_had_numbers_are_read(whole, tmp_path):
+    write_reranker(tmp_path, whole.saved)
+    arrays, counted = read_arrays(tmp_path / "impressions.safetensors")
+    write_arrays(
+        tmp_path / "impressions.safetensors", {name: arrays[name] for name in arrays if name != "lists"}, counted
+    )
+    held = read_reranker(tmp_path).impressions
+    assert held.lists is None
+    earlier, now = held.to_frame(), whole.saved.impressions.to_frame()
+    pd.testing.assert_frame_equal(earlier.drop(columns="list"), now.drop(columns="list"))
+    # the same rows are together
+    pairs = pd.DataFrame({"earlier": earlier["list"], "now": now["list"]}).drop_duplicates()
+    assert len(pairs) == earlier["list"].nunique() == now["list"].nunique() < len(now)
+    half = held.take(np.arange(len(now)) % 2 == 0)
+    assert half.lists is None and len(half) == (len(now) + 1) // 2
 
 
 def test_a_refit_uses_the_lists_that_were_kept(folder, shop):

@@ -10,9 +10,11 @@ from typer.testing import CliRunner
 from llm_rerank.cli import app
 from llm_rerank.config import RerankerConfig, ThresholdConfig
 from llm_rerank.data.features import PAIR_FEATURES
+from llm_rerank.data.impressions import list_numbers
 from llm_rerank.data.rendering import Renderer
 from llm_rerank.data.splits import HeldOut, hash_users
 from llm_rerank.recommendation import thresholds
+from llm_rerank.recommendation.checking import check_shop
 from llm_rerank.recommendation.holdout import Holdout, plan_holdout
 from llm_rerank.recommendation.inputs import FitData, FitTools
 from llm_rerank.recommendation.log import FitLog
@@ -145,6 +147,9 @@ def test_without_real_time_impressions_are_not_used_and_it_is_said(shop):
     reranker = Reranker(CONFIG, verbose=False).fit(positions, items, impressions=lists)
     assert reranker._fit_result().upstream_stage is None
     assert "impressions need the time protocol" in str(reranker.report())
+    check = check_shop(positions, items, impressions=lists, config=CONFIG)
+    assert any(line.startswith("impressions need the time protocol") for line in check.advice)
+    assert not any("impressions" in line for line in check_shop(*shop, impressions=shown(shop), config=CONFIG).advice)
 
 
 def test_lists_by_hand():
@@ -167,6 +172,7 @@ def test_lists_by_hand():
         ],
         columns=["user_id", "item", "time", "upstream_score"],
     )  # fmt: skip
+    impressions["list"] = list_numbers(pd.factorize(impressions["user_id"])[0], impressions["time"].to_numpy())
     found = shown_lists(impressions, events, holdout.past, holdout.as_of)
     cases, seen, scores = found.cases, found.seen, found.scores
     # users without an event come last, in the order in which they came
@@ -179,6 +185,7 @@ def test_lists_by_hand():
     assert cases.times.tolist() == [100] * 4  # as old as the components
     assert found.users.tolist() == [0, 1, -1, -1]
     assert found.user_ids.tolist() == ["u0", "u1", "someone", "nobody"]
+    assert found.n_later == 3
     again = shown_lists(
         pd.concat([impressions, impressions.assign(upstream_score=9.0)]), events, holdout.past, holdout.as_of
     )
