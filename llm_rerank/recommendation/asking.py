@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from llm_rerank.data.id_index import code_of
+from llm_rerank.data.id_index import code_of, codes_by_id
 from llm_rerank.data.values import plain_id
-from llm_rerank.types import UNKNOWN, DataError, DataReport, DroppedRowsWarning
+from llm_rerank.types import UNKNOWN, Cases, DataError, DataReport, DroppedRowsWarning, Interactions
 
 DATA = "data"
 """Key of ``frame.attrs`` under which a result says how its tables were read."""
@@ -58,6 +58,25 @@ def asked_moments(at: Mapping[Any, Any], user_ids: Sequence[Any]) -> list[Any]:
             "these, or one moment for all"
         )
     return [None if place == UNKNOWN else moments[place] for place in places]
+
+
+def note_unknown_users(
+    user_ids: Sequence[Any], cases: Cases, known: Sequence[Interactions | None], report: DataReport
+) -> None:
+    """Note how many users have no event here, so that a wrong key does not read as a shop full of newcomers.
+
+    user_ids: of the cases. known: the events of the model, and those that came with the question, if any.
+    """
+    maybe = [user_ids[row] for row in np.flatnonzero(cases.history.lengths == 0)]
+    for events in known:
+        if events is None:
+            continue
+        codes = codes_by_id(events.user_ids)
+        maybe = [value for value in maybe if code_of(value, codes) == UNKNOWN]
+    if maybe:
+        report.notes.append(
+            f"{len(maybe):,} of {len(user_ids):,} users have no history here (first: {maybe[0]!r}): ranked as newcomers"
+        )
 
 
 def data_facts(report: DataReport) -> dict[str, Any]:

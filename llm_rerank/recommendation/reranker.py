@@ -19,7 +19,7 @@ from llm_rerank.data.id_index import code_of, codes_by_id
 from llm_rerank.data.times import TimeUnit, read_moment
 from llm_rerank.data.values import object_array
 from llm_rerank.folders import check_target, open_folder, save_folder
-from llm_rerank.recommendation.asking import DATA, asked_ids, asked_moments, data_facts, listed_ids
+from llm_rerank.recommendation.asking import DATA, asked_ids, asked_moments, data_facts, listed_ids, note_unknown_users
 from llm_rerank.recommendation.changing import ChangingReranker, Frame
 from llm_rerank.recommendation.comparing import Comparison, compare_results
 from llm_rerank.recommendation.components import Component
@@ -124,7 +124,7 @@ class Reranker(ChangingReranker):
         rank first, ties in input order. ``attrs["decision"]`` of a pandas frame says how the batch was cut, whether the
         guarantee holds for it, and whether it drifted (``decision_facts``); a drifted batch that is cut gives a
         DriftWarning. Rows of either table that cannot be used are left out, with a DroppedRowsWarning that counts them
-        by reason; ``attrs["data"]`` has the counts and how the tables were read.
+        by reason; ``attrs["data"]`` has the counts, how tables were read, and how many users have no history here.
         Raises DataError where the frame breaks a rule, NotFittedError before ``fit`` or ``load``.
         """
         fitted = self._fit_result()
@@ -141,6 +141,7 @@ class Reranker(ChangingReranker):
         lengths = np.bincount(row_users, minlength=len(user_ids)).astype(np.int64)
         events = self._given(tables.get("histories"), columns=columns, report=report)
         cases, seen = self._cases(list(user_ids), events, at)
+        note_unknown_users(user_ids, cases, (self._data().events, events), report)
         cases = cases.with_candidates(Ragged.from_lengths(table.item_codes[order], lengths))
         upstream = table.upstream_scores[order]
         known = None if np.isnan(upstream).all() else upstream
@@ -180,6 +181,7 @@ class Reranker(ChangingReranker):
             user_ids = list(self._data().events.user_ids if given is None else given.user_ids)
         user_ids = asked_ids(user_ids, "user_ids")
         cases, seen = self._cases(user_ids, given, at)
+        note_unknown_users(user_ids, cases, (self._data().events, given), report)
         per_source = max(self.config.candidates_per_source, k or 0)
         users, frames, parts = object_array(user_ids), [], []
         for rows in batches(len(cases), len(fitted.items)):  # of all users only what is returned is held together

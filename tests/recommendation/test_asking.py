@@ -16,7 +16,7 @@ from llm_rerank.options import moment
 from llm_rerank.recommendation.answering import Question, answer_questions
 from llm_rerank.recommendation.asking import asked_moments
 from llm_rerank.recommendation.reranker import Reranker
-from llm_rerank.types import DataError, DroppedRowsWarning
+from llm_rerank.types import DataError, DriftWarning, DroppedRowsWarning
 from tests.planted import CLOCK_START
 
 AT = 1_700_000_000
@@ -42,6 +42,23 @@ def test_dropped_candidates_are_counted_by_reason(fitted, candidates):
     }
     with pytest.warns(DroppedRowsWarning, match="user_id or item_id is missing"):
         fitted.rerank(pl.from_pandas(candidates))
+
+
+def test_users_without_a_history_are_counted_and_nothing_else_is_said(fitted, shop):
+    ids = shop[1]["item_id"]
+    asked = pd.DataFrame({"user_id": np.repeat(["U0", "u1", "U2"], 3), "item_id": [*ids[:3]] * 3})
+    said = "2 of 3 users have no history here (first: 'U0'): ranked as newcomers"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warnings.simplefilter("ignore", DriftWarning)
+        assert fitted.rerank(asked).attrs["data"]["notes"] == [said]
+        assert fitted.recommend(["U0", "u1", "U2"]).attrs["data"]["notes"] == [said]
+        # known to the model, though not at that moment
+        assert fitted.recommend(["u1"], at=CLOCK_START - 10).attrs["data"]["notes"] == []
+        assert fitted.recommend(None, k=1).attrs["data"]["notes"] == []
+        given = pd.DataFrame({"user_id": ["U0"], "item_id": [ids[0]], "timestamp": [AT]})
+        notes = fitted.rerank(asked, histories=given).attrs["data"]["notes"]
+    assert notes[-1] == "1 of 3 users have no history here (first: 'U2'): ranked as newcomers"
 
 
 def test_what_is_dropped_of_histories_is_counted_too(fitted, shop):
