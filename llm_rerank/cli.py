@@ -168,7 +168,8 @@ def rerank(
     from llm_rerank.data.writers import check_output
 
     out = None if out is None else check_output(out)
-    result = _load(model, device, diversity, threshold).rerank(
+    reranker = _load(model, device, diversity, threshold)
+    result = reranker.rerank(
         candidates,
         histories=histories,
         at=moment(at),
@@ -177,7 +178,7 @@ def rerank(
         columns=column_mapping(column),
         encoding=encoding,
     )
-    write_result(result, out)
+    write_result(result, out, cut_asked=reranker.config.threshold is not None)
 
 
 @app.command()
@@ -203,7 +204,8 @@ def recommend(
     from llm_rerank.data.writers import check_output
 
     out = None if out is None else check_output(out)
-    result = _load(model, device, diversity, threshold).recommend(
+    reranker = _load(model, device, diversity, threshold)
+    result = reranker.recommend(
         user or None,
         histories=histories,
         at=moment(at),
@@ -212,7 +214,7 @@ def recommend(
         columns=column_mapping(column),
         encoding=encoding,
     )
-    write_result(result, out)
+    write_result(result, out, cut_asked=reranker.config.threshold is not None)
 
 
 @app.command()

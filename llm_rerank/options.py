@@ -215,8 +215,11 @@ def note(line: str, quiet: bool = False) -> None:
         typer.echo(line, err=True)
 
 
-def write_result(result: pd.DataFrame, out: Path | None) -> None:
-    """Write a ranked table to a file, or to stdout; say on stderr how files were read, and how it was cut."""
+def write_result(result: pd.DataFrame, out: Path | None, *, cut_asked: bool) -> None:
+    """Write a ranked table to a file, or to stdout; say on stderr how files were read, and how it was cut.
+
+    cut_asked: there is a rule, so that it is also said where nothing is cut.
+    """
     from llm_rerank.data.writers import write_table
     from llm_rerank.recommendation.asking import DATA
     from llm_rerank.recommendation.decision_facts import DECISION, decision_sentence
@@ -230,7 +233,7 @@ def write_result(result: pd.DataFrame, out: Path | None) -> None:
     for line in result.attrs[DATA]["notes"]:
         note(line)
     facts = result.attrs[DECISION]
-    if facts["least_probability"] is not None or Drift.from_dict(facts["drift"]).is_news:
+    if cut_asked or facts["least_probability"] is not None or Drift.from_dict(facts["drift"]).is_news:
         note(decision_sentence(facts))
 
 

@@ -18,6 +18,7 @@ from llm_rerank.models.semantic.cache import CachedEncoder
 from llm_rerank.recommendation import estimate
 from llm_rerank.recommendation.checking import MULTILINGUAL_ENCODER, check_shop
 from llm_rerank.recommendation.estimate import measure_encoder, sample_of_texts, seconds_in_words
+from llm_rerank.recommendation.judging import few_held_out
 from llm_rerank.recommendation.reranker import Reranker
 from llm_rerank.types import DataError
 from tests.shops import make_shop
@@ -152,11 +153,11 @@ def test_a_language_that_the_encoder_cannot_read_is_named(shop, share_of_titles,
     if readable:
         assert check.unknown_share < 0.02
         assert f"tokens of the items' texts: {check.unknown_share:.1%} unknown to the encoder" in str(check)
-        assert check.advice == []
+        assert not any("encoder" in line for line in check.advice)
     else:
         assert 0.3 < check.unknown_share < 0.9 or share_of_titles == 1.0
-        assert MULTILINGUAL_ENCODER in check.advice[0]
-        assert f"cannot read {check.unknown_share:.0%}" in check.advice[0]
+        assert MULTILINGUAL_ENCODER in check.advice[-1]
+        assert f"cannot read {check.unknown_share:.0%}" in check.advice[-1]
 
 
 def test_texts_of_a_large_catalogue_are_spread_and_carry_their_reviews(monkeypatch):
@@ -203,7 +204,13 @@ def test_thin_data_are_counted_by_hand():
     assert "1 of 3 items share their title with another: the text cannot tell them apart" in check.missing
     assert "users: 1 rows; read: user_id; attributes: age" in check.tables
     assert not any(line.startswith("impressions") for line in check.missing)  # there is no such table
-    assert check.advice == []
+    assert check.protocol.startswith(
+        "protocol positions: the last target of 0 of 0 users with at least 3 targets, and "
+    )
+    assert check.advice == [
+        "no user can be held out: there will be no blend, no probabilities and no cut; give more events, with their "
+        "real times"
+    ]
     assert "tokens of the items' texts: not counted: no encoder" in str(check)
 
 
@@ -217,6 +224,21 @@ def test_advice_on_the_data_comes_before_a_fit_and_in_it():
     assert f"warning: {advice}" in str(model.report()).splitlines()
     named = check_shop(own, items, config=replace(NO_ENCODER, target_events=("kauf",)))
     assert not any("count as successes" in line for line in named.advice)
+
+
+def test_few_users_to_hold_out_are_told_before_a_fit_and_in_it():
+    config = replace(NO_ENCODER, sequence="off", refit=False)
+    for n_users, n_held_out in ((40, 24), (250, 150)):  # 60 % of the users of a young shop
+        events, items = make_shop(n_users=n_users)
+        check = check_shop(events, items, config=config)
+        assert f"the last target of {n_held_out} of " in check.protocol
+        advice = [line for line in check.advice if "held out" in line]
+        assert len(advice) == (n_users == 40)
+        lines = str(Reranker(config, verbose=False).fit(events, items).report()).splitlines()
+        assert [line for line in lines if "can be held out" in line] == [f"warning: {line}" for line in advice]
+    assert "only 24 users can be held out, and half of them teach: a blend needs 50" in few_held_out(24)
+    assert few_held_out(0).startswith("no user can be held out: there will be no blend, no probabilities and no cut")
+    assert few_held_out(99) and not few_held_out(100)
 
 
 def test_items_without_a_title_do_not_share_it():

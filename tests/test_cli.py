@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from html import unescape
 from pathlib import Path
 
@@ -15,7 +16,7 @@ import pytest
 from typer.testing import CliRunner
 
 from llm_rerank.cli import app, main
-from llm_rerank.config import DiversityConfig
+from llm_rerank.config import DiversityConfig, RerankerConfig, ThresholdConfig
 from llm_rerank.folders import save_folder
 from llm_rerank.recommendation.reranker import Reranker
 from llm_rerank.storage import write_json
@@ -256,6 +257,26 @@ def test_dropped_rows_and_how_files_were_read_are_said(shop, tmp_path):
     told = run(*words, "--encoding", "cp1252")
     assert told.stdout == result.stdout
     assert "german.csv: cp1252, delimiter comma" in told.stderr
+
+
+def test_unknown_users_and_a_threshold_that_could_not_be_chosen_are_said(tmp_path):
+    events, items = make_shop(n_users=12)
+    config = RerankerConfig(encoder=None, sequence="off", refit=False)
+    for name, threshold in (("asked", ThresholdConfig("recall", 0.9)), ("plain", None)):
+        model = Reranker(replace(config, threshold=threshold), verbose=False).fit(events, items)
+        assert model.saved.fitted.stage.calibrator is None
+        model.save(tmp_path / name)
+    asked = pd.DataFrame({"user_id": ["U1", "u1"], "item_id": items["item_id"][:2]})
+    asked.to_csv(tmp_path / "asked.csv", index=False)
+    nothing_cut = "no guarantee: nothing is cut: the fit found no probabilities, and its report says why"
+    for words in (
+        ("recommend", tmp_path / "asked", "U1", "u1"),
+        ("rerank", tmp_path / "asked", tmp_path / "asked.csv"),
+    ):
+        told = run(*words).stderr.splitlines()
+        assert "1 of 2 users have no history here (first: 'U1'): ranked as newcomers" in told
+        assert any(line.endswith(nothing_cut) for line in told)
+    assert run("recommend", tmp_path / "plain", "u1").stderr == ""
 
 
 def test_histories_under_a_shops_own_names(shop, reranker, tmp_path):

@@ -21,6 +21,7 @@ from llm_rerank.models.semantic.encoder import SentenceEncoder
 from llm_rerank.recommendation.estimate import estimate_fit_seconds, sample_of_texts, seconds_in_words
 from llm_rerank.recommendation.holdout import Holdout, plan_holdout
 from llm_rerank.recommendation.inputs import FitData
+from llm_rerank.recommendation.judging import few_held_out
 from llm_rerank.recommendation.learning import UNREAD, within_retention
 from llm_rerank.recommendation.log import FitLog
 from llm_rerank.recommendation.planning import read_shop
@@ -205,7 +206,8 @@ def _thin_data(events: Interactions, items: Items) -> list[str]:
 
 
 def _advice(data: FitData, holdout: Holdout, unknown_share: float, config: RerankerConfig) -> list[str]:
-    found = []
+    few = few_held_out(len(holdout.targets))
+    found = [few] if few else []
     if data.impressions is not None:
         lists = usable_lists(data.impressions, data.events, holdout)
         found += [f"{lists}; they would not be used"] if isinstance(lists, str) else []

@@ -20,7 +20,7 @@ from llm_rerank.recommendation.cross_reading import judged_reading, read_with_cr
 from llm_rerank.recommendation.held_out import HeldOutCases
 from llm_rerank.recommendation.holdout import plan_holdout
 from llm_rerank.recommendation.inputs import FitData, FitTools
-from llm_rerank.recommendation.judging import report_and_cut, settled_on_all, with_histories_by_now
+from llm_rerank.recommendation.judging import few_held_out, report_and_cut, settled_on_all, with_histories_by_now
 from llm_rerank.recommendation.log import FitLog
 from llm_rerank.recommendation.parts import fit_fusion_stage, stand_on_parts
 from llm_rerank.recommendation.refit import refit_components
@@ -59,6 +59,8 @@ def fit_reranker(data: FitData, tools: FitTools, log: FitLog, start: Start | Non
     config, n_items = tools.config, len(data.items)
     reference = reference_items(n_items, config.seed)
     holdout = plan_holdout(data.events, config.seed, log)
+    if few := few_held_out(len(holdout.targets)):
+        log.say(f"warning: {few}")
     held_out = HeldOutCases.of(data, tools, holdout)
     standing = stand_on_parts(held_out, tools, log, start)
     tools = replace(tools, specs=standing.specs)

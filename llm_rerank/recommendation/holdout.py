@@ -43,7 +43,7 @@ def plan_holdout(events: Interactions, seed: int, log: FitLog) -> Holdout:
 
     Time: T = the 90 % quantile of event times, or 80 % where fewer than 400 users with a past have an unseen target
     at or after T; of more than 20,000 so many are drawn. Fewer still, or no real time: the last event of single users
-    (``n_holdout_users``) with three or more.
+    (``n_holdout_users``) with three targets or more.
     """
     if events.time_kind == "time" and len(events):
         for quantile in QUANTILES:
@@ -80,8 +80,9 @@ def _last_events(events: Interactions, seed: int, log: FitLog) -> Holdout:
     past_rows = np.flatnonzero(events.times < decided[events.users])
     as_of = int(events.times.max()) + 1 if len(events) else 0
     description = (
-        f"protocol positions: the last event of {n_chosen:,} of {len(eligible):,} users with at least "
-        f"{LEAST_EVENTS_OF_HOLDOUT_USER} events is held out; other users' futures are visible to the components"
+        f"protocol positions: the last target of {n_chosen:,} of {len(eligible):,} users with at least "
+        f"{LEAST_EVENTS_OF_HOLDOUT_USER} targets, and events before the last, is held out; other users' futures are "
+        "visible to the components"
     )
     log.say(description)
     return Holdout("positions", events.take(past_rows), past_rows, as_of, targets, description)

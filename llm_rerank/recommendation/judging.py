@@ -12,15 +12,30 @@ import numpy as np
 
 from llm_rerank.config import RerankerConfig
 from llm_rerank.models.conditional_logit import Float64Array
+from llm_rerank.recommendation.calibration import LEAST_POSITIVES
 from llm_rerank.recommendation.calibration_report import calibration_sentence, describe_calibration
 from llm_rerank.recommendation.candidates import is_member, ndcg_of, ranks_in_row
 from llm_rerank.recommendation.drift import profile_of
+from llm_rerank.recommendation.guard import LEAST_CASES_FOR_BLEND
 from llm_rerank.recommendation.inputs import Fold
 from llm_rerank.recommendation.log import FitLog
 from llm_rerank.recommendation.risk_control import LEAST_CASES_FOR_GUARANTEE
 from llm_rerank.recommendation.stage import UPSTREAM, Stage, StageFit, supports
 from llm_rerank.recommendation.thresholds import GIVEN_A_TAKE, choose_cut, cut_curve
 from llm_rerank.types import BoolArray, DataError, FloatArray, IntArray, Interactions
+
+
+def few_held_out(n_held_out: int) -> str:
+    """Say what so few held-out users cannot give, half of whom are fitted on; "" where they are enough."""
+    if n_held_out >= 2 * LEAST_CASES_FOR_BLEND:
+        return ""
+    remedy = "give more events, with their real times"
+    if not n_held_out:
+        return f"no user can be held out: there will be no blend, no probabilities and no cut; {remedy}"
+    return (
+        f"only {n_held_out:,} users can be held out, and half of them teach: a blend needs {LEAST_CASES_FOR_BLEND} of "
+        f"these and probabilities {LEAST_POSITIVES} retrieved targets, without which nothing is cut; {remedy}"
+    )
 
 
 def report_and_cut(
