@@ -367,7 +367,12 @@ def test_what_is_too_old_to_be_kept_is_dropped_as_a_fit_would():
     check = check_shop(events, items, config=replace(NO_ENCODER, retention_days=30))
     assert check.dropped["interactions: older than retention_days (30)"] == old.sum() > 100
     assert check.counts["events"] == (~old).sum()
-    with pytest.raises(DataError, match="nothing to learn from"):
-        check_shop(
-            events.assign(timestamp=events["timestamp"] - 10**7), items, config=replace(NO_ENCODER, retention_days=30)
-        )
+    earlier = events.assign(timestamp=events["timestamp"] - 10**7)
+    newest = str(pd.to_datetime(earlier["timestamp"].max(), unit="s").date())
+    with pytest.raises(DataError) as error:
+        check_shop(earlier, items, config=replace(NO_ENCODER, retention_days=30))
+    assert str(error.value) == (
+        f"there is nothing to learn from: none of 0 events is a target, and {len(events):,} others are older than "
+        f"retention_days (30; the newest event of all is of {newest}); give newer events, or lengthen it "
+        "(--retention-days on the command line)"
+    )

@@ -31,7 +31,7 @@ MOST_MAPPINGS = 256
 
 _LEAST_SECONDS = next(least for unit, least, _ in SIZE_BANDS if unit == "s")
 _GREATEST_NUMBER = 1e30  # beyond it float32 ends
-_FIELDS = ("user_id", "item_id", "timestamp", "event", "rating", "quantity", "weight", "review", "query")
+EVENT_FIELDS = ("user_id", "item_id", "timestamp", "event", "rating", "quantity", "weight", "review", "query")
 _LAYOUT_FIELDS = ("reviewerID", "parent_asin", "movieId")  # of published data, which the frame's door recognises
 
 
@@ -121,7 +121,7 @@ def _columns(rows: Sequence[Any]) -> dict[str, list[Any]] | None:
     present = {name for row in rows for name in row}
     if not {"user_id", "item_id", "timestamp"} <= present or present.intersection(_LAYOUT_FIELDS):
         return None
-    return {name: [row.get(name) for row in rows] for name in _FIELDS}
+    return {name: [row.get(name) for row in rows] for name in EVENT_FIELDS}
 
 
 def _ids(values: list[Any]) -> list[Any] | None:

@@ -119,10 +119,12 @@ def open_tables(
     report: DataReport,
     *,
     required: Sequence[str] = (),
+    elsewhere: Callable[[str], bool] = lambda _: False,
 ) -> dict[str, pd.DataFrame]:
     """Open tables that one mapping of columns serves, by name; None is left out.
 
-    Raises DataError where a required one is None, or none of them has a column that is to be mapped.
+    elsewhere: tells of one of our columns whether a table has it that the mapping serves too, and is not here.
+    Raises DataError where a required one is None, or none of them has a column that is to be mapped to one of theirs.
     """
     for name in required:
         if given[name] is None:
@@ -133,7 +135,7 @@ def open_tables(
         if table is not None
     }
     known = {column for table in tables.values() for column in table.columns}
-    absent = [name for name in columns or {} if name not in known]
+    absent = [name for name, ours in (columns or {}).items() if name not in known and not elsewhere(ours)]
     if absent:
         raise DataError(f"columns maps {absent[0]!r}, which no table has; the tables have {sorted(map(str, known))}")
     return tables

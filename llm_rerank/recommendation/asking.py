@@ -67,7 +67,7 @@ def note_unknown_users(
 
     user_ids: of the cases. known: the events of the model, and those that came with the question, if any.
     """
-    maybe = [user_ids[row] for row in np.flatnonzero(cases.history.lengths == 0)]
+    maybe = [user_ids[row] for row in np.flatnonzero(cases.history.lengths == 0).tolist()]
     for events in known:
         if events is None:
             continue

@@ -173,16 +173,24 @@ def within_retention(data: FitData, config: RerankerConfig, report: DataReport) 
 
     Raises DataError where no target is left.
     """
+    given, too_old = data.events, ""
     if config.retention_days is not None:
-        old = data.events.times < expiry(config, data.events.time_kind, time.time())
+        old = given.times < expiry(config, given.time_kind, time.time())
         report.drop(f"interactions: older than retention_days ({config.retention_days:g})", int(old.sum()))
-        data = replace(data, events=without_events(data.events, old)[0])
+        data = replace(data, events=without_events(given, old)[0])
+        if old.any():
+            newest = np.datetime64(int(given.times[-1]), "s").astype("datetime64[D]")
+            too_old = (
+                f", and {old.sum():,} others are older than retention_days ({config.retention_days:g}; the newest "
+                f"event of all is of {newest})"
+            )
         if data.impressions is not None:
-            kept = data.impressions["time"] >= expiry(config, data.events.time_kind, time.time())
+            kept = data.impressions["time"] >= expiry(config, given.time_kind, time.time())
             data = replace(data, impressions=data.impressions[kept].reset_index(drop=True) if kept.any() else None)
     if not (data.events.positive & (data.events.items >= 0)).any():
+        remedy = "; give newer events, or lengthen it (--retention-days on the command line)"
         raise DataError(
-            f"there is nothing to learn from: none of {len(data.events):,} events is a target; give newer events, or "
-            "lengthen retention_days where it is set"
+            f"there is nothing to learn from: none of {len(data.events):,} events is a target"
+            + (f"{too_old}{remedy}" if too_old else "; give events that are")
         )
     return data

@@ -141,7 +141,7 @@ class Reranker(ChangingReranker):
         lengths = np.bincount(row_users, minlength=len(user_ids)).astype(np.int64)
         events = self._given(tables.get("histories"), columns=columns, report=report)
         cases, seen = self._cases(list(user_ids), events, at)
-        note_unknown_users(user_ids, cases, (self._data().events, events), report)
+        note_unknown_users(list(user_ids), cases, (self._data().events, events), report)
         cases = cases.with_candidates(Ragged.from_lengths(table.item_codes[order], lengths))
         upstream = table.upstream_scores[order]
         known = None if np.isnan(upstream).all() else upstream

@@ -12,12 +12,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from llm_rerank.data.event_doubts import n_known
-from llm_rerank.data.event_mappings import read_mappings
+from llm_rerank.data.event_mappings import EVENT_FIELDS, read_mappings
 from llm_rerank.data.frames import open_tables
 from llm_rerank.data.id_index import code_of, codes_by_id
 from llm_rerank.data.merging import match_users, with_events
@@ -81,13 +82,15 @@ def updated(
 
     interactions, items: frames, paths or sequences of mappings, columns as for a fit; items first, so that events may
     name new ones. Events are judged by the rules of the fit. Time: a copy of the event arrays, and the validation.
+    columns: the mapping of the fit will do; what it says of a table that is not given is passed over.
     Raises DataError where a table breaks a rule, or events come to a state that was saved without histories.
     """
     if interactions is None and items is None:
         raise DataError("update was given neither interactions nor items; give at least one of them")
     report = DataReport()
-    if columns or encoding:  # one mapping serves both tables
-        tables = open_tables({"interactions": interactions, "items": items}, columns, encoding, report)
+    if columns or encoding:  # one mapping serves both tables, also where only one of them is given this time
+        given = {"interactions": interactions, "items": items}
+        tables = open_tables(given, columns, encoding, report, elsewhere=partial(_is_of_absent_table, given))
         interactions, items = tables.get("interactions"), tables.get("items")
     new_items: list[Any] = []
     changed_items: list[Any] = []
@@ -120,6 +123,18 @@ def updated(
         n_again,
         tuple(report.advice),
     )
+
+
+def _is_of_absent_table(given: Mapping[str, Any], ours: str) -> bool:
+    """Tell whether one of our columns may be of a table that a fit reads and that is not given here.
+
+    Items may have any column, so that of a table of events alone only the names of events' own columns are checked.
+    """
+    if ours in ("upstream_score", "list_id"):  # of impressions
+        return True
+    if given["items"] is None and (ours == "item_id" or ours not in EVENT_FIELDS):
+        return True
+    return given["interactions"] is None and ours in EVENT_FIELDS
 
 
 def _read(

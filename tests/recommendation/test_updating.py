@@ -321,6 +321,25 @@ def test_what_breaks_a_rule_is_refused_and_changes_nothing(model, shop, tmp_path
     assert anonymous.rerank(pd.DataFrame({"user_id": ["x"], "item_id": ["i-new"]}))["score"].notna().all()
 
 
+def test_the_mapping_of_the_fit_serves_each_table_alone(model):
+    item = model.saved.fitted.items.ids[3]
+    mapping = {"kunde": "user_id", "sku": "item_id", "name": "title", "farbe": "colour", "punkte": "upstream_score"}
+    events = pd.DataFrame({"kunde": ["u0"], "sku": [item], "timestamp": [LATER], "event": ["view"]})
+    assert model.update(events, columns=mapping).n_events == 1
+    items = pd.DataFrame({"sku": [item], "name": ["another tent"], "farbe": ["red"]})
+    assert model.update(items=items, columns=mapping).changed_items == [item]
+    state = model.saved
+    with pytest.raises(DataError, match="columns maps 'rateing', which no table has"):
+        model.update(events, columns={**mapping, "rateing": "rating"})
+    with pytest.raises(DataError, match="columns maps 'farb', which no table has"):
+        model.update(items=items, columns={**mapping, "farb": "colour"})
+    with pytest.raises(DataError, match="columns maps 'skuu', which no table has"):
+        model.update(events, items, columns={**mapping, "skuu": "item_id"})
+    with pytest.raises(DataError, match="interactions has no column 'item_id'"):
+        model.update(events, columns={"kunde": "user_id", "skuu": "item_id"})
+    assert model.saved is state
+
+
 def test_a_component_that_cannot_grow_is_named(model):
     class Fixed:
         name = "item_knn"
