@@ -79,8 +79,7 @@ def list_numbers(users: IntArray, times: IntArray, named: IntArray | None = None
     """
     named = np.full(len(users), -1, dtype=np.int64) if named is None else named
     rows = pd.DataFrame({"user": users, "named": named, "time": np.where(named < 0, times, 0)})
-    numbers: IntArray = rows.groupby(["user", "named", "time"], sort=False).ngroup().to_numpy(dtype=np.int64)
-    return numbers
+    return rows.groupby(["user", "named", "time"], sort=False).ngroup().to_numpy().astype(np.int64)
 
 
 def single_items_in_words(n_single: int, n_lists: int, *, named: bool = False) -> str:
