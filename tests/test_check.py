@@ -219,7 +219,7 @@ def test_advice_on_the_data_comes_before_a_fit_and_in_it():
     own = events.assign(event=events["event"].map({"view": "ansicht", "purchase": "kauf"}))
     check = check_shop(own, items, config=NO_ENCODER)
     (advice,) = (line for line in check.advice if "count as successes" in line)
-    assert "--target-event kauf" in advice and f"  {advice}" in str(check).splitlines()
+    assert "(ansicht, kauf)" in advice and "--target-event NAME" in advice and f"  {advice}" in str(check).splitlines()
     model = Reranker(RerankerConfig(encoder=None, sequence="off", refit=False), verbose=False).fit(own, items)
     assert f"warning: {advice}" in str(model.report()).splitlines()
     named = check_shop(own, items, config=replace(NO_ENCODER, target_events=("kauf",)))

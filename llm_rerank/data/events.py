@@ -195,8 +195,7 @@ def _advise_on_unknown_kinds(targets: Sequence[str], report: DataReport) -> None
     if unknown and len(targets) > 1:
         report.advice.append(
             f"events of {len(targets)} kinds count as successes ({', '.join(targets)}), for {', '.join(unknown)} are "
-            f"no names known here and none is purchase; name those that are successes, such as "
-            f"{named_targets(unknown[-1:])}"
+            f"no names known here and none is purchase; name those that are successes: {named_targets(['NAME'])}"
         )
 
 
