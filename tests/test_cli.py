@@ -277,6 +277,7 @@ def test_unknown_users_and_a_threshold_that_could_not_be_chosen_are_said(tmp_pat
         assert "1 of 2 users have no history here (first: 'U1'): ranked as newcomers" in told
         assert any(line.endswith(nothing_cut) for line in told)
     assert run("recommend", tmp_path / "plain", "u1").stderr == ""
+    assert "nothing is cut" not in run("rerank", tmp_path / "plain", tmp_path / "asked.csv").stderr
 
 
 def test_histories_under_a_shops_own_names(shop, reranker, tmp_path):

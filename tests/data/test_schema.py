@@ -344,7 +344,7 @@ class TestImpressions:
             ({"list_id": [1, 1, 2, 2]}, []),
             ({"list_id": [1, 2, 3, 3]}, ["2 of 3 lists of impressions have a single item: a list is the rows of one "
                                          "user with one list_id; give all rows of a list the same"]),
-            ({"list_id": [1, 2, 2, 1]}, []),
+            ({"list_id": [1, 2, 2, 2]}, []),
             ({"timestamp": [START, START, START + 1, START + 1]}, []),
         ):  # fmt: skip
             report = DataReport()
