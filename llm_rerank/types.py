@@ -331,13 +331,15 @@ class Encoder(Protocol):
 class DataReport:
     """What was understood of the data and what was dropped: ``notes`` in words, ``dropped`` rows by reason.
 
-    target_events: kinds of event that were taken as targets, once events were read. advice: what to look at or change.
+    target_events: kinds of event that were taken as targets, event_kinds: all that there were, once events were read.
+    advice: what to look at or change.
     """
 
     notes: list[str] = field(default_factory=list)
     dropped: dict[str, int] = field(default_factory=dict)
     target_events: tuple[str, ...] = ()
     advice: list[str] = field(default_factory=list)
+    event_kinds: tuple[str, ...] = ()
 
     def drop(self, reason: str, n_rows: int) -> None:
         """Count dropped rows under a reason; nothing is recorded for zero rows."""

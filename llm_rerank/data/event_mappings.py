@@ -81,6 +81,7 @@ def read_mappings(
     ratings, quantities, weights = (numbers[name][kept] for name in ("rating", "quantity", "weight"))
     implied = implied_kinds(has_item, ratings).tolist()
     names = [event_kind(kinds[row]) or kind for row, kind in zip(kept.tolist(), implied, strict=True)]
+    report.event_kinds = tuple(dict.fromkeys(names))
     targets = [event_kind(name) for name in target_events]
     values = judge_events(
         names,

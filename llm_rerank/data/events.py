@@ -134,6 +134,7 @@ def read_events(
     """
     ratings = _numbers(frame, "rating", report)
     kinds, names = _kinds(frame, ratings, has_item, report)
+    report.event_kinds = tuple(names)
     targets = _target_names(names, target_events, require_targets)
     values = judge_events(
         names,

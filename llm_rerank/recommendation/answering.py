@@ -75,7 +75,7 @@ def answer_each(reranker: Reranker, questions: Sequence[Question]) -> list[Answe
     kinds: dict[tuple[int, int], list[tuple[int, Prepared]]] = {}
     for number, question in enumerate(questions):
         try:
-            one = prepare(question, saved.events, saved.fitted.items, saved.statistics)
+            one = prepare(question, saved)
         except DataError as error:
             answers[number] = error
             continue

@@ -78,7 +78,8 @@ def fit_shop(
         encoding=encoding,
     )
     targets = settled_targets(config.target_events, report.target_events)
-    return _learned(learner, FitData(events, items, users, shown, UNREAD), Renderer(), targets, report, start)
+    learned = _learned(learner, FitData(events, items, users, shown, UNREAD), Renderer(), targets, report, start)
+    return learned.with_kinds(report.event_kinds)
 
 
 def refit_shop(
@@ -120,7 +121,7 @@ def refit_shop(
         stage = replace(lent, cut=None, profile=None)
         summary = {**again.fitted.report, "lines": log.lines}
         again = replace(again, fitted=replace(again.fitted, upstream_stage=stage, report=summary))
-    return replace(again, log_name=saved.log_name, log_position=saved.log_position)
+    return replace(again, log_name=saved.log_name, log_position=saved.log_position, own_kinds=saved.own_kinds)
 
 
 def _learned(

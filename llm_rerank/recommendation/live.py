@@ -300,6 +300,7 @@ class LiveShop:
                 events,
                 item_of=state.items,
                 user_of=state.users,
+                kinds=state.saved.kinds,
                 now=now,
                 time_kind=state.saved.events.time_kind,
                 next_position=state.next_time,

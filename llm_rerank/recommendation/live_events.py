@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from llm_rerank.data.events import EVENT_WEIGHTS, GREATEST_WEIGHT, event_kind
+from llm_rerank.data.events import GREATEST_WEIGHT, event_kind
 from llm_rerank.data.id_index import known_id
 from llm_rerank.data.times import seconds_of_date
 from llm_rerank.data.values import GREATEST_ID
@@ -25,6 +25,12 @@ EARLIEST_S = 365 * 86_400
 LONGEST_TEXT = 10_000
 LONGEST_ID = 512
 
+LONGEST_SAID = 60
+"""Characters of a value that an error repeats."""
+
+MOST_SAID = 30
+"""Kinds of event that an error names."""
+
 
 class EventError(DataError):
     """A field of one event breaks a rule. field: its path, such as ``events[3].item_id``."""
@@ -39,18 +45,19 @@ def checked_events(
     *,
     item_of: Mapping[Any, int],
     user_of: Mapping[Any, int],
+    kinds: Collection[str],
     now: float,
     time_kind: TimeKind,
     next_position: int,
 ) -> list[dict[str, Any]]:
     """Check events and make them complete: ids as the shop has them, whole seconds, an event id.
 
-    item_of, user_of: code of each known id. now: seconds since 1970, the time of events that say none. next_position:
+    item_of, user_of: code of each known id. kinds: of event that may come, as ``Saved.kinds``. now: seconds since 1970, the time of events that say none. next_position:
     the same for shops whose times are positions.
     Raises EventError, naming the event and the field; nothing is changed.
     """
     return [
-        _checked(event, f"events[{number}]", item_of, user_of, now, time_kind, next_position)
+        _checked(event, f"events[{number}]", item_of, user_of, kinds, now, time_kind, next_position)
         for number, event in enumerate(events)
     ]
 
@@ -60,6 +67,7 @@ def _checked(
     place: str,
     item_of: Mapping[Any, int],
     user_of: Mapping[Any, int],
+    kinds: Collection[str],
     now: float,
     time_kind: TimeKind,
     next_position: int,
@@ -86,16 +94,20 @@ def _checked(
     elif not checked.get("query", "").strip():
         raise EventError(f"{place}.item_id", "is missing, and there is no query; give one of them")
     checked["timestamp"] = _time(given.get("timestamp"), f"{place}.timestamp", now, time_kind, next_position)
-    return checked | _strength(given, place)
+    return checked | _strength(given, place, kinds)
 
 
-def _strength(given: Mapping[str, Any], place: str) -> dict[str, Any]:
+def _strength(given: Mapping[str, Any], place: str, kinds: Collection[str]) -> dict[str, Any]:
     """Check what says how strong the evidence is: kind, rating, quantity, weight."""
     checked: dict[str, Any] = {}
     if "event" in given:
         kind = event_kind(_text(given["event"], f"{place}.event", LONGEST_ID))
-        if kind not in EVENT_WEIGHTS:
-            raise EventError(f"{place}.event", f"is {given['event']!r}; it must be one of {', '.join(EVENT_WEIGHTS)}")
+        if kind not in kinds:
+            raise EventError(
+                f"{place}.event",
+                f"is {given['event'][:LONGEST_SAID]!r}; it must be one of {_listed(kinds)}; a kind of the shop's own is "
+                "taken once the tables of a fit or of an update had it",
+            )
         checked["event"] = kind
     for name in ("rating", "quantity", "weight"):
         if name in given:
@@ -106,6 +118,12 @@ def _strength(given: Mapping[str, Any], place: str) -> dict[str, Any]:
     if checked.get("quantity", 1.0) <= 0:
         raise EventError(f"{place}.quantity", f"is {given['quantity']}; it must be above 0: returns are not events")
     return checked
+
+
+def _listed(kinds: Collection[str]) -> str:
+    said = [kind[:LONGEST_SAID] for kind in kinds]
+    more = f" and {len(said) - MOST_SAID:,} more" if len(said) > MOST_SAID else ""
+    return ", ".join(said[:MOST_SAID]) + more
 
 
 def _id(value: Any, field: str) -> Any:

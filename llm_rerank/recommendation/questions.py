@@ -17,7 +17,6 @@ import numpy as np
 from llm_rerank.data.cases import build_cases, seen_items
 from llm_rerank.data.events import implied_kinds, judge_events
 from llm_rerank.data.id_index import code_of, codes_by_id
-from llm_rerank.data.item_statistics import ItemStatistics
 from llm_rerank.data.times import EARLIEST, FIRST_YEAR, LATEST, seconds_of_date
 from llm_rerank.data.values import clean_text, object_array
 from llm_rerank.recommendation.histories import last_time
@@ -32,7 +31,6 @@ from llm_rerank.types import (
     FloatArray,
     IntArray,
     Interactions,
-    Items,
     Ragged,
 )
 
@@ -85,15 +83,11 @@ class Prepared:
     at: int
 
 
-def prepare(
-    question: Question, known: Interactions, items: Items, statistics: ItemStatistics | None = None
-) -> Prepared:
-    """Check a question. known: all events known; statistics: what was kept where they were left out of a saved folder.
-
-    Raises QuestionError or EventError, naming the field.
-    """
+def prepare(question: Question, saved: Saved) -> Prepared:
+    """Check a question by what is known. Raises QuestionError or EventError, naming the field."""
     check_settings(question.k, question.diversity, question.least_probability)
-    user_codes, item_codes = codes_by_id(known.user_ids), codes_by_id(items.ids)
+    known = saved.events
+    user_codes, item_codes = codes_by_id(known.user_ids), codes_by_id(saved.fitted.items.ids)
     user = UNKNOWN if question.user_id is None else _code(question.user_id, user_codes, "user_id")
     codes, upstream = None, None
     if question.item_ids is not None:
@@ -101,8 +95,8 @@ def prepare(
     elif question.upstream_scores is not None:
         raise QuestionError("upstream_scores", "are given without item_ids; give the candidates that they belong to")
     at = None if question.at is None else _moment(question.at, known)
-    last = last_time(known, statistics=statistics)
-    events = _fresh_events(question, known, at, last, item_codes) if len(question.events) else []
+    last = last_time(known, statistics=saved.statistics)
+    events = _fresh_events(question, saved, at, last, item_codes) if len(question.events) else []
     if at is None:
         at = max([last, *(event["timestamp"] for event in events)]) + 1
     return Prepared(question, user, codes, upstream, events, at)
@@ -200,7 +194,7 @@ def _moment(at: Any, known: Interactions) -> int:
 
 
 def _fresh_events(
-    question: Question, known: Interactions, at: int | None, last: int, item_codes: Mapping[Any, int]
+    question: Question, saved: Saved, at: int | None, last: int, item_codes: Mapping[Any, int]
 ) -> list[dict[str, Any]]:
     """Check the events of a question and make them complete; each gets the code of its item."""
     for number, event in enumerate(question.events):
@@ -213,8 +207,9 @@ def _fresh_events(
         owned,
         item_of=item_codes,
         user_of={},
+        kinds=saved.kinds,
         now=max(time.time(), moment),
-        time_kind=known.time_kind,
+        time_kind=saved.events.time_kind,
         next_position=moment,
     )
     timed = [given.get("timestamp") is not None for given in owned]
@@ -239,14 +234,15 @@ def _joined(own: Interactions, prepared: Sequence[Prepared], saved: Saved) -> In
         for name in ("rating", "quantity", "weight")
     )
     implied = implied_kinds(has_item, ratings).tolist()
+    names = [event.get("event") or kind for event, kind in zip(events, implied, strict=True)]
     values = judge_events(
-        [event.get("event") or kind for event, kind in zip(events, implied, strict=True)],
+        names,
         np.arange(len(events), dtype=np.int64),
         has_item=has_item,
         ratings=ratings,
         weights_given=weights,
         quantities=quantities,
-        targets=target_kinds(saved.target_events, set()),
+        targets=target_kinds(saved.target_events, set(names)),
         min_rating=saved.config.min_rating,
     )
     added: dict[str, Any] = {

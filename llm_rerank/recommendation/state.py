@@ -45,7 +45,8 @@ class Saved:
     (``has_histories`` False); it holds no users. impressions: upstream lists of the last fit. log_name, log_position:
     the event log that brought events, and its last row that ``events`` hold; "" and 0 without a log. origin: another
     after each fit, and after each change that no log has, so that a refit which took an hour can tell whether it missed
-    one. features: pair features that a fit may use.
+    one. features: pair features that a fit may use. own_kinds: kinds of event besides the library's that events had,
+    at the fit or since; empty in earlier folders, whose rule of targets may still name some.
     """
 
     config: RerankerConfig
@@ -65,7 +66,21 @@ class Saved:
     log_position: int = 0
     origin: str = ""
     features: tuple[str, ...] = PAIR_FEATURES
+    own_kinds: tuple[str, ...] = ()
     _known: CountedStatistics | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """Kinds of event that may come one by one: the library's, those that count as targets, those that came before.
+
+        Of any other an ``update`` would make a target, or nothing, without a word; a single event of it is a slip.
+        """
+        return tuple(dict.fromkeys((*EVENT_WEIGHTS, *map(event_kind, self.target_events), *self.own_kinds)))
+
+    def with_kinds(self, kinds: tuple[str, ...]) -> Saved:
+        """Return the state with kinds of event known that it had not had."""
+        own = own_kinds((*self.own_kinds, *kinds))
+        return self if own == self.own_kinds else replace(self, own_kinds=own)
 
     @property
     def item_statistics(self) -> ItemStatistics:
@@ -124,6 +139,11 @@ class Saved:
     def marks(self, rows: IntArray | BoolArray) -> dict[str, Any]:
         """Give what is kept beside each event, of these rows: for ``replace`` together with the events."""
         return {name: getattr(self, name)[rows] for name in MARKS}
+
+
+def own_kinds(kinds: tuple[str, ...]) -> tuple[str, ...]:
+    """Pick the kinds of event that are a shop's own, sorted."""
+    return tuple(sorted({*kinds} - {*EVENT_WEIGHTS, ""}))
 
 
 def settled_targets(configured: tuple[str, ...] | None, targets: tuple[str, ...]) -> tuple[str, ...]:

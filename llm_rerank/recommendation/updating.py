@@ -106,7 +106,7 @@ def updated(
         new = _read(saved, interactions, columns, time_unit, report)
         n_events, n_new_users, n_again = len(new), len(new.user_ids), n_known(saved.events, new)
         if n_events:
-            saved, counting = _with_events(saved, new)
+            saved, counting = _with_events(saved.with_kinds(report.event_kinds), new)
             if counting:
                 saved = without_guarantees(saved, COUNTED)
             refreshed |= dict.fromkeys(counting)

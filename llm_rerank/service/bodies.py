@@ -17,12 +17,11 @@ from pydantic import (
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, PydanticCustomError
 
-from llm_rerank.data.events import EVENT_ALIASES, EVENT_WEIGHTS
+from llm_rerank.data.events import EVENT_WEIGHTS
 from llm_rerank.data.values import GREATEST_ID, GREATEST_WHOLE
 from llm_rerank.recommendation.live_events import LONGEST_ID, LONGEST_TEXT
 from llm_rerank.service.settings import MOST_CANDIDATES
 
-KINDS = (*EVENT_WEIGHTS, *EVENT_ALIASES)
 LONGEST_WORDS = 1_000
 LONGEST_TITLE = 2_000
 LONGEST_VECTOR = 16_384
@@ -72,9 +71,9 @@ def _attribute(value: Any) -> Any:
 
 
 def _kind(value: Any) -> str:
-    if isinstance(value, str) and value.strip().lower() in KINDS:
-        return value
-    raise PydanticCustomError("kind", f"must be one of {', '.join(EVENT_WEIGHTS)}")
+    if isinstance(value, str) and value.strip() and len(value) <= LONGEST_ID and _encodable(value):
+        return value  # the model in use says which it takes
+    raise PydanticCustomError("kind", f"must be a text of 1 to {LONGEST_ID} characters, such as purchase")
 
 
 def _encodable(text: str) -> bool:
@@ -97,6 +96,14 @@ _MOMENT_SCHEMA = {
     "whose times are positions, a position.",
     "examples": ["2026-01-31T12:00:00Z", 1_769_860_800],
 }
+_KIND_SCHEMA = {
+    "type": "string",
+    "minLength": 1,
+    "maxLength": LONGEST_ID,
+    "description": f"One of {', '.join(EVENT_WEIGHTS)}, or another usual name of one (order, add_to_cart, …); or a kind "
+    "of the shop's own that counts as a target, or that the tables of a fit or an update had. Capitals do not matter.",
+    "examples": ["purchase"],
+}
 _SCALAR_SCHEMA = {
     "anyOf": [
         {"type": "string", "maxLength": LONGEST_TEXT},
@@ -111,7 +118,7 @@ Moment = Annotated[Any, PlainValidator(_moment), WithJsonSchema(_MOMENT_SCHEMA)]
 Scalar = Annotated[Any, PlainValidator(_scalar), WithJsonSchema(_SCALAR_SCHEMA)]
 _NUMBERS = {"type": "array", "minItems": 1, "maxItems": LONGEST_VECTOR, "items": _SCALAR_SCHEMA["anyOf"][1]}
 Attribute = Annotated[Any, PlainValidator(_attribute), WithJsonSchema({"anyOf": [*_SCALAR_SCHEMA["anyOf"], _NUMBERS]})]
-Kind = Annotated[Any, PlainValidator(_kind), WithJsonSchema({"type": "string", "enum": list(KINDS)})]
+Kind = Annotated[Any, PlainValidator(_kind), WithJsonSchema(_KIND_SCHEMA)]
 RequestId = Annotated[str, Field(min_length=1, max_length=64)]
 Number = Annotated[float, Field(gt=-GREATEST_NUMBER, lt=GREATEST_NUMBER, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]

@@ -83,7 +83,7 @@ def explained(
     and where every component that carries weight fails (503).
     """
     saved = reranker.saved
-    prepared = prepare(question, saved.events, saved.fitted.items)
+    prepared = prepare(question, saved)
     codes = codes_by_id(saved.fitted.items.ids)
     asked = {"item_id": item_id} if versus is None else {"item_id": item_id, "versus": versus}
     found = {name: code_of(value, codes) for name, value in asked.items()}

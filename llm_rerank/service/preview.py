@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from fastapi import FastAPI, Request
 
 from llm_rerank.data.candidates import validate_candidates
 from llm_rerank.data.columns import with_item_column
-from llm_rerank.data.events import EVENT_WEIGHTS, event_kind
+from llm_rerank.data.events import event_kind
 from llm_rerank.data.frames import as_objects, clean_ids
 from llm_rerank.data.id_index import code_of, codes_by_id
 from llm_rerank.data.layouts import as_interactions
@@ -181,7 +182,7 @@ def questions_of_events(frame: pd.DataFrame, saved: Saved, report: DataReport) -
             report.notes.append(f"of a user's {len(rows):,} events the newest {MOST_FRESH_EVENTS:,} are read")
         events = []
         for row in rows[-MOST_FRESH_EVENTS:].tolist():
-            event = {"timestamp": int(times[row]), **_values(frame, row)}
+            event = {"timestamp": int(times[row]), **_values(frame, row, saved.kinds)}
             if codes[row] != UNKNOWN:
                 event["item_id"] = saved.fitted.items.ids[codes[row]]
             if queries.iloc[row].strip():
@@ -191,12 +192,12 @@ def questions_of_events(frame: pd.DataFrame, saved: Saved, report: DataReport) -
     return asked
 
 
-def _values(frame: pd.DataFrame, row: int) -> dict[str, Any]:
-    """Give an event's kind and numbers, where the table has them and they can be read."""
+def _values(frame: pd.DataFrame, row: int, kinds: Collection[str]) -> dict[str, Any]:
+    """Give an event's kind, if it is one of these, and numbers, where the table has them and they can be read."""
     found: dict[str, Any] = {}
     if "event" in frame.columns:
         kind = event_kind(frame["event"].iloc[row])
-        if kind in EVENT_WEIGHTS:
+        if kind in kinds:
             found["event"] = kind
     for name in ("rating", "quantity", "weight"):
         if name in frame.columns:

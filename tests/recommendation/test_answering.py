@@ -268,7 +268,7 @@ def test_ranks_before_us(reader, asked):
     stage = reader._saved.fitted.stage
     assert found.before == stage.verdict.default
     (component,) = [c for c in reader.components if c.name == found.before]
-    one = prepare(questions["retrieved, all"], reader._saved.events, reader._saved.fitted.items)
+    one = prepare(questions["retrieved, all"], reader._saved)
     cases, _ = cases_of_questions([one], reader._saved)
     raw = component.scorer.score_catalogue(cases)[0][found.codes]
     raw = raw[np.argsort(found.before_ranks)]
@@ -283,7 +283,7 @@ def test_fresh_events_mean_what_they_mean_in_a_table(reader, sample):
     events, items, _ = sample
     question = questions_of(events, items)["fresh"]
     saved = reader._saved
-    one = prepare(question, saved.events, saved.fitted.items)
+    one = prepare(question, saved)
     cases, seen = cases_of_questions([one], saved)
     own = events[events["user_id"] == question.user_id]
     table = pd.DataFrame([{**event, "timestamp": event.get("timestamp", one.at - 1)} for event in question.events])

@@ -2,6 +2,7 @@
 
 import pytest
 
+from llm_rerank.data.events import EVENT_WEIGHTS
 from llm_rerank.data.id_index import known_id
 from llm_rerank.recommendation.live_events import EventError, checked_events
 from llm_rerank.types import DataError
@@ -11,9 +12,15 @@ ITEMS = {"tea": 0, 7: 1, "9": 2, 9: 3}
 USERS = {"ann": 0, 12: 1}
 
 
-def check(*events, time_kind="time", next_position=50):
+def check(*events, kinds=tuple(EVENT_WEIGHTS), time_kind="time", next_position=50):
     return checked_events(
-        events, item_of=ITEMS, user_of=USERS, now=NOW, time_kind=time_kind, next_position=next_position
+        events,
+        item_of=ITEMS,
+        user_of=USERS,
+        kinds=kinds,
+        now=NOW,
+        time_kind=time_kind,
+        next_position=next_position,
     )
 
 
@@ -81,7 +88,8 @@ def test_a_text_stands_for_a_number_only_where_no_text_is_known():
         ({"timestamp": float("nan")}, "events[1].timestamp", "nan"),
         ({"timestamp": 10**400}, "events[1].timestamp", "seconds since 1970"),
         ({"timestamp": [1]}, "events[1].timestamp", "seconds since 1970"),
-        ({"event": "purchse"}, "events[1].event", "must be one of search, view"),
+        ({"event": "purchse"}, "events[1].event", "is 'purchse'; it must be one of search, view"),
+        ({"event": "p" * 500}, "events[1].event", f"is '{'p' * 60}'; it"),
         ({"rating": "5"}, "events[1].rating", "number"),
         ({"rating": float("inf")}, "events[1].rating", "number"),
         ({"quantity": 0}, "events[1].quantity", "above 0"),
@@ -101,6 +109,17 @@ def test_a_broken_rule_names_event_and_field(change, field, said):
 def test_what_is_no_mapping_is_named():
     with pytest.raises(EventError, match=r"events\[0\] is list"):
         check(["ann", "tea"])
+
+
+def test_kinds_of_the_shops_own_are_taken_and_named():
+    own = (*EVENT_WEIGHTS, "kauf")
+    (event,) = check({"user_id": "ann", "item_id": "tea", "event": " KAUF "}, kinds=own)
+    assert event["event"] == "kauf"
+    with pytest.raises(EventError, match=r"interaction, kauf; a kind of the shop's own is taken once the tables of a"):
+        check({"user_id": "ann", "item_id": "tea", "event": "kauff"}, kinds=own)
+    many = (*EVENT_WEIGHTS, *(f"own {number}" for number in range(100)))
+    with pytest.raises(EventError, match=r"own 20, own 21 and 78 more; a kind"):  # 8 of the library's, 22 of 100
+        check({"user_id": "ann", "item_id": "tea", "event": "kauff"}, kinds=many)
 
 
 def test_a_little_ahead_of_our_clock_is_allowed():
