@@ -59,7 +59,7 @@ def _scalar(value: Any) -> Any:
         return value
     if isinstance(value, int | float) and abs(value) <= 1e15:  # NaN and infinity are not
         return value
-    raise PydanticCustomError("scalar", f"must be a text of at most {LONGEST_TEXT} characters, a number or null")
+    raise PydanticCustomError("scalar", f"must be a text of at most {LONGEST_TEXT} characters, a number to 1e15, or null")
 
 
 def _attribute(value: Any) -> Any:
@@ -130,6 +130,16 @@ class Body(BaseModel):
     """Strict: a number is not taken for a text, and a field nobody knows is told, not passed over."""
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _known_fields(cls, given: Any) -> Any:
+        fields = cls.model_fields
+        unknown = [name for name in given if name not in fields] if isinstance(given, dict) else []
+        if unknown and all(name in given for name, field in fields.items() if field.is_required()):
+            said = {"field": unknown[0], "fields": ", ".join(fields)}
+            raise PydanticCustomError("no_such_field", "there is no such field; the fields are {fields}", said)
+        return given  # what is missing is said first
 
 
 class FreshEvent(Body):

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,13 @@ CODES = {
     422: "invalid",
     503: "unavailable",
 }
+
+
+BOUNDS = ("greater_than", "greater_than_equal", "less_than", "less_than_equal")
+BOUNDED = ("moment", "scalar")
+"""Kinds of errors about a number's size: pydantic's, and those of ``bodies.py`` that may be about one."""
+
+LONGEST_NUMBER = 30
 
 
 class ServiceError(HTTPException):
@@ -110,17 +117,34 @@ def field_path(location: Sequence[str | int]) -> str:
 
 
 def _of_validation(errors: Sequence[Any], body: Any) -> ServiceError:
-    """Name the first field that is wrong, as it was sent; pydantic's messages do not repeat values."""
+    """Name the first field that is wrong, as it was sent; of values only numbers that no user is named by are repeated."""
     first = errors[0]
     where, *location = (part for part in first["loc"] if not _is_type(part))
     if location[:2] == ["events", 0] and isinstance(body, dict) and "events" not in body:
         location = location[2:]  # an event that came alone
-    if first["type"] == "extra_forbidden":
-        return ServiceError(422, "there is no such field", field=field_path(location))
-    if first["type"] == "missing" and not location:
-        return ServiceError(422, f"the {where} is missing; send a JSON object")
+    if first["type"] == "no_such_field":
+        location.append(first["ctx"]["field"])
+    if first["type"] == "missing":
+        if not location:
+            return ServiceError(422, f"the {where} is missing; send a JSON object")
+        beside = [one["loc"][-1] for one in errors if one["type"] == "extra_forbidden"]
+        more = f"; there is no field {beside[0]}" if beside else ""
+        return ServiceError(422, f"{location[-1]} is required{more}", field=field_path(location))
     message = first["msg"].removeprefix("Value error, ")
-    return ServiceError(422, message[:1].lower() + message[1:], field=field_path(location) or str(where))
+    message = message[:1].lower() + message[1:]
+    number = _number_at_fault(first)
+    if number:
+        message = f"is {number}; it {message.removeprefix('input ')}"
+    return ServiceError(422, message, field=field_path(location) or str(where))
+
+
+def _number_at_fault(error: Mapping[str, Any]) -> str:
+    """Write the number that breaks a bound, which in a query of the address comes as text; "" for any other error."""
+    value = error["input"]
+    if error["type"] in BOUNDS or (error["type"] in BOUNDED and type(value) in (int, float)):
+        said = str(value)
+        return said if len(said) <= LONGEST_NUMBER else f"{said[:LONGEST_NUMBER]}…"
+    return ""
 
 
 def _is_type(part: str | int) -> bool:

@@ -16,6 +16,7 @@ from llm_rerank.service.bodies import (
     FeedbackBody,
     ItemsBody,
     RecommendBody,
+    RecutBody,
     RerankBody,
 )
 from llm_rerank.service.failures import ServiceError, as_service_error, to_json
@@ -105,15 +106,42 @@ def test_a_refusal_names_the_field(model, body, field):
     assert error.message
 
 
-def test_a_refusal_repeats_nothing_that_was_sent():
+@pytest.mark.parametrize(
+    ("model", "body", "said"),
+    [
+        (RecutBody, {"request_id": "r", "threshold": 0.05},
+         "there is no such field; the fields are request_id, least_probability, diversity, k"),
+        (RerankBody, {"candidates": [{"item_id": "a", "score": 1}]},
+         "there is no such field; the fields are item_id, upstream_score"),
+        (FeedbackBody, {"request_id": "r", "item_id": "a", "event": "click", "user_id": "u"},
+         "there is no such field; the fields are item_id, event, event_id, timestamp, rating, quantity, review"),
+        (ItemsBody, {"item_id": "a", "title": "t"}, "items is required; there is no field item_id"),
+        (EventsBody, {"events": [{"item_id": "a"}]}, "user_id is required"),
+        (CohereBody, {"documents": ["a"], "more": 1}, "query is required"),
+        (RerankBody, {"candidates": [], "k": 0}, "is 0; it should be greater than or equal to 1"),
+        (RerankBody, {"candidates": [], "diversity": 1.01}, "is 1.01; it should be less than or equal to 1"),
+        (RerankBody, {"candidates": [], "as_of": -1}, "is -1; it must be seconds since 1970, or a date of ISO 8601, as "
+         "2026-01-31T12:00:00Z"),
+        (ItemsBody, {"items": [{"item_id": "a", "title": "t", "grams": 10**400}]},
+         f"is 1{'0' * 29}…; it must be a text of at most 10000 characters, a number to 1e15, or null"),
+    ],
+)  # fmt: skip
+def test_a_refusal_names_the_fields_there_are_and_the_number_that_is_out_of_range(model, body, said):
+    assert refusal(model, body).message == said
+
+
+def test_a_refusal_repeats_no_text_that_was_sent_and_no_id():
     for body in (
         {"user_id": ["secret-user"], "candidates": []},
         {"user_id": "secret-user", "candidates": [{"item_id": "a", "upstream_score": "secret-user"}]},
-        {"candidates": [], "events": [{"item_id": "a", "event": "secret-user" * 10}]},
+        {"candidates": [], "events": [{"item_id": "a", "event": "secret-user" * 50}]},
         {"candidates": [], "as_of": "secret-user" * 10},
+        {"candidates": [], "user_id": 4711.5},
+        {"candidates": [], "user_id": 4711 * 10**20},
     ):
         error = refusal(RerankBody, body)
         assert "secret" not in error.message
+        assert "4711" not in error.message
         assert "secret" not in error.field
 
 

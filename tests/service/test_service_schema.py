@@ -66,6 +66,7 @@ def with_known_ids(client: httpx.Client, shop: LiveShop, folder: Path) -> Path:
         "user_id": {"enum": saved.events.user_ids[:8].tolist()},
         "request_id": {"enum": [client.post("/recommend", json={"user_id": known_user}).json()["request_id"]]},
         "timestamp": {"type": "number", "minimum": 0, "maximum": 1.7e9},
+        "event": {"enum": list(saved.kinds)},
     }
     for operation in (operation for path in document["paths"].values() for operation in path.values()):
         asked = {name: operation[name] for name in ("requestBody", "parameters") if name in operation}
