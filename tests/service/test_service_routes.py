@@ -284,6 +284,27 @@ def test_a_batch_of_events_is_taken_whole_or_not_at_all(client):
     assert good(client.post("/events", json={"events": events}))["accepted"] == ["0", "1", "2"]
 
 
+def test_a_kind_of_the_shops_own_is_taken_once_an_update_had_it(client, model):
+    item = ids_of(client)[0]
+    abo = {"user_id": "u3", "item_id": item, "event": "Abo"}
+    error = refused(client.post("/events", json=abo), 422, "event")
+    assert error["message"] == (
+        "is 'Abo'; it must be one of search, view, click, favourite, cart, rating, purchase, interaction; a kind of the "
+        "shop's own is taken once the tables of a fit or of an update had it"
+    )
+    question = {"user_id": "u3", "events": [{"item_id": item, "event": "Abo"}]}
+    refused(client.post("/recommend", json=question), 422, "events[0].event")
+    reranker = Reranker.load(model, verbose=False)
+    reranker.update([{**abo, "timestamp": int(reranker.saved.events.times[-1])}])
+    reranker.save(model)
+    assert client.shop.reload_if_replaced()
+    shown = good(client.post("/recommend", json=question))
+    assert len(good(client.post("/events", json=abo))["accepted"]) == 1
+    clicked = {"request_id": shown["request_id"], "item_id": shown["items"][0]["item_id"], "event": " ABO "}
+    assert len(good(client.post("/feedback", json=clicked))["accepted"]) == 1
+    assert [entry["event"] for entry in client.shop.export("u3")["event_log"]] == ["abo", "abo"]
+
+
 def test_feedback_takes_user_and_rank_from_the_request(client):
     shown = good(client.post("/recommend", json={"user_id": "u9"}))
     third = shown["items"][2]["item_id"]
@@ -361,7 +382,7 @@ def test_users_and_their_history_newest_first(reading):
     assert [event["event_weight"] for event in history] == events.weights[rows].tolist()
     refused(reading.get("/users/nobody/history"), 404, "user_id")
     refused(reading.get("/users/nobody"), 404, "user_id")
-    refused(reading.get("/users", params={"limit": 0}), 422, "limit")
+    assert refused(reading.get("/users", params={"limit": 0}), 422, "limit")["message"].startswith("is 0; it should be")
 
 
 def test_ids_may_hold_slashes_and_numbers_stand_for_their_digits(client):
