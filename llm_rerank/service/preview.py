@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tempfile
 from collections.abc import Collection
 from pathlib import Path
@@ -98,7 +99,13 @@ def _asked(
         most = context.settings.most_candidates
         return kind, snapshot, questions_of_candidates(frame, saved, most, report)
     except DataError as error:
-        raise ServiceError(422, str(error).replace("pass columns=", "map it: "), code="bad_table") from None
+        raise ServiceError(422, _without_mapping(str(error)), code="bad_table") from None
+
+
+def _without_mapping(message: str) -> str:
+    """Leave the column to be renamed of a remedy, for a body brings no mapping of columns."""
+    renamed = re.sub(r"rename one or pass columns=\{(.+): ('\w+')\}", r"rename \1 to \2", message)
+    return renamed.replace("rename 'your_name'", "rename one")
 
 
 def _lists(context: Context, snapshot: Snapshot, asked: list[tuple[Any, Question]]) -> Steps[list[dict[str, Any]]]:

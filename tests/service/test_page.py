@@ -454,9 +454,14 @@ def test_a_file_that_is_chosen_may_hold_events_and_what_is_wrong_is_said(seen, b
     seen.page.set_input_files("#file", broken)
     seen.page.wait_for_selector("#preview .problem")
     refusal = api(base, "preview", broken.read_bytes(), kind="text/csv")["error"]["message"]
-    assert refusal.rstrip(".") in seen.text("#alert")
-    assert "broken.csv" in seen.text("#alert")
-    assert refusal.rstrip(".") in seen.text("#preview")
+    assert seen.text("body").count(refusal.rstrip(".")) == 1  # beside the file, and nowhere else
+    assert seen.text("#preview h3") == "broken.csv"
+    assert seen.text("#preview .problem[role=alert]").rstrip(".") == refusal.rstrip(".")
+    assert seen.page.evaluate("document.activeElement.id") == "preview"
+    seen.page.set_input_files("#file", events)
+    seen.page.wait_for_selector("#preview .ours li")
+    assert seen.page.locator("#preview .problem").count() == 0
+    assert seen.text("#alert") == ""
     # the browser itself notes a refusal
     assert [text for text in seen.wrong if "422" not in text] == []
     seen.wrong.clear()

@@ -599,6 +599,13 @@ def test_a_table_that_is_none_is_told_so(reading, content, status):
     assert "llm-rerank-" not in message
 
 
+def test_a_table_without_a_column_is_told_which_to_rename(reading):
+    for head, remedy in (("user_id,sku", "rename 'sku' to 'item_id'"), ("user_id,thing", "rename one to 'item_id'")):
+        answer = reading.post("/preview", content=f"{head}\n1,2\n", headers={"content-type": "text/csv"})
+        message = refused(answer, 422)["message"]
+        assert message.endswith(f"it has {head.replace(',', ', ')}; {remedy}")
+
+
 def test_a_table_with_a_cell_of_any_length_is_looked_at(reading):
     known, endless = ids_of(reading)[0], "x" * 140_000
     said = good(reading.post("/preview", content=f"user_id,item_id\nu1,{endless}\nu1,{known}\n", headers=CSV))

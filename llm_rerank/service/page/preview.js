@@ -41,8 +41,13 @@ async function preview(file, openList) {
     say(`${file.name}: ${several(answer.lists.length, "list")} below.`);
     place.focus();
   } catch (error) {
-    fill(place, el("h3", {}, file.name), el("p", { class: "problem" }, error.words ? error.words() : String(error)));
-    failed(error, `${file.name}: `);
+    fill(place, el("h3", {}, file.name));
+    if (error.status === 401) {
+      failed(error, `${file.name}: `); // beside the form for the key
+    } else {
+      place.append(el("p", { class: "problem", role: "alert" }, error.words ? error.words() : String(error)));
+      place.focus();
+    }
   }
   place.removeAttribute("aria-busy");
 }
