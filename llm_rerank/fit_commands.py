@@ -151,7 +151,7 @@ def finetune(
     seed: Seed = 0,
     quiet: Quiet = False,
 ) -> None:
-    r"""Fine-tune the cross-encoder alone on your events and items.
+    r"""Fine-tune the cross-encoder alone on your events and items, to predict with in Python.
 
     It learns what the other components leave unexplained, stops where that no longer helps, and says what it gained. If
     it is killed, the same command with the same --out fits the other components again and goes on with the fine-tuning
@@ -161,6 +161,7 @@ def finetune(
     \b
     llm-rerank finetune --interactions orders.csv --items items.csv --out tuned
     """
+    from llm_rerank.folders import TUNED_MODEL
     from llm_rerank.recommendation.fine_tuning import fine_tune_on_shop
 
     config = reranker_config(
@@ -185,4 +186,4 @@ def finetune(
         encoding=encoding,
         verbose=not quiet,
     )
-    note(f"saved to {out}", quiet)
+    note(f"saved to {out}; in Python, HistoryCrossEncoder.load({str(out / TUNED_MODEL)!r}) reads the model", quiet)

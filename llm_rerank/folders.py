@@ -34,6 +34,12 @@ FORMAT_VERSION = 2
 
 CURRENT = "CURRENT"
 MANIFEST = "manifest.json"
+TUNED_MODEL = "model"
+"""In the folder that ``llm-rerank finetune`` writes, the saved folder of the cross-encoder."""
+
+CROSS_ENCODER_FILE = "cross_encoder.json"
+"""What the content of a cross-encoder has, and that of a reranker has not."""
+
 _LOCK = ".lock"
 _CONTENT_NAME = re.compile(r"[0-9a-f]{32}")
 
@@ -125,12 +131,28 @@ def current_name(target: Path) -> str:
     try:
         name = (target / CURRENT).read_text(encoding="utf-8", errors="replace").strip()
     except FileNotFoundError:
-        raise StorageError(f"{target} has no file {CURRENT}: no model was saved there, or no save ended") from None
+        raise _nothing_saved(target) from None
     except PermissionError:
         raise closed_file(target / CURRENT) from None
     if not _CONTENT_NAME.fullmatch(name):
         raise StorageError(f"{target / CURRENT} reads {name[:40]!r}; llm_rerank did not write it: give another folder")
     return name
+
+
+def tuned_model(folder: Path) -> Path | None:
+    """Find the cross-encoder's own folder in one that ``llm-rerank finetune`` wrote; None: that is none of it."""
+    inner = folder / TUNED_MODEL
+    return inner if (inner / CURRENT).is_file() and any(inner.glob(f"*/{CROSS_ENCODER_FILE}")) else None
+
+
+def _nothing_saved(target: Path) -> StorageError:
+    said, tuned = f"{target} has no file {CURRENT}", tuned_model(target)
+    if tuned is None:
+        return StorageError(f"{said}: no model was saved there, or no save ended; give one that a model is saved in")
+    return StorageError(
+        f"{said}: llm-rerank finetune wrote it, a cross-encoder alone, which HistoryCrossEncoder.load({str(tuned)!r}) "
+        "reads; give a folder that fit wrote"
+    )
 
 
 def _verify(content: Path) -> None:

@@ -197,7 +197,7 @@ def failing(shop: Path, tmp_path: Path) -> dict[str, tuple[tuple, str]]:
             ("recommend", shop / "model", "1000", "--threshold", "risk=missed_target,alpha=0.1,delta=0.1"),
             "and the fit chose no cut: fit again with this threshold",
         ),
-        "another model": (("recommend", foreign, "1000"), "is missing: this is another model than a reranker"),
+        "another model": (("recommend", foreign, "1000"), "another model than a reranker, a cross-encoder alone, wh"),
     }
 
 

@@ -144,7 +144,13 @@ def test_failing_write_keeps_the_old_content(tmp_path):
 def test_open_names_what_is_wrong_with_the_folder(tmp_path):
     with pytest.raises(StorageError, match="nowhere is not a folder"):
         folders.open_folder(tmp_path / "nowhere")
-    with pytest.raises(StorageError, match="no file CURRENT"):
+    with pytest.raises(StorageError, match="no file CURRENT: no model was saved there.*give one that a model"):
+        folders.open_folder(tmp_path)
+    folders.save_folder(tmp_path / "model", lambda place: storage.write_json(place / "config.json", {}))
+    with pytest.raises(StorageError, match="no file CURRENT: no model was saved there"):
+        folders.open_folder(tmp_path)  # a folder inside it, which is no cross-encoder's
+    folders.save_folder(tmp_path / "model", lambda place: storage.write_json(place / "cross_encoder.json", {}))
+    with pytest.raises(StorageError, match=r"finetune wrote it.*HistoryCrossEncoder\.load\('.*model'\) reads; give"):
         folders.open_folder(tmp_path)
     (tmp_path / "CURRENT").write_text("../../etc\n")
     with pytest.raises(StorageError, match=r"CURRENT reads '\.\./\.\./etc'"):

@@ -11,7 +11,7 @@ from llm_rerank.config import RerankerConfig
 from llm_rerank.data.features import PAIR_FEATURES
 from llm_rerank.data.rendering import Renderer
 from llm_rerank.data.times import TimeUnit
-from llm_rerank.folders import check_target, save_folder
+from llm_rerank.folders import TUNED_MODEL, check_target, save_folder
 from llm_rerank.recommendation.cross_reading import tune_on_lists
 from llm_rerank.recommendation.held_out import HeldOutCases
 from llm_rerank.recommendation.holdout import plan_holdout
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from llm_rerank.models.cross_encoder.training import FineTuning
     from llm_rerank.models.cross_encoder.training_settings import TrainingSettings
 
-MODEL, LOG, PLOT, CHECKPOINT = "model", "training.json", "training.svg", "checkpoint"
+LOG, PLOT, CHECKPOINT = "training.json", "training.svg", "checkpoint"
 
 
 def fine_tune_on_shop(
@@ -48,10 +48,10 @@ def fine_tune_on_shop(
 ) -> FineTuning:
     """Fit the other components on the past, fine-tune on what they leave unexplained, save to ``out``.
 
-    ``out/model`` is what ``HistoryCrossEncoder.load`` reads; ``out/training.json`` and ``out/training.svg`` hold the
-    course; ``out/checkpoint`` is where the fine-tuning of a killed run goes on. interactions, items, columns,
-    time_unit, encoding: as for ``Reranker.fit``. Under ``accelerate launch`` each process works on a device of its own,
-    they share the steps, and only the first one says and writes anything.
+    ``out/model`` is what ``HistoryCrossEncoder.load`` reads, by that name or by ``out``'s; ``out/training.json`` and
+    ``out/training.svg`` hold the course; ``out/checkpoint`` is where the fine-tuning of a killed run goes on.
+    interactions, items, columns, time_unit, encoding: as for ``Reranker.fit``. Under ``accelerate launch`` each process
+    works on a device of its own, they share the steps, and only the first one says and writes anything.
 
     Raises DataError where the data break a rule, leave too few lists, or where there is no encoder, StorageError where
     ``out`` cannot be written: before anything is read.
@@ -60,7 +60,7 @@ def fine_tune_on_shop(
     from llm_rerank.models.cross_encoder.training_settings import TrainingSettings
 
     out = Path(out)
-    check_target(out / MODEL)
+    check_target(out / TUNED_MODEL)
     config = config or RerankerConfig()
     device, is_first = _place_of(_processes(config.device), config.device)
     config = replace(config, device=device)  # before anything is read: all of a process lies on one device
@@ -87,7 +87,7 @@ def fine_tune_on_shop(
     if not is_first:
         return tuning
     model.fit(events, tools.render(valid_items, events, None), seed=config.seed)
-    save_folder(out / MODEL, model.save)
+    save_folder(out / TUNED_MODEL, model.save)
     write_json(
         out / LOG,
         {

@@ -52,8 +52,8 @@ def checked_events(
 ) -> list[dict[str, Any]]:
     """Check events and make them complete: ids as the shop has them, whole seconds, an event id.
 
-    item_of, user_of: code of each known id. kinds: of event that may come, as ``Saved.kinds``. now: seconds since 1970, the time of events that say none. next_position:
-    the same for shops whose times are positions.
+    item_of, user_of: code of each known id. kinds: of event that may come, as ``Saved.kinds``. now: seconds since 1970,
+    the time of events that say none. next_position: the same for shops whose times are positions.
     Raises EventError, naming the event and the field; nothing is changed.
     """
     return [
@@ -105,8 +105,8 @@ def _strength(given: Mapping[str, Any], place: str, kinds: Collection[str]) -> d
         if kind not in kinds:
             raise EventError(
                 f"{place}.event",
-                f"is {given['event'][:LONGEST_SAID]!r}; it must be one of {_listed(kinds)}; a kind of the shop's own is "
-                "taken once the tables of a fit or of an update had it",
+                f"is {given['event'][:LONGEST_SAID]!r}; it must be one of {_listed(kinds)}; a kind of the shop's own "
+                "is taken once the tables of a fit or of an update had it",
             )
         checked["event"] = kind
     for name in ("rating", "quantity", "weight"):

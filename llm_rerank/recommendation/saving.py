@@ -17,6 +17,7 @@ from llm_rerank.data.features import PAIR_FEATURES, ItemStatistics
 from llm_rerank.data.impressions import UNKNOWN_ITEMS
 from llm_rerank.data.rendering import Renderer
 from llm_rerank.data.vectors import is_vector_name
+from llm_rerank.folders import CROSS_ENCODER_FILE
 from llm_rerank.recommendation.components import Component
 from llm_rerank.recommendation.fitting import Fitted
 from llm_rerank.recommendation.impressions import Impressions
@@ -226,7 +227,11 @@ def _read_config(folder: Path) -> dict[str, Any]:
     """Read a reranker's description; StorageError where the folder is another thing, such as a cross-encoder alone."""
     path = folder / "config.json"
     if not path.exists():
-        raise StorageError(f"{path} is missing: this is another model than a reranker; give a folder that fit wrote")
+        alone = (folder / CROSS_ENCODER_FILE).exists()
+        found = ", a cross-encoder alone, which HistoryCrossEncoder.load reads" if alone else ""
+        raise StorageError(
+            f"{path} is missing: this is another model than a reranker{found}; give a folder that fit wrote"
+        )
     values = read_json(path)
     absent = [name for name in CONFIG if name not in values] if isinstance(values, dict) else list(CONFIG)
     if absent:

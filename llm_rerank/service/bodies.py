@@ -59,7 +59,9 @@ def _scalar(value: Any) -> Any:
         return value
     if isinstance(value, int | float) and abs(value) <= 1e15:  # NaN and infinity are not
         return value
-    raise PydanticCustomError("scalar", f"must be a text of at most {LONGEST_TEXT} characters, a number to 1e15, or null")
+    raise PydanticCustomError(
+        "scalar", f"must be a text of at most {LONGEST_TEXT} characters, a number to 1e15 or null"
+    )
 
 
 def _attribute(value: Any) -> Any:
@@ -100,8 +102,8 @@ _KIND_SCHEMA = {
     "type": "string",
     "minLength": 1,
     "maxLength": LONGEST_ID,
-    "description": f"One of {', '.join(EVENT_WEIGHTS)}, or another usual name of one (order, add_to_cart, …); or a kind "
-    "of the shop's own that counts as a target, or that the tables of a fit or an update had. Capitals do not matter.",
+    "description": f"One of {', '.join(EVENT_WEIGHTS)}, another usual name of one (order, add_to_cart, …), or one of "
+    "the shop's own that counts as a target, or that the tables of a fit or an update had. Capitals do not matter.",
     "examples": ["purchase"],
 }
 _SCALAR_SCHEMA = {

@@ -117,7 +117,7 @@ def field_path(location: Sequence[str | int]) -> str:
 
 
 def _of_validation(errors: Sequence[Any], body: Any) -> ServiceError:
-    """Name the first field that is wrong, as it was sent; of values only numbers that no user is named by are repeated."""
+    """Name the first field that is wrong, as it was sent; of values, numbers alone that name nobody are repeated."""
     first = errors[0]
     where, *location = (part for part in first["loc"] if not _is_type(part))
     if location[:2] == ["events", 0] and isinstance(body, dict) and "events" not in body:

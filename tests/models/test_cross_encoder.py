@@ -470,7 +470,7 @@ def test_what_is_too_long_is_cut_with_one_warning_that_counts(tiny):
         (scores,) = model.predict([history], [["long text " * 10_000, "item 9999", ""]])
     (said,) = [str(warning.message) for warning in caught]
     assert "1 of 1 histories are longer than 8 items" in said
-    assert "1 of 10 texts are longer than 16 tokens" in said
+    assert "1 of 10 texts are longer than 16 tokens, of each the first 16 are read; raise item_tokens to read m" in said
     (newest,) = predict(model, [history[-8:]], [["long text " * 10_000, "item 9999", ""]])
     np.testing.assert_allclose(scores, newest, atol=1e-6)
     assert scores[2] == 0.0

@@ -549,10 +549,21 @@ def test_finetune_writes_a_model_its_log_and_its_picture(shop, tiny, tmp_path):
     assert [entry["step"] for entry in log["evaluations"]] == [0, 20]
     assert (out / "training.svg").read_text().startswith("<svg")
     model = HistoryCrossEncoder.load(out / "model", device="cpu")
-    assert model.training_log == log["evaluations"]
+    assert f"HistoryCrossEncoder.load({str(out / 'model')!r}) reads the model" in run.output.replace("\n", "")
+    assert HistoryCrossEncoder.load(out, device="cpu").training_log == model.training_log == log["evaluations"]
+    assert "texts are longer than 32 tokens, of each the first 32 are read\n" in run.output
+    assert "item_tokens" not in run.output  # which neither finetune nor a fit takes
     assert (model.cross_attention, model.dtype, log["settings"]["precision"]) == (True, "float32", "float32")
     (scores,) = model.predict([["classic tent"]], [["premium tent", "piano"]])
     assert np.isfinite(scores).all()
+    with pytest.warns(UserWarning, match="1 of 1 texts are longer than 32 tokens, of each the first 32 are read$"):
+        model.predict([["classic tent"]], [["premium tent", "piano " * 40]])  # trained so: nothing is to be raised
+    fit = ["fit", str(tmp_path / "e.csv"), str(tmp_path / "i.csv"), "--out", str(tmp_path / "shop")]
+    for command in (["recommend", str(out), "u1"], [*fit, "--start-from", str(out)]):
+        refused = CliRunner().invoke(app, command)
+        assert refused.exit_code == 2
+        told = f"wrote it, a cross-encoder alone, which HistoryCrossEncoder.load({str(out / 'model')!r}) reads"
+        assert told in refused.output
     none = CliRunner().invoke(app, [*arguments, "--encoder", "none"])
     assert none.exit_code == 2
     assert "encoder is None" in none.output

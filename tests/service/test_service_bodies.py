@@ -123,7 +123,7 @@ def test_a_refusal_names_the_field(model, body, field):
         (RerankBody, {"candidates": [], "as_of": -1}, "is -1; it must be seconds since 1970, or a date of ISO 8601, as "
          "2026-01-31T12:00:00Z"),
         (ItemsBody, {"items": [{"item_id": "a", "title": "t", "grams": 10**400}]},
-         f"is 1{'0' * 29}…; it must be a text of at most 10000 characters, a number to 1e15, or null"),
+         f"is 1{'0' * 29}…; it must be a text of at most 10000 characters, a number to 1e15 or null"),
     ],
 )  # fmt: skip
 def test_a_refusal_names_the_fields_there_are_and_the_number_that_is_out_of_range(model, body, said):

@@ -289,8 +289,8 @@ def test_a_kind_of_the_shops_own_is_taken_once_an_update_had_it(client, model):
     abo = {"user_id": "u3", "item_id": item, "event": "Abo"}
     error = refused(client.post("/events", json=abo), 422, "event")
     assert error["message"] == (
-        "is 'Abo'; it must be one of search, view, click, favourite, cart, rating, purchase, interaction; a kind of the "
-        "shop's own is taken once the tables of a fit or of an update had it"
+        "is 'Abo'; it must be one of search, view, click, favourite, cart, rating, purchase, interaction; a kind of "
+        "the shop's own is taken once the tables of a fit or of an update had it"
     )
     question = {"user_id": "u3", "events": [{"item_id": item, "event": "Abo"}]}
     refused(client.post("/recommend", json=question), 422, "events[0].event")

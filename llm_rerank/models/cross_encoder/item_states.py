@@ -33,10 +33,8 @@ def cut_in_words(n_cut: int, n_read: int, item_tokens: int) -> str:
     """Say how many texts were too long to be read whole; empty where none was."""
     if not n_cut:
         return ""
-    return (
-        f"{n_cut:,} of {n_read:,} texts are longer than {item_tokens} tokens and were cut at the end; "
-        "raise item_tokens to read more"
-    )
+    texts = f"{n_cut:,} of {n_read:,} texts"
+    return f"{texts} are longer than {item_tokens} tokens, of each the first {item_tokens} are read"
 
 
 class ItemReader:

@@ -15,7 +15,7 @@ from typing import Any, Self
 import numpy as np
 import torch
 
-from llm_rerank.folders import CURRENT, open_folder
+from llm_rerank.folders import CROSS_ENCODER_FILE, CURRENT, open_folder, tuned_model
 from llm_rerank.models.changes import codes_to_read, texts_of, with_rows
 from llm_rerank.models.cross_encoder.history_encoder import HistoryNetwork, NetworkShape, scoring_copy
 from llm_rerank.models.cross_encoder.item_states import ItemReader, fresh_network
@@ -202,7 +202,8 @@ class HistoryCrossEncoder:
             scores[first:last] = self._score_rows(
                 table, rows[: len(users)], [kept_weights[user] for user in users], rows[len(users) :]
             )
-        cut = what_was_cut(histories, self.history_length, n_cut, n_read, self.item_tokens)
+        settable = not self.training_log and not self._stored
+        cut = what_was_cut(histories, self.history_length, n_cut, n_read, self.item_tokens, settable=settable)
         if cut:
             warnings.warn(cut, stacklevel=2)
         return np.split(scores, bounds[1:-1]) if len(candidates) else []
@@ -301,7 +302,7 @@ class HistoryCrossEncoder:
             "encoder": self._stored.get("encoder") if self._encoder is None else encoder_reference(self._encoder),
             "training_log": self.training_log,
         }
-        write_json(folder / "cross_encoder.json", stored)
+        write_json(folder / CROSS_ENCODER_FILE, stored)
         table = folder / "items.safetensors"
         if self._table is not None:
             write_table(table, self._table, self._has_text)
@@ -314,13 +315,15 @@ class HistoryCrossEncoder:
     ) -> Self:
         """Read what ``save`` or ``llm-rerank finetune`` wrote; frozen layers are not loaded before a new text comes.
 
+        folder: of finetune, what it was told to write to, or ``model`` in there.
+
         encoder: the encoder of then, where it cannot be found by its name. dtype: None: as was asked for then.
         Raises StorageError where the encoder given is another one.
         """
-        folder = Path(folder)
+        folder = tuned_model(Path(folder)) or Path(folder)
         if (folder / CURRENT).exists():
             folder = open_folder(folder)
-        stored = read_json(folder / "cross_encoder.json")
+        stored = read_json(folder / CROSS_ENCODER_FILE)
         if encoder is not None and stored["encoder"] is not None:  # None: saved before it had read anything
             check_same_encoder(encoder, stored["encoder"])
         model = cls(encoder, device=device, **stored["settings"] | ({} if dtype is None else {"dtype": dtype}))

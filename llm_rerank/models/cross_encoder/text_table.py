@@ -123,12 +123,24 @@ def pieces(histories: Sequence[Sequence[str]], candidates: Sequence[Sequence[str
 
 
 def what_was_cut(
-    histories: Sequence[Sequence[str]], history_length: int, n_cut: int, n_read: int, item_tokens: int
+    histories: Sequence[Sequence[str]],
+    history_length: int,
+    n_cut: int,
+    n_read: int,
+    item_tokens: int,
+    *,
+    settable: bool,
 ) -> str:
-    """Say how many histories and texts were too long to be read whole; empty where none was."""
+    """Say how many histories and texts were too long to be read whole; empty where none was.
+
+    settable: whether ``item_tokens`` is the caller's to raise, as it is not once a model was trained with it.
+    """
     said = []
     n_long = sum(len(row) > history_length for row in histories)
     if n_long:
         these = f"{n_long:,} of {len(histories):,} histories"
         said.append(f"{these} are longer than {history_length} items, of each the newest are read")
-    return "; ".join([*said, cut_in_words(n_cut, n_read, item_tokens)] if n_cut else said)
+    if n_cut:
+        remedy = "; raise item_tokens to read more" if settable else ""
+        said.append(cut_in_words(n_cut, n_read, item_tokens) + remedy)
+    return "; ".join(said)
