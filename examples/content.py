@@ -23,8 +23,9 @@ from llm_rerank.data.datasets import Dataset
 from llm_rerank.data.frames import id_codes
 from llm_rerank.metrics import hit_matrix, hit_rate_at_k, ndcg_at_k
 from llm_rerank.statistics import bootstrap_interval
-from llm_rerank.types import Ragged
+from llm_rerank.types import DataError, Ragged
 
+USAGE = "usage: python examples/content.py DIR [encoder]"
 LEAST_LISTENERS = 5
 SHARE_OF_STRANGERS = 0.2
 TAGS_OF_AN_ARTIST = 5
@@ -80,14 +81,17 @@ def questions(listens: pd.DataFrame, wanted: pd.DataFrame) -> dict[str, pd.DataF
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Print how well each kind of knowledge finds the artists, and one stranger's list without and with the word."""
-    folder, *words = sys.argv[1:] if arguments is None else arguments
-    dataset = known_artists(load_dataset("lastfm_friends", folder))
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        dataset = known_artists(load_dataset("lastfm_friends", *given[:1]))
+    except DataError as error:
+        raise SystemExit(f"{USAGE}\n{error}") from None
     listens, taggings = dataset.interactions, dataset.tables["taggings"]
     users = np.random.default_rng(0).permutation(listens["user_id"].unique())
     strangers = set(users[: round(SHARE_OF_STRANGERS * len(users))])
     strange, strange_tags = listens["user_id"].isin(strangers), taggings["user_id"].isin(strangers)
     items = described(dataset.items, taggings[~strange_tags])
-    config = RerankerConfig(sequence="off", semantic="auto" if "encoder" in words else "off", cross_encoder="off")
+    config = RerankerConfig(sequence="off", semantic="auto" if "encoder" in given[1:] else "off", cross_encoder="off")
     events = events_with_searches(listens[~strange], taggings[~strange_tags])
     reranker = Reranker(config).fit(events, items, time_unit="position")
 

@@ -20,8 +20,9 @@ from llm_rerank import Reranker, RerankerConfig, load_dataset
 from llm_rerank.data.datasets import Dataset
 from llm_rerank.metrics import hit_matrix, hit_rate_at_k, ndcg_at_k
 from llm_rerank.statistics import bootstrap_interval, paired_difference
-from llm_rerank.types import BoolArray, FloatArray, Ragged
+from llm_rerank.types import BoolArray, DataError, FloatArray, Ragged
 
+USAGE = "usage: python examples/friends.py DIR"
 HELD_OUT = 0.1
 ARTISTS_OF_A_PERSON = 15
 K = 10
@@ -82,7 +83,10 @@ def best(scores: FloatArray, known: BoolArray, rows: np.ndarray) -> Ragged:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Print how often the lost friend is among the first ten, and one user's suggestions with a reason."""
-    dataset = load_dataset("lastfm_friends", *(sys.argv[1:2] if arguments is None else arguments))
+    try:
+        dataset = load_dataset("lastfm_friends", *(sys.argv[1:2] if arguments is None else arguments))
+    except DataError as error:
+        raise SystemExit(f"{USAGE}\n{error}") from None
     people, friends = friendships(dataset)
     lost = held_out(friends)
     known = friends & ~lost

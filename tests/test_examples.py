@@ -233,3 +233,17 @@ def test_what_the_neural_example_prints(trained, capsys):
     assert kept == [str(best + 1), *(f"{curve[best]:.4f}" for curve in curves), "kept"]
     assert f"neural     recall@10 {neural.judged(model, trial).recall:.4f}, accuracy" in printed
     assert all(user in printed for user in trial.user_ids[:3])
+
+
+# ------------------------------------------------------------- their files
+
+
+@pytest.mark.parametrize(("example", "words"), [(content, " [encoder]"), (friends, "")])
+def test_without_the_published_files_the_usage_is_printed(example, words, tmp_path, monkeypatch):
+    monkeypatch.delenv("LLM_RERANK_DATA", raising=False)
+    usage = f"usage: python {example.__name__.replace('.', '/')}.py DIR{words}\n"
+    for given in ([], [str(tmp_path)]):
+        with pytest.raises(SystemExit) as ended:
+            example.main(given)
+        assert ended.value.code.startswith(usage)
+        assert "https://grouplens.org/datasets/hetrec-2011/" in ended.value.code
