@@ -329,10 +329,9 @@ class Encoder(Protocol):
 
 @dataclass
 class DataReport:
-    """What was understood of the data and what was dropped: ``notes`` in words, ``dropped`` rows by reason.
+    """What was understood of the data: ``notes`` in words, ``dropped`` rows by reason, ``advice`` on what to change.
 
     target_events: kinds of event that were taken as targets, event_kinds: all that there were, once events were read.
-    advice: what to look at or change.
     """
 
     notes: list[str] = field(default_factory=list)

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
-from importlib import import_module
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,8 +14,8 @@ from llm_rerank.config import RerankerConfig, ThresholdConfig
 from llm_rerank.data.features import PAIR_FEATURES, ItemStatistics
 from llm_rerank.data.impressions import UNKNOWN_ITEMS
 from llm_rerank.data.rendering import Renderer
-from llm_rerank.data.vectors import is_vector_name
 from llm_rerank.folders import CROSS_ENCODER_FILE
+from llm_rerank.recommendation.component_classes import check_saveable, library_class, loader
 from llm_rerank.recommendation.components import Component
 from llm_rerank.recommendation.fitting import Fitted
 from llm_rerank.recommendation.impressions import Impressions
@@ -41,7 +39,6 @@ from llm_rerank.types import (
     Interactions,
     Items,
     ObjectArray,
-    Scorer,
     StorageError,
     Users,
 )
@@ -63,29 +60,6 @@ CONFIG = (
 )
 """What a reranker's description must have; ``has_impressions`` and others came later."""
 
-SCORERS = {
-    "als": ("llm_rerank.models.collaborative.als", "ALS"),
-    "cross_encoder": ("llm_rerank.models.cross_encoder.scorer", "HistoryCrossEncoder"),
-    "ease": ("llm_rerank.models.collaborative.ease", "EASE"),
-    "item_knn": ("llm_rerank.models.collaborative.item_item", "ItemKNN"),
-    "language_model": ("llm_rerank.models.language_model.scorer", "LanguageModelScorer"),
-    "lexical": ("llm_rerank.models.semantic.lexical", "LexicalScorer"),
-    "neural": ("llm_rerank.models.collaborative.neural", "NeuralScorer"),
-    "popularity": ("llm_rerank.models.collaborative.popularity", "Popularity"),
-    "recent_popularity": ("llm_rerank.models.collaborative.popularity", "RecentPopularity"),
-    "semantic": ("llm_rerank.models.semantic.similarity", "SemanticScorer"),
-    "sequence": ("llm_rerank.models.collaborative.sequence", "SequenceScorer"),
-    "sgd_mf": ("llm_rerank.models.collaborative.factorization", "SGDMatrixFactorization"),
-    "text_ease": ("llm_rerank.models.collaborative.text_ease", "TextAwareEASE"),
-    "user_knn": ("llm_rerank.models.collaborative.neighbours", "UserKNN"),
-}
-"""Where the class of each component lives: a fixed table, so that a saved folder can name no code of its own."""
-
-VECTOR_SCORER = ("llm_rerank.models.semantic.media", "VectorScorer")
-"""Class of those that are named after a column of vectors."""
-
-_PLAIN_NAME = re.compile(r"[\w-]+")
-
 
 def write_reranker(folder: Path, saved: Saved) -> None:
     """Write into an existing empty folder; without histories neither events nor user ids are written.
@@ -97,9 +71,9 @@ def write_reranker(folder: Path, saved: Saved) -> None:
     fitted = saved.fitted
     described = []
     for component in fitted.components:
-        own = type(component.scorer) is not _library_class(component.name)
+        own = type(component.scorer) is not library_class(component.name)
         if own:
-            _check_saveable(component)
+            check_saveable(component)
         place = folder / "components" / component.name
         place.mkdir(parents=True)
         component.scorer.save(place)
@@ -163,7 +137,7 @@ def read_reranker(folder: Path, specs: Sequence[ComponentSpec] = ()) -> Saved:
     config, stage, upstream_stage, asked = _rebuilt(folder, _settings, values)
     components = []
     for entry in values["components"]:
-        scorer = _loader(entry, specs)(folder / "components" / entry["name"])
+        scorer = loader(entry, specs)(folder / "components" / entry["name"])
         components.append(Component(scorer, entry["group"], entry["retrieves"], entry["blends"], entry["settings"]))
     ids = _read_ids(folder / "item_ids.parquet")
     frame = read_frame(folder / "items.parquet")
@@ -264,43 +238,6 @@ def _settings(values: Mapping[str, Any]) -> tuple[RerankerConfig, Stage, Stage |
     asked = values.get("fit_threshold", values["config"].get("threshold"))
     threshold = None if asked is None else ThresholdConfig(**asked)
     return RerankerConfig.from_dict(values["config"]), *_stages(values), threshold
-
-
-def _library_class(name: str) -> type[Scorer] | None:
-    """Class of the library's component of that name; None: there is none."""
-    if name not in SCORERS and not is_vector_name(name):
-        return None
-    module, attribute = SCORERS.get(name, VECTOR_SCORER)
-    return getattr(import_module(module), attribute)
-
-
-def _check_saveable(component: Component) -> None:
-    """Raise StorageError for a component of one's own that has no ``save`` and ``load``, or whose name is no file's."""
-    if not _PLAIN_NAME.fullmatch(component.name):
-        raise StorageError(
-            f"component {component.name!r} cannot be saved under its name; use letters, digits, '_' and '-'"
-        )
-    lacking = [name for name in ("save", "load") if not callable(getattr(component.scorer, name, None))]
-    if lacking:
-        raise StorageError(
-            f"component {component.name!r} cannot be saved: {type(component.scorer).__name__} has no {lacking[0]}; "
-            "give it save(folder) and a classmethod load(folder), as docs/scorers.md shows"
-        )
-
-
-def _loader(entry: Mapping[str, Any], specs: Sequence[ComponentSpec]) -> Callable[[Path], Scorer]:
-    """Find what loads a saved component: the library's class, or one's own as its spec makes it."""
-    name = entry["name"]
-    known = _library_class(name)
-    if known is not None and not entry.get("own"):
-        return known.load
-    for spec in specs:
-        if spec.name == name:
-            return spec.make(**entry["settings"]).load
-    raise StorageError(
-        f"saved component {name!r} is none of the library's, and a folder can name no code: give the specs of the fit, "
-        "Reranker.load(folder, components=[…])"
-    )
 
 
 def _storable(frame: Any) -> Any:

@@ -9,123 +9,37 @@ from pydantic import (
     ConfigDict,
     Field,
     GetJsonSchemaHandler,
-    PlainValidator,
-    WithJsonSchema,
     field_validator,
     model_validator,
 )
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, PydanticCustomError
 
-from llm_rerank.data.events import EVENT_WEIGHTS
-from llm_rerank.data.values import GREATEST_ID, GREATEST_WHOLE
+from llm_rerank.data.values import GREATEST_WHOLE
 from llm_rerank.recommendation.live_events import LONGEST_ID, LONGEST_TEXT
+from llm_rerank.service.fields import (
+    GREATEST_NUMBER,
+    ID_SCHEMA,
+    LONGEST_TITLE,
+    Attribute,
+    Depth,
+    Id,
+    Kind,
+    Moment,
+    Number,
+    RequestId,
+    Scalar,
+    Share,
+    ShortText,
+    checked_id,
+    is_encodable,
+)
 from llm_rerank.service.settings import MOST_CANDIDATES
 
 LONGEST_WORDS = 1_000
-LONGEST_TITLE = 2_000
-LONGEST_VECTOR = 16_384
 MOST_FRESH_EVENTS = 200
 MOST_EVENTS = 1_000
 MOST_ITEMS = 1_000
-MOST_SHOWN = 1_000
-GREATEST_NUMBER = 1e9
-FURTHER_TIME = 2**53
-
-
-def _id(value: Any) -> str | int:
-    if isinstance(value, str):
-        if value.strip() and len(value) <= LONGEST_ID and _encodable(value):
-            return value
-    elif isinstance(value, int) and not isinstance(value, bool) and abs(value) <= GREATEST_ID:
-        return value
-    raise PydanticCustomError("id", f"must be a text of 1 to {LONGEST_ID} characters or a whole number below 2^63")
-
-
-def _moment(value: Any) -> str | int | float:
-    if isinstance(value, str):
-        if 0 < len(value) <= 64 and _encodable(value):
-            return value
-    elif isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= FURTHER_TIME:
-        return value
-    raise PydanticCustomError("moment", "must be seconds since 1970, or a date of ISO 8601, as 2026-01-31T12:00:00Z")
-
-
-def _scalar(value: Any) -> Any:
-    """Take a text, a number, a truth value or null: what a column of a table can hold."""
-    if value is None or isinstance(value, bool):
-        return value
-    if isinstance(value, str) and len(value) <= LONGEST_TEXT and _encodable(value):
-        return value
-    if isinstance(value, int | float) and abs(value) <= 1e15:  # NaN and infinity are not
-        return value
-    raise PydanticCustomError(
-        "scalar", f"must be a text of at most {LONGEST_TEXT} characters, a number to 1e15 or null"
-    )
-
-
-def _attribute(value: Any) -> Any:
-    if not isinstance(value, list):
-        return _scalar(value)
-    if 0 < len(value) <= LONGEST_VECTOR and all(type(v) in (int, float) and abs(v) <= 1e15 for v in value):
-        return value
-    raise PydanticCustomError("numbers", f"must be a text, a number, null, or 1 to {LONGEST_VECTOR:,} numbers")
-
-
-def _kind(value: Any) -> str:
-    if isinstance(value, str) and value.strip() and len(value) <= LONGEST_ID and _encodable(value):
-        return value  # the model in use says which it takes
-    raise PydanticCustomError("kind", f"must be a text of 1 to {LONGEST_ID} characters, such as purchase")
-
-
-def _encodable(text: str) -> bool:
-    """Tell whether a text is whole: half an emoji (a lone surrogate) can be stored nowhere."""
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-_WHOLE = {"type": "integer", "minimum": -GREATEST_ID, "maximum": GREATEST_ID}
-_ID_SCHEMA = {"anyOf": [{"type": "string", "minLength": 1, "maxLength": LONGEST_ID}, _WHOLE], "examples": ["u1"]}
-_MOMENT_SCHEMA = {
-    "anyOf": [
-        {"type": "string", "minLength": 1, "maxLength": 64},
-        {"type": "number", "minimum": 0, "maximum": FURTHER_TIME},
-    ],
-    "description": "Seconds since 1970, a date of ISO 8601 with or without time (UTC without a zone), or, in a shop "
-    "whose times are positions, a position.",
-    "examples": ["2026-01-31T12:00:00Z", 1_769_860_800],
-}
-_KIND_SCHEMA = {
-    "type": "string",
-    "minLength": 1,
-    "maxLength": LONGEST_ID,
-    "description": f"One of {', '.join(EVENT_WEIGHTS)}, another usual name of one (order, add_to_cart, …), or one of "
-    "the shop's own that counts as a target, or that the tables of a fit or an update had. Capitals do not matter.",
-    "examples": ["purchase"],
-}
-_SCALAR_SCHEMA = {
-    "anyOf": [
-        {"type": "string", "maxLength": LONGEST_TEXT},
-        {"type": "number", "minimum": -1e15, "maximum": 1e15},
-        {"type": "boolean"},
-        {"type": "null"},
-    ]
-}
-
-Id = Annotated[Any, PlainValidator(_id), WithJsonSchema(_ID_SCHEMA)]
-Moment = Annotated[Any, PlainValidator(_moment), WithJsonSchema(_MOMENT_SCHEMA)]
-Scalar = Annotated[Any, PlainValidator(_scalar), WithJsonSchema(_SCALAR_SCHEMA)]
-_NUMBERS = {"type": "array", "minItems": 1, "maxItems": LONGEST_VECTOR, "items": _SCALAR_SCHEMA["anyOf"][1]}
-Attribute = Annotated[Any, PlainValidator(_attribute), WithJsonSchema({"anyOf": [*_SCALAR_SCHEMA["anyOf"], _NUMBERS]})]
-Kind = Annotated[Any, PlainValidator(_kind), WithJsonSchema(_KIND_SCHEMA)]
-RequestId = Annotated[str, Field(min_length=1, max_length=64)]
-Number = Annotated[float, Field(gt=-GREATEST_NUMBER, lt=GREATEST_NUMBER, allow_inf_nan=False)]
-Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
-ShortText = Annotated[str, Field(max_length=LONGEST_TITLE)]
-Depth = Annotated[int, Field(ge=1, le=MOST_SHOWN)]
 
 
 class Body(BaseModel):
@@ -194,12 +108,12 @@ class Candidate(Body):
     @model_validator(mode="before")
     @classmethod
     def _id_alone(cls, given: Any) -> Any:
-        return given if isinstance(given, dict) else {"item_id": _id(given)}
+        return given if isinstance(given, dict) else {"item_id": checked_id(given)}
 
     @classmethod
     def __get_pydantic_json_schema__(cls, core: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
         """Say that an id may stand alone."""
-        return {"title": "Candidate", "anyOf": [_ID_SCHEMA, dict(handler.resolve_ref_schema(handler(core)))]}
+        return {"title": "Candidate", "anyOf": [ID_SCHEMA, dict(handler.resolve_ref_schema(handler(core)))]}
 
 
 class Decision(Body):
@@ -324,7 +238,7 @@ class NewItem(BaseModel):
     @model_validator(mode="after")
     def _few_attributes(self) -> NewItem:
         extra = self.model_extra or {}
-        if len(extra) > 100 or any(not 0 < len(name) <= 100 or not _encodable(name) for name in extra):
+        if len(extra) > 100 or any(not 0 < len(name) <= 100 or not is_encodable(name) for name in extra):
             raise PydanticCustomError("attributes", "has more than 100 attributes, or one with a name of over 100")
         return self
 

@@ -12,9 +12,10 @@ import pytest
 from llm_rerank.config import ThresholdConfig
 from llm_rerank.data.cases import build_cases
 from llm_rerank.data.features import PAIR_FEATURES, pair_features
+from llm_rerank.recommendation.component_classes import SCORERS
 from llm_rerank.recommendation.components import Component
 from llm_rerank.recommendation.reranker import Reranker
-from llm_rerank.recommendation.saving import SCORERS, read_reranker, read_start, write_reranker
+from llm_rerank.recommendation.saving import read_reranker, read_start, write_reranker
 from llm_rerank.recommendation.specs import ComponentSpec
 from llm_rerank.storage import read_json, write_json
 from llm_rerank.types import EVENT_ARRAYS, Ragged, StorageError, Users
