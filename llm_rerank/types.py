@@ -347,5 +347,5 @@ class DataReport:
 
     def lines(self) -> list[str]:
         """Give the notes, the advice as warnings, then one line a reason."""
-        warned = [f"warning: {line}" for line in self.advice]
-        return [*self.notes, *warned, *(f"dropped {count:,} rows: {reason}" for reason, count in self.dropped.items())]
+        dropped = (f"dropped {count:,} rows: {reason}" for reason, count in self.dropped.items())
+        return [*self.notes, *(f"warning: {line}" for line in self.advice), *dropped]
