@@ -98,3 +98,5 @@ class AddedItems(Open):
     dropped: dict[str, int] = Field(description="Rows that were left out, by reason.")
     n_events: int
     n_new_users: int
+    n_known: int = Field(description="Events that were there exactly as they came; none came with items.")
+    advice: list[str] = Field(description="What looks odd about the events.")
