@@ -1,7 +1,4 @@
-"""The few types that flow through all layers: ragged arrays, events, items, cases, the protocols, the errors.
-
-Nothing here computes a score and nothing here reads a file.
-"""
+"""The few types that flow through all layers and the errors; nothing here computes a score or reads a file."""
 
 from __future__ import annotations
 
