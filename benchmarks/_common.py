@@ -44,7 +44,7 @@ def run_information(seed: int) -> dict[str, Any]:
             "memory_gb": _memory_gb(),
             "gpu": _gpu(),
             "threads": os.environ.get("OMP_NUM_THREADS", "default"),
-            "load_at_start": round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else None,
+            "load_at_start": _load(),
         },
         "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
         "commit": _commit(),
@@ -54,9 +54,19 @@ def run_information(seed: int) -> dict[str, Any]:
     }
 
 
+def _load() -> float | None:
+    """Count processes that ran or waited to, on average over the last five minutes."""
+    return round(os.getloadavg()[1], 1) if hasattr(os, "getloadavg") else None
+
+
 def write_report(path: Path | None, report: dict[str, Any]) -> None:
-    """Write a report as JSON (atomically); without a path nothing is written. NaN, which JSON lacks, becomes null."""
+    """Write a report as JSON (atomically); without a path nothing is written. NaN, which JSON lacks, becomes null.
+
+    What else the machine had to do by the end is written beside what it had at the start.
+    """
     if path is not None:
+        if "hardware" in report:
+            report = {**report, "hardware": {**report["hardware"], "load_at_end": _load()}}
         path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, json.loads(json.dumps(report, default=_plain), parse_constant=lambda _: None))
 

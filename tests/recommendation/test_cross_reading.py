@@ -572,7 +572,9 @@ def test_finetune_writes_a_model_its_log_and_its_picture(shop, tiny, tmp_path):
 def test_finetune_learns_nothing_from_events_beyond_their_time(shop, tiny, tmp_path):
     """The shop's events are years old."""
     config = RerankerConfig(encoder=tiny, retention_days=30, fine_tune_steps=1, device="cpu")
-    with pytest.raises(DataError, match="none of 0 events is a target; .* lengthen retention_days"):
+    with pytest.raises(
+        DataError, match=r"none of 0 events is a target, and .* than retention_days \(30; .*lengthen it"
+    ):
         fine_tuning.fine_tune_on_shop(*shop, tmp_path / "tuned", config=config, verbose=False)
 
 

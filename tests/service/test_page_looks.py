@@ -40,7 +40,7 @@ def full(seen, base: str) -> None:
     seen.page.evaluate("document.getElementById('record').click()")
     seen.page.evaluate("document.getElementById('key-form').hidden = false")
     seen.page.set_input_files("#file", {"name": "no.csv", "mimeType": "text/csv", "buffer": b"a,b\n1,2\n"})
-    seen.page.wait_for_selector("#alert span")
+    seen.page.wait_for_selector("#preview .problem")
     seen.page.evaluate(DROP, ["mine.csv", candidates_csv(base)])
     seen.page.wait_for_selector("#preview .ours li")
 
