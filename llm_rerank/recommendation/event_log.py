@@ -12,6 +12,7 @@ import math
 import secrets
 import sqlite3
 import threading
+import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -184,8 +185,12 @@ class EventLog:
                 "DELETE FROM answers WHERE recorded < ? OR number <= ?",
                 (max(before, expires), newest - MOST_ANSWERS),
             )
-        with self._guarded(), self._reading:  # the write-ahead file held the rows too
-            is_busy = self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]
+        until = time.monotonic() + WAIT_S
+        with self._guarded(), self._reading, self._keeping:  # the write-ahead file held the rows too
+            # SQLite waits for readers and writers, and not at all for another's checkpoint
+            query = "PRAGMA wal_checkpoint(TRUNCATE)"
+            while (is_busy := self._connection.execute(query).fetchone()[0]) and time.monotonic() < until:
+                time.sleep(SHORT_WAIT_S)
         if is_busy:
             raise StorageError(
                 f"the write-ahead file of {self.path} cannot be emptied: another program has been reading or writing "

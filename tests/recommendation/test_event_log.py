@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -219,3 +220,26 @@ def test_two_processes_write_in_turns(log, tmp_path):
     for name in "ab":
         assert [entry.body["n"] for entry in entries if entry.body["from"] == name] == list(range(100))
     assert sqlite3.connect(log.path).execute("PRAGMA journal_mode").fetchone() == ("wal",)
+
+
+@pytest.mark.parametrize("own", [True, False], ids=["one log", "two processes' logs"])
+def test_an_erasure_does_not_fail_on_a_checkpoint_beside_it(tmp_path, own):
+    """SQLite refuses a second checkpoint at once, whatever it was told to wait."""
+    with closing(EventLog(tmp_path / "log")) as log, closing(EventLog(tmp_path / "log")) as other:
+        ended = threading.Event()
+
+        def keep_checking():
+            while not ended.is_set():
+                (log if own else other).checkpoint()
+
+        beside = threading.Thread(target=keep_checking)
+        beside.start()
+        try:
+            for number in range(30):
+                with log.writing():
+                    position = log.append("event", [{"timestamp": number}], [f"u{number}"], float(number))
+                log.prune(position, float(number))
+        finally:
+            ended.set()
+            beside.join()
+        assert not (tmp_path / "log-wal").stat().st_size
