@@ -51,9 +51,8 @@ class ThresholdConfig:
     def __post_init__(self) -> None:
         if self.rule not in THRESHOLD_RULES:
             raise DataError(f"threshold rule is {self.rule!r}; it must be one of {', '.join(THRESHOLD_RULES)}")
-        own = {"expected_value": ("gain", "cost", "take_rate"), "risk": ("risk", "alpha", "delta")}.get(
-            self.rule, ("value",)
-        )
+        numbers = {"expected_value": ("gain", "cost", "take_rate"), "risk": ("risk", "alpha", "delta")}
+        own = numbers.get(self.rule, ("value",))
         for name, field in self.__dataclass_fields__.items():
             if name not in ("rule", *own) and getattr(self, name) != field.default:
                 raise DataError(

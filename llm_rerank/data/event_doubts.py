@@ -21,7 +21,7 @@ def advise_on_events(events: Interactions, kinds: IntArray, name: str, report: D
 
     events: sorted by time. kinds: int64, shape (n_events,), a number for each kind of event. name: of the table.
     """
-    n_repeated = int(_frame_of(events).assign(kind=kinds).duplicated().sum()) if len(events) > 1 else 0
+    n_repeated = _n_repeated(events, kinds) if len(events) > 1 else 0
     if n_repeated:
         report.advice.append(
             f"{n_repeated:,} of {len(events):,} rows of {name} repeat another exactly (user, item, time, kind and all "
@@ -36,6 +36,12 @@ def advise_on_events(events: Interactions, kinds: IntArray, name: str, report: D
             f"{n_ahead:,} of {len(events):,} rows of {name} lie more than a day in the future (the newest on {newest})"
             ": a fit learns from them, and no history has them until then; correct their times or drop them"
         )
+
+
+def _n_repeated(events: Interactions, kinds: IntArray) -> int:
+    keys = pd.DataFrame({"user": events.users, "item": events.items, "time": events.times})
+    rows = np.flatnonzero(keys.duplicated(keep=False))  # of these few alone are texts compared
+    return int(_frame_of(events.take(rows)).assign(kind=kinds[rows]).duplicated().sum())
 
 
 def n_known(events: Interactions, new: Interactions) -> int:

@@ -56,7 +56,7 @@ class DriftProfile:
     by_now: Sequence[Sequence[int]] = ()
 
     def knowing(self, *populations: IntArray) -> DriftProfile:
-        """Add populations by the history lengths of their users: each int64, shape (n_users,)."""
+        """Know these populations (``by_now``) by the history lengths of their users: each int64, shape (n_users,)."""
         return replace(self, by_now=[_history_counts(lengths).tolist() for lengths in populations])
 
     def to_dict(self) -> dict[str, Any]:

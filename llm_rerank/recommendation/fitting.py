@@ -111,11 +111,11 @@ def fit_reranker(data: FitData, tools: FitTools, log: FitLog, start: Start | Non
     summary = {"protocol": holdout.protocol, "holdout": holdout.description, "settings": settings, **report}
     summary["refitted"] = refitted
     summary["cut"] = None if stage.cut is None else stage.cut.to_dict()
-    if upstream_report is not None and UNUSED not in upstream_report and upstream_stage is not None:
-        cut = upstream_stage.cut
-        summary["upstream"] = {**upstream_report, "cut": None if cut is None else cut.to_dict()}
     if upstream_report is not None and UNUSED in upstream_report:
         summary[UNUSED] = upstream_report[UNUSED]
+    elif upstream_report is not None and upstream_stage is not None:
+        cut = upstream_stage.cut
+        summary["upstream"] = {**upstream_report, "cut": None if cut is None else cut.to_dict()}
     summary["parts"] = [verdict.to_dict() for verdict in standing.verdicts]
     if reading is not None and reading.tuning is not None:
         summary["fine_tuning"] = {"log": list(reading.tuning.log), "best_step": reading.tuning.best_step}

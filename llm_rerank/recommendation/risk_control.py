@@ -30,6 +30,8 @@ N_STARTS = 20
 LEAST_LEVEL, GREATEST_LEVEL = 1e-6, 0.999
 BLOCK_CELLS = 2**22  # 32 MiB of float64 losses at a time
 
+OF_KEEPING_LISTS = " of which something is kept"
+
 LOSSES_IN_WORDS = {
     "missed_target": "the share of lists of which no retrieved target is kept",
     "false_positives": "the mean share of a list's candidates that are kept and no target",
@@ -52,6 +54,11 @@ class Guarantee:
     observed_risk: float
     conditional_on: str
 
+    @property
+    def is_as_defined(self) -> bool:
+        """Whether it is of its risk as that is defined now: false discovery was of all lists in earlier versions."""
+        return self.risk != "false_discovery" or OF_KEEPING_LISTS in self.conditional_on
+
     def sentence(self) -> str:
         """Say the guarantee and its limits in one sentence."""
         return (
@@ -72,7 +79,7 @@ class Guarantee:
 
 def conditions_of(risk: str) -> str:
     """Say what a guarantee of this risk is conditional on."""
-    counted = {"missed_target": " with a retrieved target", "false_discovery": " of which something is kept"}
+    counted = {"missed_target": " with a retrieved target", "false_discovery": OF_KEEPING_LISTS}
     lists = f"lists{counted.get(risk, '')}"
     return (
         f"{lists} exchangeable with the held-out ones (users, candidates and targets of the same kind; where this "

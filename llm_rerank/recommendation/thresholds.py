@@ -34,6 +34,11 @@ GIVEN_A_TAKE = (
 )
 SET_AFTERWARDS = "threshold was set after the fit, which judged no such cut"
 
+DEFINED_OTHERWISE = (
+    "an earlier version gave a guarantee that counted lists of which nothing is kept as right; fit again for one of "
+    "lists that keep something"
+)
+
 KEEPS_EVERYTHING, KEEPS_NOTHING = 0.0, 2.0
 
 LEAST_KEPT = 30
@@ -91,9 +96,12 @@ class Cut:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Cut:
-        """Rebuild from ``to_dict``'s values."""
-        guarantee = values.get("guarantee")
-        return cls(**{**values, "guarantee": None if guarantee is None else Guarantee.from_dict(guarantee)})
+        """Rebuild from ``to_dict``'s values; a guarantee that was given by another definition is taken back."""
+        given = values.get("guarantee")
+        guarantee = None if given is None else Guarantee.from_dict(given)
+        if guarantee is not None and not guarantee.is_as_defined:
+            return cls(**{**values, "guarantee": None, "no_guarantee": DEFINED_OTHERWISE})
+        return cls(**{**values, "guarantee": guarantee})
 
 
 def cut_as_set(cut: Cut | None, threshold: ThresholdConfig | None, asked: ThresholdConfig | None) -> Cut | None:

@@ -459,6 +459,16 @@ def test_a_cut_saved_before_there_were_guarantees_has_none():
     assert "an estimate" in cut.no_guarantee
 
 
+def test_a_guarantee_of_false_discovery_as_it_was_defined_before_is_taken_back():
+    cut = choose_cut(ThresholdConfig("risk", risk="false_discovery", alpha=0.6), *shop(800))
+    assert cut.guarantee is not None and Cut.from_dict(cut.to_dict()) == cut
+    before = cut.to_dict()
+    before["guarantee"]["conditional_on"] = "lists exchangeable with the held-out ones (users, candidates and targets)"
+    old = Cut.from_dict(before)
+    assert (old.guarantee, old.least_probability) == (None, cut.least_probability)
+    assert "counted lists of which nothing is kept as right; fit again" in old.no_guarantee
+
+
 @pytest.mark.parametrize("n_cases", [20, 400])
 def test_another_risk_or_delta_than_the_fits_is_another_rule_with_a_guarantee_or_without(n_cases):
     rule = ThresholdConfig("risk", risk="false_positives", alpha=0.2, delta=0.1)
